@@ -1,0 +1,147 @@
+// Package podfile is the contract between the service, which writes one file
+// for each pod, and devaipod-pod, which reads it inside the pod's control
+// container: who the pod is, what its gate admits, which model it talks to and
+// what the agent is asked to do.
+//
+// The file is pod.json in the pod's run directory on the host, mode 0600,
+// mounted into the control container only, never into agent or workspace.
+// The names of mount points, sockets and variables inside a pod are constants
+// here, so that both sides and the tests use the same ones.
+package podfile
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Paths and ports inside a pod's containers.
+const (
+	// ServiceDir is where control sees the pod's run directory of the host.
+	ServiceDir = "/run/service"
+	// ServiceSocket is the service's end: git of this repository, and dialling
+	// a model that listens on the host's loopback. Listener: the service.
+	ServiceSocket = "service.sock"
+	// ControlSocket is the pod-api's end in the same directory. Listener: control.
+	ControlSocket = "control.sock"
+	// FileName is the podfile's name in the run directory.
+	FileName = "pod.json"
+	// ModelKeyPath is where control finds the model's key (a podman secret);
+	// absent when the model wants none.
+	ModelKeyPath = "/run/secrets/model-key"
+
+	// AgentSocketDir and WorkspaceSocketDir are control's views of the two
+	// socket volumes; each is SocketDir in its own container.
+	AgentSocketDir     = "/run/pod/agent"
+	WorkspaceSocketDir = "/run/pod/workspace"
+	SocketDir          = "/run/devaipod"
+	// GateSocket is listened on by control, mode 0666 (the volume is mounted
+	// in two containers only).
+	GateSocket = "gate.sock"
+	// AgentSocket is listened on by the agent's shim and leads to the agent's
+	// HTTP server. Hostile: it may be replaced by anything.
+	AgentSocket = "agent.sock"
+
+	// GateAddr is where the shim listens inside agent and workspace; whatever
+	// connects there reaches the gate.
+	GateAddr = "127.0.0.1:8099"
+	// AgentAddr is where opencode listens inside the agent container.
+	AgentAddr = "127.0.0.1:4096"
+	// RepoDir is the clone, in agent and workspace alike.
+	RepoDir = "/workspace/repo"
+	// BinaryPath is the devaipod-pod binary inside agent and workspace, from
+	// the read-only tools mount at ToolsDir.
+	ToolsDir   = "/.devaipod"
+	BinaryPath = "/.devaipod/devaipod-pod"
+)
+
+// Variables that the shim reads in agent and workspace containers.
+const (
+	EnvToken  = "DEVAIPOD_TOKEN"  // the token for this container's own gate, nothing else
+	EnvRepo   = "DEVAIPOD_REPO"   // owner/name
+	EnvBranch = "DEVAIPOD_BRANCH" // branch to work on
+	EnvBase   = "DEVAIPOD_BASE"   // branch it starts from
+)
+
+// Model wire formats.
+const (
+	APIOpenAI    = "openai"    // chat completions, OpenAI's or any compatible server's
+	APIAnthropic = "anthropic" // messages
+)
+
+// A File says all that a pod's control container needs to know.
+type File struct {
+	Instance string `json:"instance"`
+	Pod      string `json:"pod"`
+	Repo     string `json:"repo"` // owner/name on the forge
+	Issue    int64  `json:"issue"`
+
+	// Branch is what the agent is told to push; BranchPrefix is what the
+	// receive gate enforces ("agent/3-").
+	Branch       string `json:"branch"`
+	BranchPrefix string `json:"branch_prefix"`
+	Base         string `json:"base"`
+
+	// Tokens that agent and workspace show to the gate. Each is good on its
+	// own socket only.
+	AgentToken     string `json:"agent_token"`
+	WorkspaceToken string `json:"workspace_token"`
+
+	Model Model `json:"model"`
+	Task  Task  `json:"task"`
+}
+
+// Model is where the gate forwards model requests.
+type Model struct {
+	API     string `json:"api"`      // APIOpenAI or APIAnthropic
+	Name    string `json:"name"`     // as the provider calls it
+	BaseURL string `json:"base_url"` // with the version path: https://api.openai.com/v1
+	// ViaService is set when BaseURL is on the host's loopback, which the
+	// gate's own network can't reach: it asks the service to dial it.
+	ViaService bool `json:"via_service"`
+}
+
+// Task is what the agent is asked to do.
+type Task struct {
+	// Key names this run of the task; a new key (a new label event) makes a
+	// new session, the same key finds the old one.
+	Key    string `json:"key"`
+	Prompt string `json:"prompt"`
+}
+
+// Write stores f as pod.json in dir, mode 0600, replacing an older one
+// atomically.
+func Write(dir string, f *File) error {
+	b, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(dir, FileName+".*") // CreateTemp makes it 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	if _, err := tmp.Write(b); err != nil {
+		return errors.Join(err, tmp.Close())
+	}
+	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), filepath.Join(dir, FileName))
+}
+
+// Read loads pod.json from dir. The error matches fs.ErrNotExist when there is
+// none.
+func Read(dir string) (*File, error) {
+	b, err := os.ReadFile(filepath.Join(dir, FileName))
+	if err != nil {
+		return nil, err
+	}
+	var f File
+	if err := json.Unmarshal(b, &f); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", filepath.Join(dir, FileName), err)
+	}
+	return &f, nil
+}
