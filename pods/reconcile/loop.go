@@ -1,0 +1,301 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Config is what a [Loop] is made from.
+type Config struct {
+	Forge Forge
+	Pods  Pods
+	// Label is the trigger label that people put on.
+	Label string
+	// Ours are the forge accounts of the service and the bot: what they label
+	// starts nothing.
+	Ours []string
+	// Max is how many agents may work at a time; 0 is no limit.
+	Max int
+	// Resync is the time between two passes over everything.
+	Resync time.Duration
+	// Watch is the time between two looks at the working agents; 2 s when 0.
+	Watch time.Duration
+	// Harmless takes the force out of text that an agent wrote.
+	Harmless func(string) string
+	// BranchName is the branch for an issue.
+	BranchName func(issue int64, title string) string
+	Log        *slog.Logger
+}
+
+// A Loop brings pods and pull requests to what the forge's issues ask for.
+// Kick and Views may be called from any goroutine; Run once.
+type Loop struct {
+	cfg     Config
+	changed chan struct{} // capacity 1: something is dirty
+
+	mu    sync.Mutex
+	dirty map[Key]bool
+	all   bool
+	views map[Key]View
+
+	// Of the goroutine in Run alone.
+	said    map[Key]said
+	errs    map[Key]int // consecutive errors
+	resumes map[Key]int // how often a pod was started again
+}
+
+// said remembers our last comment, so that an unchanged one costs no call.
+type said struct {
+	body  string
+	state State
+	at    time.Time
+}
+
+const (
+	// chatter is how often a comment may change when only the activity did.
+	chatter = 5 * time.Second
+	// maxResumes is how often a pod that ended by itself is started again.
+	maxResumes = 3
+)
+
+// New checks cfg and returns a loop that does nothing yet.
+func New(cfg Config) (*Loop, error) {
+	if cfg.Label == "" || cfg.Resync <= 0 || cfg.Forge == nil || cfg.Pods == nil || cfg.Harmless == nil || cfg.BranchName == nil || cfg.Log == nil {
+		return nil, errors.New("reconcile: Label, Resync, Forge, Pods, Harmless, BranchName and Log must be set")
+	}
+	if cfg.Watch == 0 {
+		cfg.Watch = 2 * time.Second
+	}
+	return &Loop{
+		cfg: cfg, changed: make(chan struct{}, 1), all: true,
+		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
+	}, nil
+}
+
+// Kick says that something about an issue may have changed. It never blocks.
+func (l *Loop) Kick(k Key) {
+	l.mu.Lock()
+	l.dirty[k] = true
+	l.mu.Unlock()
+	l.wake()
+}
+
+// KickAll asks for a pass over everything.
+func (l *Loop) KickAll() {
+	l.mu.Lock()
+	l.all = true
+	l.mu.Unlock()
+	l.wake()
+}
+
+func (l *Loop) wake() {
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Views returns what is known, by repository and number.
+func (l *Loop) Views() []View {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]View, 0, len(l.views))
+	for _, v := range l.views {
+		out = append(out, v)
+	}
+	slices.SortFunc(out, func(a, b View) int { return compareKeys(a.Key, b.Key) })
+	return out
+}
+
+// View returns what is known of one issue.
+func (l *Loop) View(k Key) (View, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v, ok := l.views[k]
+	return v, ok
+}
+
+func compareKeys(a, b Key) int {
+	if c := strings.Compare(a.Owner+"/"+a.Repo, b.Owner+"/"+b.Repo); c != 0 {
+		return c
+	}
+	return int(a.Issue - b.Issue)
+}
+
+// Run loops until ctx ends, starting with a pass over everything. It returns
+// ctx's error.
+func (l *Loop) Run(ctx context.Context) error {
+	resync := time.NewTicker(l.cfg.Resync)
+	defer resync.Stop()
+	watch := time.NewTicker(l.cfg.Watch)
+	defer watch.Stop()
+	l.wake()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-resync.C:
+			l.KickAll()
+			continue
+		case <-watch.C:
+			l.watch(ctx)
+			continue
+		case <-l.changed:
+		}
+		if err := l.pass(ctx); err != nil && ctx.Err() == nil {
+			l.cfg.Log.Error("the pass failed; trying again at the next", "err", err)
+			time.AfterFunc(l.cfg.Watch, l.KickAll)
+		}
+	}
+}
+
+// pass takes what is dirty and brings each to where it should be.
+func (l *Loop) pass(ctx context.Context) error {
+	l.mu.Lock()
+	dirty, all := l.dirty, l.all
+	l.dirty, l.all = map[Key]bool{}, false
+	l.mu.Unlock()
+
+	found, err := l.cfg.Pods.List(ctx)
+	if err != nil {
+		l.remember(dirty, all)
+		return fmt.Errorf("listing pods: %w", err)
+	}
+	pods := map[Key]Pod{}
+	for _, p := range found {
+		pods[p.Key] = p
+	}
+	if all {
+		wanted, err := l.cfg.Forge.Wanted(ctx)
+		if err != nil {
+			l.remember(dirty, all)
+			return fmt.Errorf("listing labeled issues: %w", err)
+		}
+		for _, i := range wanted {
+			dirty[i.Key] = true
+		}
+		for k := range pods {
+			dirty[k] = true
+		}
+		l.forget(dirty)
+	}
+	for _, k := range sortedKeys(dirty) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		pod, has := pods[k]
+		l.one(ctx, k, pod, has, pods)
+	}
+	return nil
+}
+
+// one reconciles a key; an error is logged, told and tried again later.
+func (l *Loop) one(ctx context.Context, k Key, pod Pod, has bool, pods map[Key]Pod) {
+	err := l.reconcileOne(ctx, k, pod, has, pods)
+	if err == nil {
+		delete(l.errs, k)
+		return
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	l.errs[k]++
+	wait := min(l.cfg.Resync, time.Second<<min(l.errs[k], 10))
+	l.cfg.Log.Error("reconciling", "issue", k.String(), "err", err, "again_in", wait)
+	time.AfterFunc(wait, func() { l.Kick(k) })
+}
+
+// remember puts back what a failed pass has taken.
+func (l *Loop) remember(dirty map[Key]bool, all bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k := range dirty {
+		l.dirty[k] = true
+	}
+	l.all = l.all || all
+}
+
+// forget drops what is neither wanted nor there any more.
+func (l *Loop) forget(alive map[Key]bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k, v := range l.views {
+		if !alive[k] && v.State != Done {
+			delete(l.views, k)
+		}
+	}
+	for k := range l.said {
+		if !alive[k] {
+			delete(l.said, k)
+			delete(l.resumes, k)
+		}
+	}
+}
+
+func sortedKeys(m map[Key]bool) []Key {
+	out := make([]Key, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.SortFunc(out, compareKeys)
+	return out
+}
+
+// watch looks at the working agents and kicks those that have something new.
+func (l *Loop) watch(ctx context.Context) {
+	for _, v := range l.Views() {
+		if v.State != Working && v.State != Asking {
+			continue
+		}
+		sum, err := l.cfg.Pods.Summary(ctx, v.Key)
+		switch {
+		case err != nil: // perhaps gone: look properly
+			l.Kick(v.Key)
+		case settled(sum.State) != settled(agentState(v.State)):
+			l.Kick(v.Key)
+		case sum.Activity != v.Activity && time.Since(l.said[v.Key].at) >= chatter:
+			l.Kick(v.Key)
+		}
+	}
+}
+
+// agentState is the agent's state that a view was made from.
+func agentState(s State) AgentState {
+	if s == Working {
+		return AgentWorking
+	}
+	return AgentDone
+}
+
+// settled tells whether the agent waits for somebody else.
+func settled(s AgentState) bool { return s != AgentStarting && s != AgentWorking }
+
+// show stores the view, and tells it on the issue when it has changed.
+func (l *Loop) show(ctx context.Context, i Issue, v View) error {
+	v.Key, v.Issue, v.Title, v.URL = i.Key, i.Key.String(), i.Title, i.URL
+	l.mu.Lock()
+	l.views[i.Key] = v
+	l.mu.Unlock()
+
+	last := l.said[i.Key]
+	body := v.comment(l.cfg.Label, l.cfg.Harmless)
+	if body == last.body || (v.State == last.state && v.State == Working && time.Since(last.at) < chatter) {
+		return nil
+	}
+	if v.State != last.state {
+		if err := l.cfg.Forge.SetState(ctx, i, v.State.label()); err != nil {
+			return fmt.Errorf("setting the label for %s on %s: %w", v.State, i.Key, err)
+		}
+	}
+	if err := l.cfg.Forge.Say(ctx, i.Key, "status", body); err != nil {
+		return fmt.Errorf("telling %s on %s: %w", v.State, i.Key, err)
+	}
+	l.said[i.Key] = said{body: body, state: v.State, at: time.Now()}
+	return nil
+}

@@ -1,0 +1,170 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrGone is what a Forge answers for an issue or repository that is not there
+// (any more).
+var ErrGone = errors.New("gone")
+
+// A Key names one issue.
+type Key struct {
+	Owner, Repo string
+	Issue       int64
+}
+
+// String is the key as people write it: owner/repo#3.
+func (k Key) String() string { return fmt.Sprintf("%s/%s#%d", k.Owner, k.Repo, k.Issue) }
+
+// An Issue as the forge has it now.
+type Issue struct {
+	Key
+	Title, Body, Author string
+	Ref                 string // the branch that the issue names, if any
+	Open                bool
+	Labels              []string
+	Updated             time.Time // of the issue's text, labels or comments
+	URL                 string
+}
+
+// A Trigger is the event that put the trigger label on an issue.
+type Trigger struct {
+	ID   int64 // of the event, so that the same label put on again is another
+	User string
+	At   time.Time
+}
+
+// A Comment on an issue.
+type Comment struct {
+	Author, Body string
+	Updated      time.Time
+}
+
+// A Pull is a pull request of one of our branches.
+type Pull struct {
+	Number              int64
+	URL                 string
+	Open, Merged, Draft bool
+	ClosedAt            time.Time // also when merged
+}
+
+// A Commit of a branch that its base does not have.
+type Commit struct{ SHA, Subject string }
+
+// A FileChange is one line of a diff stat.
+type FileChange struct {
+	Path           string
+	Added, Deleted int
+}
+
+// A PullText is what we write into a pull request.
+type PullText struct {
+	Title, Body string
+	Draft       bool
+}
+
+// Forge is what the loop needs of a forge. All methods may be called
+// concurrently; those that write are idempotent.
+type Forge interface {
+	// Wanted lists the open issues that carry the trigger label.
+	Wanted(ctx context.Context) ([]Issue, error)
+	// Issue reads one issue; ErrGone when there is none.
+	Issue(ctx context.Context, k Key) (Issue, error)
+	// Trigger finds the event that put the trigger label there, false when
+	// there is none that was not undone.
+	Trigger(ctx context.Context, k Key) (Trigger, bool, error)
+	// CanWrite asks whether an account may push code. Any doubt is an error.
+	CanWrite(ctx context.Context, k Key, user string) (bool, error)
+	// Comments lists what people said on the issue, ours left out.
+	Comments(ctx context.Context, k Key) ([]Comment, error)
+	// DefaultBranch names the repository's; ok is false for an empty repository.
+	DefaultBranch(ctx context.Context, k Key) (name string, ok bool, err error)
+
+	// SetState makes agent/<state> the issue's only state label; "" takes it off.
+	SetState(ctx context.Context, i Issue, s State) error
+	// Unlabel takes the trigger label off.
+	Unlabel(ctx context.Context, k Key) error
+	// Say puts a comment of ours with that subject, or changes the one there.
+	Say(ctx context.Context, k Key, subject, body string) error
+
+	// Pull finds the newest pull request from a branch of ours.
+	Pull(ctx context.Context, k Key, branch string) (Pull, bool, error)
+	// Ahead lists the commits that branch has and base has not, oldest first;
+	// none also when the branch is not there.
+	Ahead(ctx context.Context, k Key, base, branch string) ([]Commit, error)
+	// Changes is the diff stat of a pull request.
+	Changes(ctx context.Context, k Key, pull int64) ([]FileChange, error)
+	// PutPull opens the pull request, or brings the open one to text.
+	PutPull(ctx context.Context, k Key, branch, base string, text PullText) (Pull, error)
+	// RequestReview asks somebody, once.
+	RequestReview(ctx context.Context, k Key, pull int64, user string) error
+}
+
+// A Task is what a new pod is made from.
+type Task struct {
+	Key
+	Title    string
+	Branch   string
+	Base     string
+	Prompt   string
+	Model    string // "" for the configured one
+	Trigger  Trigger
+	TextHash string // of the text that the labeler saw
+}
+
+// A Pod as it is found.
+type Pod struct {
+	Key
+	Name         string
+	TriggerID    int64
+	TriggerAt    time.Time
+	Labeler      string
+	Branch, Base string
+	// Whole says that all its parts are there and run.
+	Whole   bool
+	Started time.Time
+	// Exit says in words how the agent's container ended, "" while it runs or
+	// when it was stopped by us.
+	Exit string
+}
+
+// AgentState is what the pod-api tells of the agent.
+type AgentState string
+
+// The agent's states, as podapi names them.
+const (
+	AgentStarting AgentState = "starting"
+	AgentWorking  AgentState = "working"
+	AgentAsking   AgentState = "asking"
+	AgentDone     AgentState = "done"
+	AgentFailed   AgentState = "failed"
+)
+
+// A Summary is what the pod-api says now. Its texts are the agent's: hostile.
+type Summary struct {
+	State    AgentState
+	Activity string // one line: what it does now
+	Message  string // its last words
+	Question string
+	Error    string
+}
+
+// Pods is what the loop needs of the pods. All methods are idempotent.
+type Pods interface {
+	List(ctx context.Context) ([]Pod, error)
+	// Begin makes the pod of a task. A pod of an earlier trigger is made anew
+	// with its work kept.
+	Begin(ctx context.Context, t Task) error
+	// Resume makes whole and starts what is there.
+	Resume(ctx context.Context, k Key) error
+	// Stop ends its processes and keeps its work.
+	Stop(ctx context.Context, k Key) error
+	// Remove leaves nothing of it.
+	Remove(ctx context.Context, k Key) error
+	// Summary asks the pod-api.
+	Summary(ctx context.Context, k Key) (Summary, error)
+}

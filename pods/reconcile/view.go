@@ -1,0 +1,149 @@
+package reconcile
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// A State is what an issue's agent/<state> label and our comment say.
+type State string
+
+// The states. Refused has no label: nothing was started.
+const (
+	Queued  State = "queued"
+	Working State = "working"
+	Asking  State = "asking"
+	Review  State = "review"
+	Done    State = "done"
+	Failed  State = "failed"
+	Stopped State = "stopped"
+	Refused State = "refused"
+)
+
+// label is the suffix of the state's label, "" when no label fits.
+func (s State) label() State {
+	switch s {
+	case Stopped, Refused:
+		return ""
+	}
+	return s
+}
+
+// A View is what people are told of one issue: what `devaipod list` prints and
+// our comment says. Its JSON is part of the command's output.
+type View struct {
+	Key         `json:"-"`
+	Issue       string    `json:"issue"` // owner/repo#3
+	Title       string    `json:"title"`
+	URL         string    `json:"url"`
+	State       State     `json:"state"`
+	Why         string    `json:"why,omitempty"` // in words, where a person has to act
+	Branch      string    `json:"branch,omitempty"`
+	PullRequest string    `json:"pull_request,omitempty"` // its URL
+	Pull        int64     `json:"-"`
+	Pod         string    `json:"pod,omitempty"`
+	Activity    string    `json:"activity,omitempty"`
+	Started     time.Time `json:"started,omitzero"`
+	Labeler     string    `json:"labeler,omitempty"`
+}
+
+// comment renders the status comment. What the agent wrote passes through
+// harmless, which takes the force out of mentions, keywords and images.
+func (v View) comment(trigger string, harmless func(string) string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "**%s**\n\n", headline[v.State])
+	if v.Why != "" {
+		for line := range strings.Lines(harmless(clip(v.Why, 4000))) {
+			fmt.Fprintf(&b, "> %s\n", strings.TrimRight(line, "\r\n"))
+		}
+		b.WriteString("\n")
+	}
+	b.WriteString("| | |\n|---|---|\n")
+	fmt.Fprintf(&b, "| state | `%s` |\n", v.State)
+	if v.Branch != "" {
+		fmt.Fprintf(&b, "| branch | `%s` |\n", v.Branch)
+	}
+	if v.Pull != 0 {
+		fmt.Fprintf(&b, "| pull request | #%d |\n", v.Pull)
+	}
+	if v.Activity != "" && v.State == Working {
+		fmt.Fprintf(&b, "| now | %s |\n", code(v.Activity))
+	}
+	fmt.Fprintf(&b, "\n%s\n", next(v, trigger))
+	return b.String()
+}
+
+var headline = map[State]string{
+	Queued:  "Waiting to start",
+	Working: "An agent is working on this",
+	Asking:  "The agent needs a person",
+	Review:  "A pull request is ready for review",
+	Done:    "Done",
+	Failed:  "The agent failed",
+	Stopped: "Stopped",
+	Refused: "Not started",
+}
+
+// next says what a person can do now.
+func next(v View, trigger string) string {
+	stop := fmt.Sprintf("To stop it, take the label `%s` off, close the issue, or run `devaipod stop %s`.", trigger, v.Key)
+	again := fmt.Sprintf("To start again, take the label `%s` off and put it on again.", trigger)
+	switch v.State {
+	case Queued, Working:
+		return stop
+	case Asking:
+		return "Say what is missing in the issue's text. " + again + " " + stop
+	case Review:
+		return "Review the pull request; merging it ends the pod. " + stop
+	case Failed, Stopped:
+		return again
+	case Done:
+		return "Nothing is left running."
+	}
+	return ""
+}
+
+// code shows s as code in a table cell, whatever it holds.
+func code(s string) string {
+	s = strings.NewReplacer("`", "'", "|", "/").Replace(clip(oneLine(s), 120))
+	return "`" + strings.ReplaceAll(s, "\n", " ") + "`"
+}
+
+// pullText writes the pull request.
+func pullText(v View, k Key, sum Summary, commits []Commit, changes []FileChange, harmless func(string) string) PullText {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Closes #%d\n\n## What was done\n\n", k.Issue)
+	switch {
+	case v.State == Review && strings.TrimSpace(sum.Message) != "":
+		b.WriteString(harmless(clip(sum.Message, 16<<10)) + "\n")
+	case v.State == Review:
+		b.WriteString("The agent left no summary.\n")
+	default:
+		b.WriteString("The agent is still working; this is a draft until it is done.\n")
+	}
+	b.WriteString("\n## Commits\n\n")
+	for _, c := range commits[max(0, len(commits)-50):] {
+		fmt.Fprintf(&b, "- %.10s %s\n", c.SHA, harmless(clip(oneLine(c.Subject), 200)))
+	}
+	if len(changes) > 0 {
+		writeStat(&b, changes)
+	}
+	fmt.Fprintf(&b, "\n## How to try it\n\n```\ndevaipod checkout %s\n```\nor `git fetch origin %s && git switch %s` in a clone.\n", k, v.Branch, v.Branch)
+	return PullText{Title: clip(oneLine(v.Title), 200), Body: b.String(), Draft: v.State != Review}
+}
+
+func writeStat(b *strings.Builder, changes []FileChange) {
+	const most = 100
+	var added, deleted int
+	for _, c := range changes {
+		added, deleted = added+c.Added, deleted+c.Deleted
+	}
+	fmt.Fprintf(b, "\n## Changes\n\n%d files, +%d −%d\n\n| file | + | − |\n|---|--:|--:|\n", len(changes), added, deleted)
+	for _, c := range changes[:min(len(changes), most)] {
+		fmt.Fprintf(b, "| %s | %d | %d |\n", code(c.Path), c.Added, c.Deleted)
+	}
+	if len(changes) > most {
+		fmt.Fprintf(b, "| and %d more | | |\n", len(changes)-most)
+	}
+}
