@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # ../build, which sources this, sets here and work, and stops at errors
 # The agent's image: the base with opencode, as package-lock.json pins it.
 # Sourced by ../build. The Containerfile does the same where there is a registry.
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What both images stand on: Debian 12 with git and the everyday tools of an agent.
 # Sourced by ../build.
 

@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # ../build, which sources this, sets here and work, and stops at errors
 # The forge of demo and tests: Gitea, built from its Go module; README.md says why.
 # Sourced by ../build.
 
@@ -30,12 +32,12 @@ recipe_forge() { # BASE ROOT OUT
 }
 
 forge_download() {
-  cd "$here/forge"
+  cd "$here/forge" || return
   GOFLAGS=-mod=readonly go mod download
 }
 
 forge_compile() { # ROOT VERSION
-  cd "$here/forge"
+  cd "$here/forge" || return
   export GOFLAGS=-mod=readonly CGO_ENABLED=1
   local flags=(-trimpath -tags 'sqlite sqlite_unlock_notify')
   go build "${flags[@]}" -o "$1/app/gitea/gitea" \
@@ -46,6 +48,6 @@ forge_compile() { # ROOT VERSION
 }
 
 forge_webpack() {
-  cd "$work/web"
+  cd "$work/web" || return
   ENABLE_SOURCEMAP=false BROWSERSLIST_IGNORE_OLD_DATA=true npx --no-install webpack --disable-interpret
 }

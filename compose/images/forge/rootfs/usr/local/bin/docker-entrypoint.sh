@@ -54,6 +54,7 @@ fi
 
 # environment-to-ini knows only the GITEA__ names. The eval sees a name made of
 # letters, digits and underscores, never a value.
+value=
 for name in $(env | sed -n 's/^\(FORGEJO__[A-Za-z0-9_]*\)=.*/\1/p'); do
   eval "value=\${$name-}"
   export "GITEA__${name#FORGEJO__}=$value"
