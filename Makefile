@@ -1,0 +1,97 @@
+# make alone says what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# podman's bindings without its storage drivers and C libraries.
+TAGS    := remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+GOTAGS  := -tags '$(TAGS)'
+BUILD   := CGO_ENABLED=0 go build -trimpath $(GOTAGS) -ldflags '-s -w -X main.version=$(VERSION)'
+# The race detector needs cgo; the binaries do without.
+TEST    := CGO_ENABLED=1 go test -race $(GOTAGS) -timeout 30m
+
+# The whole program on real parts: forge, podman, agent.
+E2E     := ./cmd/...
+# Packages whose tests need no forge, no podman and no image.
+FAST    := $(addsuffix /...,./mirror ./podapi ./pods/gate ./pods/podfile ./pods/reconcile ./pods/relay ./pods/shim)
+
+N         ?= 5
+MODEL_URL ?=
+MODEL     ?=
+export MODEL_URL MODEL
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+.PHONY: install
+install: ## install what is missing on this machine (Debian, as root)
+	@.ci/install </dev/null
+
+.PHONY: modules
+modules:
+	@go mod download </dev/null
+
+.PHONY: build
+build: modules ## compile bin/devaipod and bin/devaipod-pod, static
+	@echo "Compiling devaipod $(VERSION) (about a minute the first time)" >&2
+	@$(BUILD) -o bin/ ./cmd/devaipod ./cmd/devaipod-pod
+
+.PHONY: images
+images: install ## build the forge's and the agent's image into the cache
+	@compose/images/build agent </dev/null >/dev/null
+	@compose/images/build forge </dev/null >/dev/null
+
+.PHONY: test
+test: install images build ## everything: vet, then all tests on real parts
+	@CGO_ENABLED=0 go vet $(GOTAGS) ./...
+	@echo "Testing (about a minute of compiling the first time)" >&2
+	@$(TEST) ./... </dev/null
+
+.PHONY: test-fast
+test-fast: modules ## the tests that need no forge, no podman and no image
+	@$(TEST) $(FAST) </dev/null
+
+.PHONY: soak
+soak: install images build ## the end-to-end suite N=5 times, until the first failure
+	@for i in $$(seq $(N)); do \
+	  echo "Round $$i of $(N)" >&2; \
+	  $(TEST) -count=1 $(E2E) </dev/null; \
+	done
+
+.PHONY: demo
+demo: install images build ## label an issue, see the pull request; MODEL_URL=, MODEL= and a key on stdin for a real model
+	@go run $(GOTAGS) ./cmd/internal/demo up
+
+.PHONY: demo-down
+demo-down: ## remove all that make demo made
+	@go run $(GOTAGS) ./cmd/internal/demo down </dev/null
+
+.PHONY: bench
+bench: install images build ## the benchmarks
+	@go test $(GOTAGS) -run '^$$' -bench . -benchmem -timeout 30m ./... </dev/null | { grep -v 'no test files' || true; }
+
+.PHONY: lint
+lint: modules bin/golangci-lint ## gofmt, golangci-lint, shellcheck where it is installed
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on: $$unformatted" >&2; exit 1; fi
+	@CGO_ENABLED=0 bin/golangci-lint run </dev/null
+	@if command -v shellcheck >/dev/null; then \
+	  shellcheck -x .ci/install .ci/run compose/images/build compose/images/*/recipe.sh compose/images/forge/rootfs/usr/local/bin/*; \
+	fi
+
+bin/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum
+	@echo "Compiling golangci-lint (about a minute the first time)" >&2
+	@cd .ci/tools && GOFLAGS=-mod=readonly go mod download </dev/null && \
+	  CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+.PHONY: clean-cache
+clean-cache: ## empty the cache of images
+	@compose/images/build clean
+
+.PHONY: clean
+clean: ## remove what was compiled
+	@rm -rf bin
