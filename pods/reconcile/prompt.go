@@ -49,7 +49,7 @@ func (t text) hash() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-var image = regexp.MustCompile(`!\[([^\]\n]{0,200})\]\(([^)\s]{1,2000})[^)\n]{0,200}\)|<img\s[^>\n]{0,500}?src="([^"\n]{1,2000})"`)
+var image = regexp.MustCompile(`!\[([^\]\n]{0,200})\]\(([^)\s]{1,1000})[^)\n]{0,200}\)|<img\s[^>\n]{0,500}?src="([^"\n]{1,1000})"`)
 
 // prompt writes the task as the agent reads it. What people wrote is quoted
 // between lines that it can't contain, with its author's name before it.
