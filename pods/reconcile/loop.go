@@ -38,16 +38,20 @@ type Config struct {
 type Loop struct {
 	cfg     Config
 	changed chan struct{} // capacity 1: something is dirty
+	passed  chan struct{} // closed after the first pass over everything
 
 	mu    sync.Mutex
 	dirty map[Key]bool
 	all   bool
 	views map[Key]View
 
+	first sync.Once
+
 	// Of the goroutine in Run alone.
 	said    map[Key]said
-	errs    map[Key]int // consecutive errors
-	resumes map[Key]int // how often a pod was started again
+	errs    map[Key]int  // consecutive errors
+	resumes map[Key]int  // how often a pod was started again
+	pins    map[Key]Task // what may start and has not yet
 }
 
 // said remembers our last comment, so that an unchanged one costs no call.
@@ -73,8 +77,8 @@ func New(cfg Config) (*Loop, error) {
 		cfg.Watch = 2 * time.Second
 	}
 	return &Loop{
-		cfg: cfg, changed: make(chan struct{}, 1), all: true,
-		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
+		cfg: cfg, changed: make(chan struct{}, 1), passed: make(chan struct{}), all: true,
+		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{}, pins: map[Key]Task{},
 	}, nil
 }
 
@@ -127,6 +131,18 @@ func compareKeys(a, b Key) int {
 	}
 	return int(a.Issue - b.Issue)
 }
+
+// Drop forgets what is known of an issue whose pod somebody removed, and looks
+// at it anew.
+func (l *Loop) Drop(k Key) {
+	l.mu.Lock()
+	delete(l.views, k)
+	l.mu.Unlock()
+	l.Kick(k)
+}
+
+// Passed is closed once the first pass over everything is done.
+func (l *Loop) Passed() <-chan struct{} { return l.passed }
 
 // Run loops until ctx ends, starting with a pass over everything. It returns
 // ctx's error.
@@ -192,6 +208,9 @@ func (l *Loop) pass(ctx context.Context) error {
 		pod, has := pods[k]
 		l.one(ctx, k, pod, has, pods)
 	}
+	if all {
+		l.first.Do(func() { close(l.passed) })
+	}
 	return nil
 }
 
@@ -234,6 +253,7 @@ func (l *Loop) forget(alive map[Key]bool) {
 		if !alive[k] {
 			delete(l.said, k)
 			delete(l.resumes, k)
+			delete(l.pins, k)
 		}
 	}
 }

@@ -51,51 +51,67 @@ func (l *Loop) leave(i Issue) error {
 // begin decides whether a label may start a pod (invariant S1) and starts it.
 // Whatever can't be found out starts nothing.
 func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pods map[Key]Pod) error {
-	why, err := l.refusal(ctx, i, tr, ok)
-	if err != nil {
-		return err
+	task, pinned := l.pins[i.Key]
+	if !pinned || !ok || task.Trigger.ID != tr.ID {
+		why, err := l.pin(ctx, i, tr, ok)
+		if err != nil {
+			return err
+		}
+		if why != "" {
+			return l.refuse(ctx, i, why)
+		}
+		task = l.pins[i.Key]
 	}
-	if why != "" {
-		return l.refuse(ctx, i, why)
-	}
-	base, why, err := l.base(ctx, i)
-	if err != nil {
-		return err
-	}
-	if why != "" {
-		return l.refuse(ctx, i, why)
-	}
-	branch := l.cfg.BranchName(i.Issue, i.Title)
-	if pull, found, err := l.cfg.Forge.Pull(ctx, i.Key, branch); err != nil {
+	if pull, found, err := l.cfg.Forge.Pull(ctx, i.Key, task.Branch); err != nil {
 		return err
 	} else if found && pull.Merged && pull.ClosedAt.After(tr.At) {
 		// Its pod was removed, and we were killed before the label was.
-		return l.merged(ctx, i, pull, branch)
+		return l.merged(ctx, i, pull, task.Branch)
 	}
 	if l.cfg.Max > 0 && l.busy(i.Key, pods) >= l.cfg.Max {
-		// Nothing is written on the issue: it would change its time of update,
-		// by which an edit after the label is seen.
 		l.queue(i, tr)
 		return nil
 	}
-	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
-	if err != nil {
-		return err
-	}
-	tx := pinned(i, comments, tr)
-	task := Task{
-		Key: i.Key, Title: i.Title, Branch: branch, Base: base, Trigger: tr,
-		Model: tx.model(tr.User), Prompt: tx.prompt(branch, base), TextHash: tx.hash(),
-	}
-	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", branch)
+	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
 	delete(l.resumes, i.Key)
-	v := View{State: Working, Branch: branch, Activity: "starting", Labeler: tr.User, Started: time.Now()}
+	v := View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: time.Now()}
 	if err := l.cfg.Pods.Begin(ctx, task); err != nil {
 		v.State, v.Activity = Queued, ""
 		v.Why = "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."
 		return errors.Join(err, l.show(ctx, i, v))
 	}
+	delete(l.pins, i.Key) // from here on the pod carries it
 	return l.show(ctx, i, v)
+}
+
+// pin asks whether the label may start a pod and, if so, keeps the text as it
+// is now; why says what forbids it. The pin is kept in memory until the pod
+// carries it: our own writes on the issue change its time of update, by which
+// an edit after the label is seen, so the question can be asked only once.
+func (l *Loop) pin(ctx context.Context, i Issue, tr Trigger, ok bool) (why string, err error) {
+	if why, err := l.refusal(ctx, i, tr, ok); err != nil || why != "" {
+		return why, err
+	}
+	base, why, err := l.base(ctx, i)
+	if err != nil || why != "" {
+		return why, err
+	}
+	// Every edit, label and comment moves the issue's time of update; the forge
+	// keeps whole seconds, and takes the two times one after the other.
+	if i.Updated.After(tr.At.Add(time.Second)) {
+		return "the issue may have changed after the label was put on; please read it again, then take the label off and put it on again", nil
+	}
+	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
+	if err != nil {
+		return "", err
+	}
+	tx := pinned(i, comments, tr)
+	branch := l.cfg.BranchName(i.Issue, i.Title)
+	l.pins[i.Key] = Task{
+		Key: i.Key, Title: i.Title, Branch: branch, Base: base, Trigger: tr,
+		Model: tx.model(tr.User), Prompt: tx.prompt(branch, base), TextHash: tx.hash(),
+	}
+	return "", nil
 }
 
 // refusal says why a label starts nothing, "" when it may.
@@ -112,9 +128,6 @@ func (l *Loop) refusal(ctx context.Context, i Issue, tr Trigger, ok bool) (strin
 	}
 	if !can {
 		return fmt.Sprintf("thank you, but %s can't push code to this repository, and only somebody who can may start an agent; please ask one of them to put the label on", tr.User), nil
-	}
-	if i.Updated.After(tr.At.Add(time.Second)) {
-		return "the issue may have changed after the label was put on; please read it again, then take the label off and put it on again", nil
 	}
 	return "", nil
 }
