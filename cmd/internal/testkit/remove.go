@@ -1,0 +1,319 @@
+package testkit
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Remove ends and removes all that is in the world: containers, networks,
+// processes, mounts, bridges, firewall rules and the directory. What is not
+// there is no error, so it may be called again, and on a world that was killed
+// at any point. Nothing is looked for by a program's name.
+func (w *World) Remove(ctx context.Context) error {
+	var errs []error
+	var namespaces []string
+	if w.made() {
+		namespaces = w.namespaces(ctx)
+		for _, args := range [][]string{
+			{"pod", "rm", "--all", "--force", "--time", "0"},
+			{"rm", "--all", "--force", "--time", "0"},
+			{"volume", "rm", "--all", "--force"},
+			{"secret", "rm", "--all"},
+			{"network", "prune", "--force"},
+		} {
+			_, err := w.Podman(ctx, args...)
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, w.endProcesses(ctx))
+	mounts, err := w.mounts(namespaces)
+	errs = append(errs, err)
+	for _, m := range mounts {
+		if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmounting %s: %w", m, err))
+		}
+	}
+	for _, n := range namespaces {
+		if err := os.Remove(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, w.removeBridges(ctx), w.removeRules(ctx))
+	if err := os.RemoveAll(w.Dir); err != nil {
+		errs = append(errs, err)
+	}
+	if left, err := w.Left(ctx); err != nil || len(left) > 0 {
+		return errors.Join(append(errs, err, fmt.Errorf("left behind: %s", strings.Join(left, ", ")))...)
+	}
+	// Errors on the way to a place where nothing is left are no errors.
+	return nil
+}
+
+// Left lists what is still there of the world, in words.
+func (w *World) Left(ctx context.Context) ([]string, error) {
+	var left []string
+	if _, err := os.Lstat(w.Dir); err == nil {
+		left = append(left, "directory "+w.Dir)
+	}
+	pids, err := w.processes()
+	if err != nil {
+		return left, err
+	}
+	for _, pid := range pids {
+		left = append(left, fmt.Sprintf("process %d", pid))
+	}
+	mounts, err := w.mounts(nil)
+	if err != nil {
+		return left, err
+	}
+	for _, m := range mounts {
+		left = append(left, "mount "+m)
+	}
+	bridges, err := w.bridges()
+	if err != nil {
+		return left, err
+	}
+	for _, b := range bridges {
+		left = append(left, "network interface "+b)
+	}
+	for _, table := range []string{"nat", "filter"} {
+		rules, _, err := w.rules(ctx, table)
+		if err != nil {
+			return left, err
+		}
+		for _, r := range rules {
+			left = append(left, "firewall rule "+strings.Join(r, " "))
+		}
+	}
+	return left, nil
+}
+
+// namespaces are the network namespaces of the world's containers. A podman
+// that does not answer has none that we could know of.
+func (w *World) namespaces(ctx context.Context) []string {
+	ids, err := w.Podman(ctx, "ps", "--all", "--quiet")
+	if err != nil || strings.TrimSpace(ids) == "" {
+		return nil
+	}
+	out, err := w.Podman(ctx, append([]string{"inspect", "--format", "{{.NetworkSettings.SandboxKey}}"}, strings.Fields(ids)...)...)
+	if err != nil {
+		return nil
+	}
+	var found []string
+	for _, ns := range strings.Fields(out) {
+		if strings.HasPrefix(ns, "/run/netns/netns-") || strings.HasPrefix(ns, "/run/user/") {
+			found = append(found, ns)
+		}
+	}
+	return found
+}
+
+// processes are those that were started with this world's environment, by pid;
+// this process and those that started it are never among them.
+func (w *World) processes() ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	above := ancestors()
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || slices.Contains(above, pid) {
+			continue
+		}
+		// Gone by now, or another user's: not ours either way.
+		env, err := os.ReadFile("/proc/" + e.Name() + "/environ")
+		if err != nil {
+			continue
+		}
+		if slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool { return string(kv) == w.mark() }) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// ancestors are this process and those above it.
+func ancestors() []int {
+	var pids []int
+	for pid := os.Getpid(); pid > 1; {
+		pids = append(pids, pid)
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			break
+		}
+		// "pid (name) state ppid …"; the name may hold anything.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) < 2 {
+			break
+		}
+		if pid, err = strconv.Atoi(fields[1]); err != nil {
+			break
+		}
+	}
+	return pids
+}
+
+// endProcesses asks the world's processes to end, and after three seconds
+// makes them.
+func (w *World) endProcesses(ctx context.Context) error {
+	for try := 0; ; try++ {
+		pids, err := w.processes()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		signal := syscall.SIGTERM
+		if try >= 30 {
+			signal = syscall.SIGKILL
+		}
+		if try == 0 || try >= 30 {
+			for _, pid := range pids {
+				if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+					return fmt.Errorf("ending process %d: %w", pid, err)
+				}
+			}
+		}
+		if try > 60 {
+			return fmt.Errorf("processes %v do not end", pids)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// mounts are those at or below the world's directory and on paths, innermost
+// first.
+func (w *World) mounts(paths []string) ([]string, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		at := unescape.Replace(f[4])
+		if at == w.Dir || strings.HasPrefix(at, w.Dir+"/") || slices.Contains(paths, at) {
+			found = append(found, at)
+		}
+	}
+	slices.Reverse(found)
+	return found, nil
+}
+
+// bridges are the interfaces that have an address out of the world's pool.
+func (w *World) bridges() ([]string, error) {
+	if !w.pool.IsValid() {
+		return nil, nil
+	}
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, i := range all {
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue // it went away meanwhile
+		}
+		for _, a := range addrs {
+			if ip, ok := a.(*net.IPNet); ok && w.owns(ip.IP) {
+				found = append(found, i.Name)
+				break
+			}
+		}
+	}
+	return found, nil
+}
+
+func (w *World) owns(ip net.IP) bool {
+	v4, pool := ip.To4(), w.pool.Addr().As4()
+	return v4 != nil && v4[0] == pool[0] && v4[1] == pool[1]
+}
+
+func (w *World) removeBridges(ctx context.Context) error {
+	names, err := w.bridges()
+	for _, n := range names {
+		if out, e := exec.CommandContext(ctx, "ip", "link", "delete", "dev", n).CombinedOutput(); e != nil {
+			err = errors.Join(err, fmt.Errorf("removing the interface %s: %w: %s", n, e, bytes.TrimSpace(out)))
+		}
+	}
+	return err
+}
+
+// rules are a table's rules that name an address of the world's pool, each as
+// iptables's arguments after -A, and the chains that are the world's alone.
+// A user who may not read the firewall has none there.
+func (w *World) rules(ctx context.Context, table string) (rules [][]string, chains []string, err error) {
+	if !w.pool.IsValid() || os.Getuid() != 0 {
+		return nil, nil, nil
+	}
+	out, err := exec.CommandContext(ctx, "iptables", "-w", "-t", table, "-S").Output()
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the firewall's table %s: %w", table, err)
+	}
+	pool := w.pool.Addr().As4()
+	prefix := fmt.Sprintf(" %d.%d.", pool[0], pool[1])
+	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+		line := lines.Text()
+		rule, isRule := strings.CutPrefix(line, "-A ")
+		if !isRule || !strings.Contains(line, prefix) {
+			continue
+		}
+		f := strings.Fields(rule)
+		rules = append(rules, f)
+		// netavark gives each network a chain NETAVARK-<hash>.
+		if strings.HasPrefix(f[0], "NETAVARK-") && !strings.HasPrefix(f[0], "NETAVARK-HOSTPORT") && !slices.Contains(chains, f[0]) {
+			chains = append(chains, f[0])
+		}
+	}
+	return rules, chains, nil
+}
+
+// removeRules takes out the firewall rules that podman would have, had it not
+// been killed.
+func (w *World) removeRules(ctx context.Context) error {
+	var errs []error
+	for _, table := range []string{"nat", "filter"} {
+		rules, chains, err := w.rules(ctx, table)
+		errs = append(errs, err)
+		for _, r := range rules {
+			errs = append(errs, iptables(ctx, table, append([]string{"-D"}, r...)...))
+		}
+		for _, c := range chains {
+			errs = append(errs, iptables(ctx, table, "-F", c))
+			// What still jumps there keeps it; it is then empty and does nothing.
+			if err := iptables(ctx, table, "-X", c); err != nil {
+				continue
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func iptables(ctx context.Context, table string, args ...string) error {
+	out, err := exec.CommandContext(ctx, "iptables", append([]string{"-w", "-t", table}, args...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("iptables %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
