@@ -30,7 +30,7 @@ type World struct {
 
 // NewWorld makes a world in dir, or finds the one that was made there before.
 func NewWorld(dir string) (*World, error) {
-	w, err := openWorld(dir)
+	w, err := OpenWorld(dir)
 	if err != nil || w.made() {
 		return w, err
 	}
@@ -56,8 +56,8 @@ func NewWorld(dir string) (*World, error) {
 	return w, w.chooseDriver()
 }
 
-// openWorld names the world in dir, made or not.
-func openWorld(dir string) (*World, error) {
+// OpenWorld names the world in dir, made or not.
+func OpenWorld(dir string) (*World, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err

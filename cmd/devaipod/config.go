@@ -1,0 +1,278 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+)
+
+// config is the whole configuration; docs/devaipod.toml is the commented
+// example of it and is tested to equal defaultConfig.
+type config struct {
+	Instance string `mapstructure:"instance"`
+	StateDir string `mapstructure:"state_dir"`
+	LogLevel string `mapstructure:"log_level"`
+	Label    string `mapstructure:"label"`
+	Service  struct {
+		Listen string        `mapstructure:"listen"`
+		Resync time.Duration `mapstructure:"resync"`
+	} `mapstructure:"service"`
+	Forge struct {
+		Image  string `mapstructure:"image"`
+		Listen string `mapstructure:"listen"`
+	} `mapstructure:"forge"`
+	Podman struct {
+		Socket string `mapstructure:"socket"`
+	} `mapstructure:"podman"`
+	Agent struct {
+		Image  string `mapstructure:"image"`
+		Memory string `mapstructure:"memory"`
+		Max    int    `mapstructure:"max"`
+	} `mapstructure:"agent"`
+	Model struct {
+		API  string `mapstructure:"api"`
+		URL  string `mapstructure:"url"`
+		Name string `mapstructure:"name"`
+		Key  string `mapstructure:"key"`
+	} `mapstructure:"model"`
+
+	// File is where it was read from, "" for nowhere.
+	File string `mapstructure:"-"`
+}
+
+// defaults are the keys that exist, and their values. state_dir is worked out
+// from the environment when empty.
+func defaults() map[string]any {
+	return map[string]any{
+		"instance":       "devaipod",
+		"state_dir":      "",
+		"log_level":      "info",
+		"label":          "devaipod",
+		"service.listen": "127.0.0.1:8090",
+		"service.resync": "1m",
+		"forge.image":    "codeberg.org/forgejo/forgejo:14-rootless",
+		"forge.listen":   "127.0.0.1:3000",
+		"podman.socket":  "",
+		"agent.image":    "localhost/devaipod/agent:latest",
+		"agent.memory":   "4GiB",
+		"agent.max":      4,
+		"model.api":      "openai",
+		"model.url":      "https://api.openai.com/v1",
+		"model.name":     "",
+		"model.key":      "model",
+	}
+}
+
+// loadConfig merges flags over environment over file over defaults.
+func loadConfig(flags *pflag.FlagSet, environ []string) (config, error) {
+	v := viper.New()
+	v.SetConfigType("toml")
+	for key, value := range defaults() {
+		v.SetDefault(key, value)
+	}
+	v.SetEnvPrefix("DEVAIPOD")
+	v.SetEnvKeyReplacer(strings.NewReplacer(".", "_"))
+	v.AutomaticEnv()
+	for flag, key := range map[string]string{"instance": "instance", "state-dir": "state_dir", "log-level": "log_level"} {
+		if f := flags.Lookup(flag); f != nil && f.Changed {
+			v.Set(key, f.Value.String())
+		}
+	}
+	file, err := readConfigFile(v, flags)
+	if err != nil {
+		return config{}, err
+	}
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		key, ours := strings.CutPrefix(name, "DEVAIPOD_")
+		// Two variables of ours are not keys: the image cache's and the config's.
+		if ours && key != "CACHE" && key != "CONFIG" && !knownEnv(key) {
+			return config{}, fmt.Errorf("environment variable %s names no configuration key; the nearest is %s", name, nearest(strings.ToLower(key), knownKeys()))
+		}
+	}
+	c := config{File: file}
+	if err := v.Unmarshal(&c); err != nil {
+		return config{}, fmt.Errorf("reading the configuration: %w", err)
+	}
+	if c.StateDir == "" {
+		c.StateDir = defaultStateDir(c.Instance)
+	}
+	return c, c.validate()
+}
+
+// readConfigFile finds and reads the file. A checkout's own devaipod.toml is
+// never read: a repository must not configure the service.
+func readConfigFile(v *viper.Viper, flags *pflag.FlagSet) (string, error) {
+	path := os.Getenv("DEVAIPOD_CONFIG")
+	if f := flags.Lookup("config"); f != nil && f.Changed {
+		path = f.Value.String()
+	}
+	candidates := []string{path}
+	if path == "" {
+		dir, err := os.UserConfigDir()
+		if err == nil {
+			candidates = []string{filepath.Join(dir, "devaipod", "devaipod.toml")}
+		}
+		candidates = append(candidates, "/etc/devaipod/devaipod.toml")
+	}
+	for _, file := range candidates {
+		if file == "" {
+			continue
+		}
+		b, err := os.Open(file)
+		if errors.Is(err, fs.ErrNotExist) && path == "" {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("opening the configuration: %w", err)
+		}
+		defer b.Close()
+		if err := v.ReadConfig(b); err != nil {
+			return "", fmt.Errorf("reading %s: %w", file, err)
+		}
+		if err := unknownKeys(v, file); err != nil {
+			return "", err
+		}
+		return filepath.Abs(file)
+	}
+	return "", nil
+}
+
+func unknownKeys(v *viper.Viper, file string) error {
+	known := knownKeys()
+	for _, key := range v.AllKeys() {
+		if !slices.Contains(known, key) {
+			return fmt.Errorf("%s: unknown key %q; the nearest known one is %q", file, key, nearest(key, known))
+		}
+	}
+	return nil
+}
+
+func knownKeys() []string {
+	var keys []string
+	for k := range defaults() {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func knownEnv(name string) bool {
+	return slices.ContainsFunc(knownKeys(), func(k string) bool {
+		return strings.ToUpper(strings.ReplaceAll(k, ".", "_")) == name
+	})
+}
+
+// nearest is the key with the smallest edit distance.
+func nearest(key string, known []string) string {
+	return slices.MinFunc(known, func(a, b string) int { return distance(key, a) - distance(key, b) })
+}
+
+// distance is Levenshtein's.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal, row[j+1] = row[j+1], min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+func defaultStateDir(instance string) string {
+	base := os.Getenv("XDG_STATE_HOME")
+	if base == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			home = "/var/lib"
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(base, "devaipod", instance)
+}
+
+var instanceName = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}$`)
+
+func (c config) validate() error {
+	if !instanceName.MatchString(c.Instance) {
+		return fmt.Errorf("instance %q: want 1 to 16 small letters and digits, a letter first", c.Instance)
+	}
+	if c.Label == "" || strings.ContainsAny(c.Label, ",/") {
+		return fmt.Errorf("label %q: want a name without comma and slash", c.Label)
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		return fmt.Errorf("state_dir %q: want an absolute path", c.StateDir)
+	}
+	// Unix socket paths end at 108 bytes; the longest of ours under it is
+	// /p/<8>/service.sock.
+	if len(c.StateDir) > 80 {
+		return fmt.Errorf("state_dir %s: longer than 80 bytes, sockets under it could not be reached; choose a shorter one", c.StateDir)
+	}
+	for key, addr := range map[string]string{"service.listen": c.Service.Listen, "forge.listen": c.Forge.Listen} {
+		host, port, err := net.SplitHostPort(addr)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() || port == "" {
+			return fmt.Errorf("%s = %q: want a loopback address and port, like 127.0.0.1:8090", key, addr)
+		}
+	}
+	if c.Service.Resync < time.Second {
+		return fmt.Errorf("service.resync = %q: want 1s or more", c.Service.Resync)
+	}
+	if c.Agent.Max < 0 {
+		return fmt.Errorf("agent.max = %d: want 0 (no limit) or more", c.Agent.Max)
+	}
+	if _, err := parseBytes(c.Agent.Memory); err != nil {
+		return fmt.Errorf("agent.memory = %q: %w", c.Agent.Memory, err)
+	}
+	if c.Model.API != "openai" && c.Model.API != "anthropic" {
+		return fmt.Errorf("model.api = %q: want openai (OpenAI's, or any compatible server's) or anthropic", c.Model.API)
+	}
+	u, err := url.Parse(c.Model.URL)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" {
+		return fmt.Errorf("model.url: want http(s)://HOST/PATH without user or query, like https://api.openai.com/v1")
+	}
+	return nil
+}
+
+func (c config) forgeURL() string   { return "http://" + c.Forge.Listen }
+func (c config) serviceURL() string { return "http://" + c.Service.Listen }
+func (c config) file(name string) string {
+	return filepath.Join(c.StateDir, name)
+}
+
+// parseBytes reads a size like 512MiB or 4GiB.
+func parseBytes(s string) (int64, error) {
+	units := []struct {
+		suffix string
+		factor int64
+	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}}
+	for _, u := range units {
+		if digits, ok := strings.CutSuffix(s, u.suffix); ok {
+			var n int64
+			if _, err := fmt.Sscanf(digits, "%d", &n); err != nil || n <= 0 || fmt.Sprint(n) != digits || n > 1<<20 {
+				break
+			}
+			return n * u.factor, nil
+		}
+	}
+	return 0, errors.New("want a number with KiB, MiB or GiB, like 4GiB")
+}

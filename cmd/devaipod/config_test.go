@@ -1,0 +1,101 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+)
+
+func TestExampleConfigEqualsTheDefaults(t *testing.T) {
+	v := viper.New()
+	v.SetConfigFile("../../docs/devaipod.toml")
+	if err := v.ReadInConfig(); err != nil {
+		t.Fatal(err)
+	}
+	want := defaults()
+	for _, key := range v.AllKeys() {
+		value, known := want[key]
+		if !known {
+			t.Errorf("the example has %s, which is no key", key)
+			continue
+		}
+		if got := v.GetString(key); got != toString(value) {
+			t.Errorf("%s = %q in the example, default %q", key, got, toString(value))
+		}
+		delete(want, key)
+	}
+	for key := range want {
+		t.Errorf("the example lacks %s", key)
+	}
+}
+
+func toString(v any) string {
+	w := viper.New()
+	w.Set("x", v)
+	return w.GetString("x")
+}
+
+func load(t *testing.T, file string, environ []string, args ...string) (config, error) {
+	t.Helper()
+	for _, kv := range environ {
+		name, value, _ := strings.Cut(kv, "=")
+		t.Setenv(name, value)
+	}
+	path := filepath.Join(t.TempDir(), "devaipod.toml")
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f.String("config", "", "")
+	f.String("instance", "", "")
+	f.String("state-dir", "", "")
+	f.String("log-level", "", "")
+	if err := f.Parse(append(args, "--config", path)); err != nil {
+		t.Fatal(err)
+	}
+	return loadConfig(f, environ)
+}
+
+func TestFlagBeatsEnvironmentBeatsFileBeatsDefault(t *testing.T) {
+	file := "instance = \"file\"\n[model]\nname = \"filemodel\"\nkey = \"filekey\"\n"
+	c, err := load(t, file, []string{"DEVAIPOD_INSTANCE=env", "DEVAIPOD_MODEL_NAME=envmodel"}, "--instance", "flag")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Instance != "flag" || c.Model.Name != "envmodel" || c.Model.Key != "filekey" || c.Agent.Max != 4 {
+		t.Errorf("got %+v", c)
+	}
+	if !strings.HasSuffix(c.StateDir, "/devaipod/flag") {
+		t.Errorf("state directory %s does not carry the instance", c.StateDir)
+	}
+}
+
+func TestBadConfigurationIsRefusedByName(t *testing.T) {
+	for name, tt := range map[string]struct {
+		file, want string
+		environ    []string
+	}{
+		"an unknown key":               {file: "[model]\nnmae = \"x\"", want: `"model.name"`},
+		"an unknown variable":          {environ: []string{"DEVAIPOD_MODEL_NMAE=x"}, want: "DEVAIPOD_MODEL_NMAE"},
+		"an instance with a slash":     {file: "instance = \"a/b\"", want: `instance "a/b"`},
+		"an empty instance":            {file: "instance = \"\"", want: "instance"},
+		"a port open to the world":     {file: "[service]\nlisten = \"0.0.0.0:8090\"", want: "loopback"},
+		"an unknown model API":         {file: "[model]\napi = \"x\"", want: "openai"},
+		"a key in the model's URL":     {file: "[model]\nurl = \"https://u:p@host/v1\"", want: "model.url"},
+		"a memory limit without units": {file: "[agent]\nmemory = \"5\"", want: "agent.memory"},
+		"a relative state directory":   {file: "state_dir = \"x\"", want: "absolute"},
+		"a state directory too deep":   {file: "state_dir = \"/" + strings.Repeat("x", 90) + "\"", want: "80 bytes"},
+		"a file that is no TOML":       {file: "[[[", want: "devaipod.toml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := load(t, tt.file, tt.environ)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,454 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podman"
+)
+
+func (a *app) forgeCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "forge", Short: "The local forge and the service beside it", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(a.forgeUpCmd(), a.forgeDownCmd(), a.forgeStatusCmd(), a.forgeOpenCmd(), a.forgeLogsCmd(), a.forgeAddCmd())
+	return cmd
+}
+
+// person is who `forge up` makes the first admin account for.
+type person struct {
+	name, email, password string
+	fromStdin             bool
+}
+
+func (a *app) forgeUpCmd() *cobra.Command {
+	var detach bool
+	var who person
+	cmd := &cobra.Command{
+		Use: "up", Short: "Start the forge and the service", Args: noArgs,
+		Long: `Start the forge's container, wait until it answers, make what is missing of
+accounts, tokens, webhook and labels, and run the service in the foreground.
+Ctrl-C stops both. With -d it goes on in the background once healthy.
+
+Running it again repairs what is missing and changes nothing else.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.forgeUp(cmd.Context(), who, detach) },
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&detach, "detach", "d", false, "go on in the background once healthy")
+	f.StringVar(&who.name, "admin", defaultPerson(), "`name` of your own account, made if it is not there")
+	f.StringVar(&who.email, "email", "", "its e-mail `address` (default NAME@localhost.localdomain)")
+	f.BoolVar(&who.fromStdin, "password-stdin", false, "take its password from standard input instead of making one")
+	return cmd
+}
+
+// defaultPerson is the login name, where a forge would take it.
+func defaultPerson() string {
+	if u, err := user.Current(); err == nil && u.Username != "root" && validAccount(u.Username) {
+		return u.Username
+	}
+	return "admin0"
+}
+
+func validAccount(name string) bool {
+	return name != "" && name != "admin" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == ""
+}
+
+func (a *app) forgeUp(ctx context.Context, who person, detach bool) error {
+	if !validAccount(who.name) {
+		return usagef("--admin %q: want letters, digits, dot, dash and underscore, and not the reserved name admin", who.name)
+	}
+	if who.fromStdin {
+		line, err := io.ReadAll(io.LimitReader(a.in, 1024))
+		if err != nil {
+			return fmt.Errorf("reading the password: %w", err)
+		}
+		if who.password = strings.TrimRight(string(line), "\r\n"); who.password == "" {
+			return usagef("--password-stdin was given, and standard input is empty")
+		}
+	}
+	if err := a.makeStateDir(); err != nil {
+		return err
+	}
+	unlock, ok, err := a.lock("up.lock")
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("another `devaipod forge up` of instance %s is at work; wait for it", a.cfg.Instance)
+	}
+	pod, err := a.bringUp(ctx, who)
+	if err != nil {
+		return errors.Join(err, unlock())
+	}
+	if detach {
+		err := a.startService(ctx)
+		return errors.Join(err, unlock())
+	}
+	if err := unlock(); err != nil {
+		return err
+	}
+	err = a.serve(ctx)
+	a.step("stopping the forge")
+	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	return errors.Join(err, a.stopStack(stopCtx, pod))
+}
+
+// bringUp starts the forge and provisions it.
+func (a *app) bringUp(ctx context.Context, who person) (*podman.Client, error) {
+	p, err := a.podman(ctx)
+	if err != nil {
+		return nil, err
+	}
+	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: p, Log: a.log})
+	if err != nil {
+		return nil, err
+	}
+	tools, err := a.tools(ctx, manager)
+	if err != nil {
+		return nil, err
+	}
+	stack, err := a.stack(tools)
+	if err != nil {
+		return nil, err
+	}
+	a.step("starting %s at %s", a.cfg.Forge.Image, a.cfg.forgeURL())
+	if err := a.applyStack(ctx, p, stack); err != nil {
+		return nil, err
+	}
+	if err := a.provision(ctx, forgeCLI(p, stack.ForgeContainer), who); err != nil {
+		return nil, err
+	}
+	a.step("forge    %s", a.cfg.forgeURL())
+	a.step("service  %s", a.cfg.serviceURL())
+	return p, nil
+}
+
+// startService runs `devaipod serve` in the background and waits until it is
+// ready. One that runs already is left alone.
+func (a *app) startService(ctx context.Context) error {
+	var st serviceStatus
+	if a.api().get(ctx, "/api/status", &st) == nil && st.Ready {
+		a.step("the service runs already (pid %d)", st.PID)
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	logFile, err := os.OpenFile(a.cfg.file("service.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logFile.Close()
+	// What this process knows by flag or environment, the service knows too.
+	args := []string{"serve", "--instance", a.cfg.Instance, "--state-dir", a.cfg.StateDir, "--log-level", a.cfg.LogLevel}
+	if a.cfg.File != "" {
+		args = append(args, "--config", a.cfg.File)
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.SysProcAttr = detached()
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting the service: %w", err)
+	}
+	if err := writeFile(a.cfg.file("service.pid"), fmt.Appendln(nil, cmd.Process.Pid)); err != nil {
+		return err
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(time.Minute)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-exited:
+			return fmt.Errorf("the service ended at once (%w): see %s", err, a.cfg.file("service.log"))
+		case <-timeout:
+			return fmt.Errorf("the service is not ready after a minute: see %s", a.cfg.file("service.log"))
+		case <-tick.C:
+			if a.api().get(ctx, "/api/status", &st) == nil && st.Ready {
+				return nil
+			}
+		}
+	}
+}
+
+func (a *app) forgeDownCmd() *cobra.Command {
+	var purge, force bool
+	cmd := &cobra.Command{
+		Use: "down", Short: "Stop the service, the pods and the forge", Args: noArgs,
+		Long: `Stop the service, the pods and the forge. Nothing is lost: forge up goes on from
+there. With --purge all of the instance is removed for good: containers, pods,
+volumes (the forge's repositories too), networks, secrets and the state directory.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.forgeDown(cmd.Context(), purge, force) },
+	}
+	cmd.Flags().BoolVar(&purge, "purge", false, "remove everything of this instance, repositories and work included")
+	cmd.Flags().BoolVar(&force, "force", false, "do not ask")
+	return cmd
+}
+
+func (a *app) forgeDown(ctx context.Context, purge, force bool) error {
+	if purge && !force {
+		if err := a.confirm(fmt.Sprintf("Remove the forge of instance %s with all its repositories, and all pods with their work?", a.cfg.Instance), "--force"); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(a.cfg.StateDir); errors.Is(err, os.ErrNotExist) {
+		a.step("nothing of instance %s is here", a.cfg.Instance)
+		return nil
+	}
+	var st serviceStatus
+	if err := a.api().get(ctx, "/api/status", &st); err == nil {
+		a.step("stopping the service")
+		if err := end(ctx, st.PID, 10*time.Second); err != nil {
+			return err
+		}
+	}
+	p, err := a.podman(ctx)
+	if err != nil {
+		return err
+	}
+	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: p, Log: a.log})
+	if err != nil {
+		return err
+	}
+	if purge {
+		a.step("removing pods, forge and volumes")
+		if err := a.purge(ctx, p, manager); err != nil {
+			return err
+		}
+	} else {
+		a.step("stopping pods and forge")
+		found, err := manager.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			if err := manager.Stop(ctx, f.Key); err != nil {
+				return err
+			}
+		}
+		if err := a.stopStack(ctx, p); err != nil {
+			return err
+		}
+	}
+	if pid, ok := pidIn(a.cfg.file("podman.pid"), a.cfg.file("podman.sock")); ok {
+		if err := end(ctx, pid, 10*time.Second); err != nil {
+			return err
+		}
+	}
+	if purge {
+		return os.RemoveAll(a.cfg.StateDir)
+	}
+	return nil
+}
+
+func (a *app) purge(ctx context.Context, p *podman.Client, m *pods.Manager) error {
+	if err := m.RemoveAll(ctx); err != nil {
+		return err
+	}
+	if err := p.RemoveByLabels(ctx, map[string]string{"devaipod.instance": a.cfg.Instance}); err != nil {
+		return err
+	}
+	if err := m.RemoveSecrets(ctx); err != nil {
+		return err
+	}
+	return m.RemoveTools(ctx)
+}
+
+func (a *app) stopStack(ctx context.Context, p *podman.Client) error {
+	stack, err := a.stack("")
+	if err != nil {
+		return err
+	}
+	for _, c := range stack.Containers {
+		st, err := p.State(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if st.Running {
+			if err := p.StopContainer(ctx, c.Name, 10*time.Second); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// forgeState is `forge status`.
+type forgeState struct {
+	Instance string `json:"instance"`
+	Forge    struct {
+		URL     string `json:"url"`
+		Running bool   `json:"running"`
+		Healthy bool   `json:"healthy"`
+		Version string `json:"version,omitempty"`
+	} `json:"forge"`
+	Service struct {
+		URL     string `json:"url"`
+		Running bool   `json:"running"`
+		Ready   bool   `json:"ready"`
+		PID     int    `json:"pid,omitempty"`
+	} `json:"service"`
+	Podman struct {
+		Socket  string `json:"socket"`
+		Version string `json:"version,omitempty"`
+	} `json:"podman"`
+	Login        string   `json:"login,omitempty"`
+	Repositories []string `json:"repositories"`
+}
+
+func (a *app) forgeStatusCmd() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use: "status", Short: "Tell what runs", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st, err := a.forgeStatus(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.asJSON {
+				err = json.NewEncoder(a.out).Encode(st)
+			} else {
+				err = a.printForgeStatus(st)
+			}
+			if err == nil && (!st.Forge.Healthy || !st.Service.Running) {
+				return &exitError{code: codeUnreachable}
+			}
+			return err
+		},
+	})
+}
+
+func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
+	st := forgeState{Instance: a.cfg.Instance, Repositories: []string{}}
+	st.Forge.URL, st.Service.URL = a.cfg.forgeURL(), a.cfg.serviceURL()
+	creds, err := a.readCredentials()
+	if errors.Is(err, errNoForge) {
+		return st, nil
+	}
+	if err != nil {
+		return st, err
+	}
+	st.Login = creds.Person
+	client, err := a.serviceForge(creds)
+	if err != nil {
+		return st, err
+	}
+	if v, err := client.Version(ctx); err == nil {
+		st.Forge.Healthy, st.Forge.Running, st.Forge.Version = true, true, v.String()
+		repos, err := client.Repositories(ctx)
+		if err != nil {
+			return st, err
+		}
+		for _, r := range repos {
+			st.Repositories = append(st.Repositories, r.Repo.String())
+		}
+	}
+	var svc serviceStatus
+	if a.api().get(ctx, "/api/status", &svc) == nil {
+		st.Service.Running, st.Service.Ready, st.Service.PID = true, svc.Ready, svc.PID
+	}
+	if uri, err := podman.Find(ctx, podman.FindConfig{URI: a.cfg.Podman.Socket, SocketPath: a.cfg.file("podman.sock"), Log: a.log}); err == nil {
+		st.Podman.Socket = uri
+		if p, err := podman.Connect(ctx, uri); err == nil {
+			if st.Podman.Version, err = p.Version(ctx); err != nil {
+				return st, err
+			}
+		}
+	}
+	return st, nil
+}
+
+func (a *app) printForgeStatus(st forgeState) error {
+	state := func(up bool, yes string) string {
+		if up {
+			return yes
+		}
+		return "not running"
+	}
+	_, err := fmt.Fprintf(a.out, "instance  %s\nforge     %s  %s\nservice   %s  %s\npodman    %s  %s\nlogin     %s\nrepositories (%d)\n",
+		st.Instance, st.Forge.URL, state(st.Forge.Healthy, st.Forge.Version),
+		st.Service.URL, state(st.Service.Running, fmt.Sprintf("running, pid %d", st.Service.PID)),
+		st.Podman.Socket, state(st.Podman.Version != "", st.Podman.Version), st.Login, len(st.Repositories))
+	for _, r := range st.Repositories {
+		fmt.Fprintf(a.out, "  %s\n", r)
+	}
+	return err
+}
+
+func (a *app) forgeOpenCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "open", Short: "Open the forge in a browser", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			fmt.Fprintln(a.out, a.cfg.forgeURL())
+			if os.Getenv("DISPLAY") == "" && os.Getenv("WAYLAND_DISPLAY") == "" {
+				return nil // nothing to open it with; the URL is what there is
+			}
+			if err := exec.CommandContext(cmd.Context(), "xdg-open", a.cfg.forgeURL()).Start(); err != nil {
+				return fmt.Errorf("opening a browser: %w; the URL is above", err)
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) forgeLogsCmd() *cobra.Command {
+	var follow bool
+	cmd := &cobra.Command{
+		Use: "logs [forge|relay|service]", Short: "Print the logs of the forge, its relay or the service (default)",
+		Args: args(cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs)), ValidArgs: []string{"forge", "relay", "service"},
+		RunE: func(cmd *cobra.Command, rest []string) error {
+			if len(rest) == 0 || rest[0] == "service" {
+				return a.printFile(cmd.Context(), a.cfg.file("service.log"), follow)
+			}
+			p, err := a.podman(cmd.Context())
+			if err != nil {
+				return err
+			}
+			stack, err := a.stack("")
+			if err != nil {
+				return err
+			}
+			for _, c := range stack.Containers {
+				if c.Role == rest[0] {
+					return p.Logs(cmd.Context(), c.Name, follow, 0, a.out)
+				}
+			}
+			return usagef("no container %s in the stack", rest[0])
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing")
+	return cmd
+}
+
+// printFile prints a log file, and with follow what is added to it.
+func (a *app) printFile(ctx context.Context, path string, follow bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("the service has no log yet: %w", err)
+	}
+	defer f.Close()
+	for {
+		if _, err := io.Copy(a.out, f); err != nil || !follow {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}

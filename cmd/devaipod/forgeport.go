@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// forgePort is the forge as the reconcile loop sees it.
+type forgePort struct {
+	client   *forge.Client
+	label    string
+	instance string
+	bot      string
+}
+
+var _ reconcile.Forge = forgePort{}
+
+func repoOf(k reconcile.Key) forge.Repo { return forge.Repo{Owner: k.Owner, Name: k.Repo} }
+
+// gone translates the forge's 404.
+func gone(err error) error {
+	if errors.Is(err, forge.ErrNotFound) {
+		return fmt.Errorf("%w: %w", reconcile.ErrGone, err)
+	}
+	return err
+}
+
+func issueOf(i forge.Issue) reconcile.Issue {
+	return reconcile.Issue{
+		Key:   reconcile.Key{Owner: i.Repo.Owner, Repo: i.Repo.Name, Issue: i.Number},
+		Title: i.Title, Body: i.Body, Author: i.Author, Ref: i.Ref, Open: i.State == "open",
+		Labels: i.Labels, Updated: i.Updated, URL: i.URL,
+	}
+}
+
+func (p forgePort) Wanted(ctx context.Context) ([]reconcile.Issue, error) {
+	found, err := p.client.LabeledIssues(ctx, p.label)
+	if err != nil {
+		return nil, err
+	}
+	var out []reconcile.Issue
+	for _, i := range found {
+		if !i.IsPull {
+			out = append(out, issueOf(i))
+		}
+	}
+	return out, nil
+}
+
+func (p forgePort) Issue(ctx context.Context, k reconcile.Key) (reconcile.Issue, error) {
+	i, err := p.client.Issue(ctx, repoOf(k), k.Issue)
+	if err != nil {
+		return reconcile.Issue{}, gone(err)
+	}
+	if i.IsPull {
+		return reconcile.Issue{}, fmt.Errorf("%w: %s is a pull request", reconcile.ErrGone, k)
+	}
+	out := issueOf(i)
+	out.Key = k // the forge follows renames; the key stays what was asked for
+	return out, nil
+}
+
+func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trigger, bool, error) {
+	ev, ok, err := p.client.LabelEvent(ctx, repoOf(k), k.Issue, p.label)
+	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At}, ok, err
+}
+
+func (p forgePort) CanWrite(ctx context.Context, k reconcile.Key, user string) (bool, error) {
+	return p.client.CanWrite(ctx, repoOf(k), user)
+}
+
+func (p forgePort) Comments(ctx context.Context, k reconcile.Key) ([]reconcile.Comment, error) {
+	found, err := p.client.Comments(ctx, repoOf(k), k.Issue)
+	if err != nil {
+		return nil, err
+	}
+	var out []reconcile.Comment
+	for _, c := range found {
+		if !strings.EqualFold(c.Author, p.bot) {
+			out = append(out, reconcile.Comment{Author: c.Author, Body: c.Body, Updated: c.Updated})
+		}
+	}
+	return out, nil
+}
+
+func (p forgePort) DefaultBranch(ctx context.Context, k reconcile.Key) (string, bool, error) {
+	r, err := p.client.Repository(ctx, repoOf(k))
+	return r.DefaultBranch, err == nil && !r.Empty && r.DefaultBranch != "", err
+}
+
+func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.State) error {
+	_, err := p.client.SetState(ctx, forge.Issue{Repo: repoOf(i.Key), Number: i.Issue, Labels: i.Labels}, string(s))
+	return err
+}
+
+func (p forgePort) Unlabel(ctx context.Context, k reconcile.Key) error {
+	return p.client.RemoveLabel(ctx, repoOf(k), k.Issue, p.label)
+}
+
+func (p forgePort) Say(ctx context.Context, k reconcile.Key, subject, body string) error {
+	marker := fmt.Sprintf("devaipod:%s:%s", p.instance, subject)
+	_, err := p.client.PutComment(ctx, repoOf(k), k.Issue, marker, body)
+	return err
+}
+
+func pullOf(p forge.Pull) reconcile.Pull {
+	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed}
+}
+
+func (p forgePort) Pull(ctx context.Context, k reconcile.Key, branch string) (reconcile.Pull, bool, error) {
+	pull, ok, err := p.client.PullForBranch(ctx, repoOf(k), branch)
+	return pullOf(pull), ok, err
+}
+
+func (p forgePort) Ahead(ctx context.Context, k reconcile.Key, base, branch string) ([]reconcile.Commit, error) {
+	if _, ok, err := p.client.Branch(ctx, repoOf(k), branch); err != nil || !ok {
+		return nil, err
+	}
+	found, err := p.client.Compare(ctx, repoOf(k), base, branch)
+	if err != nil {
+		return nil, err
+	}
+	var out []reconcile.Commit
+	for _, c := range found {
+		out = append(out, reconcile.Commit{SHA: c.SHA, Subject: c.Subject})
+	}
+	return out, nil
+}
+
+func (p forgePort) Changes(ctx context.Context, k reconcile.Key, pull int64) ([]reconcile.FileChange, error) {
+	files, err := p.client.PullFiles(ctx, repoOf(k), pull)
+	if err != nil {
+		return nil, err
+	}
+	var out []reconcile.FileChange
+	for _, f := range files {
+		out = append(out, reconcile.FileChange{Path: f.Path, Added: f.Added, Deleted: f.Deleted})
+	}
+	return out, nil
+}
+
+func (p forgePort) PutPull(ctx context.Context, k reconcile.Key, branch, base string, text reconcile.PullText) (reconcile.Pull, error) {
+	pull, _, err := p.client.EnsurePull(ctx, repoOf(k), forge.PullSpec{Head: branch, Base: base, Title: text.Title, Body: text.Body, Draft: text.Draft})
+	return pullOf(pull), err
+}
+
+func (p forgePort) RequestReview(ctx context.Context, k reconcile.Key, pull int64, user string) error {
+	return p.client.RequestReview(ctx, repoOf(k), pull, user)
+}

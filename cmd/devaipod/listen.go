@@ -1,0 +1,60 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"syscall"
+)
+
+// listenUnix listens on path, mode 0600, in place of what a killed process
+// left there. The instance's lock is what keeps two services apart.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	// The directory is 0700, so nobody gets in before this.
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// listenTCP listens on a loopback address and says what to do when it is taken.
+func listenTCP(addr, key string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s is taken by another program (see: ss -ltnp); stop it or set %s to another port", addr, key)
+	}
+	return l, err
+}
+
+// join copies both ways until both are done, passing each half-close on.
+func join(a net.Conn, fromA io.Reader, b net.Conn) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pipe(b, fromA)
+	}()
+	pipe(a, b)
+	<-done
+}
+
+// pipe copies src to dst and ends dst's input. An error of either end shows
+// to the other as the end of the stream; there is nobody else to tell.
+func pipe(dst net.Conn, src io.Reader) {
+	_, err := io.Copy(dst, src)
+	half, ok := dst.(interface{ CloseWrite() error })
+	if err != nil || !ok {
+		_ = dst.Close()
+		return
+	}
+	_ = half.CloseWrite()
+}

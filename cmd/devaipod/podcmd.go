@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// personForge is the forge in the person's own name.
+func (a *app) personForge(creds credentials) (*forge.Client, error) {
+	return forge.New(forge.Config{
+		URL: a.cfg.forgeURL(), Token: creds.PersonToken, BotToken: creds.BotToken, BotUser: creds.Bot, ServiceUser: creds.Service, Log: a.log,
+	})
+}
+
+func (a *app) listCmd() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the issues that agents work on", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var views []reconcile.View
+			if err := a.api().get(cmd.Context(), "/api/pods", &views); err != nil {
+				return err
+			}
+			if a.asJSON {
+				return json.NewEncoder(a.out).Encode(views)
+			}
+			w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "ISSUE\tSTATE\tPULL REQUEST\tTITLE")
+			for _, v := range views {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Issue, v.State, orDash(v.PullRequest), plain(v.Title, 60))
+			}
+			return w.Flush()
+		},
+	})
+}
+
+func (a *app) statusCmd() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use: "status ISSUE", Short: "Tell how the work on an issue is going", Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, rest []string) error {
+			k, err := a.issueKey(cmd.Context(), rest[0])
+			if err != nil {
+				return err
+			}
+			v, err := a.knownView(cmd.Context(), k)
+			if err != nil {
+				return err
+			}
+			if a.asJSON {
+				return json.NewEncoder(a.out).Encode(v)
+			}
+			return a.printView(v)
+		},
+	})
+}
+
+// knownView is the view of an issue, or an error that says what to do.
+func (a *app) knownView(ctx context.Context, k reconcile.Key) (reconcile.View, error) {
+	v, err := a.api().view(ctx, k)
+	if errors.Is(err, errNotFound) {
+		return v, fmt.Errorf("no agent works on %s: put the label %s on it to start one", k, a.cfg.Label)
+	}
+	return v, err
+}
+
+func (a *app) printView(v reconcile.View) error {
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	rows := [][2]string{
+		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", string(v.State)}, {"why", plain(v.Why, 1000)},
+		{"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)},
+	}
+	if !v.Started.IsZero() {
+		rows = append(rows, [2]string{"started", v.Started.Local().Format(time.DateTime)})
+	}
+	for _, r := range rows {
+		if r[1] != "" {
+			fmt.Fprintf(w, "%s\t%s\n", r[0], r[1])
+		}
+	}
+	return w.Flush()
+}
+
+func (a *app) logsCmd() *cobra.Command {
+	var follow bool
+	var container string
+	cmd := &cobra.Command{
+		Use: "logs ISSUE", Short: "Print what the agent did", Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, rest []string) error {
+			k, err := a.issueKey(cmd.Context(), rest[0])
+			if err != nil {
+				return err
+			}
+			if container != "" {
+				return a.containerLogs(cmd.Context(), k, container, follow)
+			}
+			if _, err := a.knownView(cmd.Context(), k); err != nil {
+				return err
+			}
+			return a.followEvents(cmd.Context(), k, 0, follow, func(ev podapi.Event) error { return a.printEvent(ev) })
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing what comes")
+	cmd.Flags().StringVar(&container, "container", "", "print a container's own log instead: `agent`, control or workspace")
+	return a.jsonFlag(cmd)
+}
+
+func (a *app) containerLogs(ctx context.Context, k reconcile.Key, container string, follow bool) error {
+	if !slices.Contains([]string{"agent", "control", "workspace"}, container) {
+		return usagef("--container %q: want agent, control or workspace", container)
+	}
+	p, err := a.podman(ctx)
+	if err != nil {
+		return err
+	}
+	return p.Logs(ctx, pods.Name(a.cfg.Instance, pods.Key(k))+"-"+container, follow, 0, cleanWriter{a.out})
+}
+
+func (a *app) printEvent(ev podapi.Event) error {
+	if a.asJSON {
+		return json.NewEncoder(a.out).Encode(ev)
+	}
+	_, err := fmt.Fprintf(a.out, "%s  %-6s %s\n", ev.Time.Local().Format(time.TimeOnly), ev.Type, strings.ReplaceAll(plain(ev.Text, 4000), "\n", "\n                 "))
+	return err
+}
+
+func (a *app) stopCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "stop ISSUE", Short: "Stop the agent on an issue and keep its work", Args: args(cobra.ExactArgs(1)),
+		Long: "Take the label off the issue, as you would in the browser, and wait until the pod has stopped.",
+		RunE: func(cmd *cobra.Command, rest []string) error {
+			k, err := a.issueKey(cmd.Context(), rest[0])
+			if err != nil {
+				return err
+			}
+			if err := a.unlabel(cmd.Context(), k); err != nil {
+				return err
+			}
+			return a.waitStopped(cmd.Context(), k)
+		},
+	}
+}
+
+// unlabel takes the label off in the person's name.
+func (a *app) unlabel(ctx context.Context, k reconcile.Key) error {
+	creds, err := a.readCredentials()
+	if err != nil {
+		return err
+	}
+	client, err := a.personForge(creds)
+	if err != nil {
+		return err
+	}
+	err = client.RemoveLabel(ctx, repoOf(k), k.Issue, a.cfg.Label)
+	if errors.Is(err, forge.ErrNotFound) {
+		return fmt.Errorf("there is no issue %s on the forge", k)
+	}
+	return unreachable(err)
+}
+
+func (a *app) waitStopped(ctx context.Context, k reconcile.Key) error {
+	api := a.api()
+	if err := api.post(ctx, podPath(k)+"/kick"); err != nil {
+		return err
+	}
+	for {
+		v, err := api.view(ctx, k)
+		if errors.Is(err, errNotFound) || (err == nil && (v.State == reconcile.Stopped || v.State == reconcile.Done)) {
+			a.step("stopped  %s", k)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func (a *app) rmCmd() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rm ISSUE", Short: "Remove the pod of an issue with all that is only there", Args: args(cobra.ExactArgs(1)),
+		Long: `Stop the agent on an issue and remove its pod: containers, network and volumes.
+What the agent pushed stays on the forge; what it did not push is lost.`,
+		RunE: func(cmd *cobra.Command, rest []string) error {
+			k, err := a.issueKey(cmd.Context(), rest[0])
+			if err != nil {
+				return err
+			}
+			if !force {
+				if err := a.confirm(fmt.Sprintf("Remove the pod of %s? What its agent did not push is lost.", k), "--force"); err != nil {
+					return err
+				}
+			}
+			if err := a.unlabel(cmd.Context(), k); err != nil {
+				return err
+			}
+			if err := a.api().post(cmd.Context(), podPath(k)+"/rm"); err != nil {
+				return err
+			}
+			a.step("removed  the pod of %s", k)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "do not ask")
+	return cmd
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// plain makes text of an agent or the forge safe for a terminal: no control
+// characters but newline, no reordering, bounded.
+func plain(s string, n int) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n':
+			return r
+		case r == '\t':
+			return ' '
+		case r < ' ' || (r >= 0x7f && r < 0xa0), r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069, r == 0x200e, r == 0x200f:
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	if r := []rune(s); len(r) > n {
+		return string(r[:n]) + "…"
+	}
+	return s
+}
+
+// cleanWriter passes a container's log on without terminal orders. A rune that
+// is split between two writes shows as replacement characters.
+type cleanWriter struct{ w io.Writer }
+
+func (c cleanWriter) Write(b []byte) (int, error) {
+	if _, err := io.WriteString(c.w, plain(string(b), len(b))); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}

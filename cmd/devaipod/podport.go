@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror"
+	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// podPort is the pods as the reconcile loop sees them. It also keeps each
+// pod's door open: the socket in its run directory on which the service
+// answers the pod's gate.
+type podPort struct {
+	manager *pods.Manager
+	work    *mirror.Work
+	spec    func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
+	model   string // host:port that /dial/model leads to, "" for none
+	log     *slog.Logger
+
+	mu    sync.Mutex
+	doors map[reconcile.Key]*http.Server
+}
+
+var _ reconcile.Pods = (*podPort)(nil)
+
+func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
+	found, err := p.manager.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []reconcile.Pod
+	for _, f := range found {
+		pod := reconcile.Pod{
+			Key: reconcile.Key(f.Key), Name: f.Name, TriggerID: f.Pin.EventID, TriggerAt: f.Pin.At, Labeler: f.Pin.Labeler,
+			Branch: f.Branch, Base: f.Base, Started: f.Agent.StartedAt,
+			Whole: f.Agent.Running && f.Control.Running && f.Workspace.Running,
+		}
+		if f.Agent.Exists && !f.Agent.Running {
+			pod.Exit = fmt.Sprintf("the agent's container ended with code %d", f.Agent.ExitCode)
+			if f.Agent.OOMKilled {
+				pod.Exit = "the agent's container ran out of memory (agent.memory)"
+			}
+		}
+		out = append(out, pod)
+	}
+	return out, nil
+}
+
+func (p *podPort) Begin(ctx context.Context, t reconcile.Task) error {
+	spec, err := p.spec(ctx, t)
+	if err != nil {
+		return err
+	}
+	if err := p.open(t.Key); err != nil {
+		return err
+	}
+	_, err = p.manager.Ensure(ctx, spec)
+	return err
+}
+
+func (p *podPort) Resume(ctx context.Context, k reconcile.Key) error {
+	if err := p.open(k); err != nil {
+		return err
+	}
+	return p.manager.Resume(ctx, pods.Key(k))
+}
+
+func (p *podPort) Stop(ctx context.Context, k reconcile.Key) error {
+	return errors.Join(p.manager.Stop(ctx, pods.Key(k)), p.shut(k))
+}
+
+func (p *podPort) Remove(ctx context.Context, k reconcile.Key) error {
+	return errors.Join(p.shut(k), p.manager.Remove(ctx, pods.Key(k)))
+}
+
+func (p *podPort) control(k reconcile.Key) *podapi.Client {
+	return podapi.NewClient(filepath.Join(p.manager.RunDir(pods.Key(k)), podfile.ControlSocket))
+}
+
+func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summary, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	s, err := p.control(k).Summary(ctx)
+	if err != nil {
+		return reconcile.Summary{}, err
+	}
+	return reconcile.Summary{
+		State: reconcile.AgentState(s.State), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
+	}, nil
+}
+
+// open makes the pod's door, once.
+func (p *podPort) open(k reconcile.Key) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.doors[k] != nil {
+		return nil
+	}
+	dir := p.manager.RunDir(pods.Key(k))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the pod's run directory: %w", err)
+	}
+	l, err := listenUnix(filepath.Join(dir, podfile.ServiceSocket))
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/work/", p.work.Handler(mirror.Rules{Repo: k.Owner + "/" + k.Repo, BranchPrefix: pods.BranchPrefix(k.Issue)}))
+	mux.HandleFunc("GET /dial/model", p.dialModel)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
+	p.doors[k] = srv
+	go func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			p.log.Error("a pod's door broke", "issue", k.String(), "err", err)
+		}
+	}()
+	return nil
+}
+
+func (p *podPort) shut(k reconcile.Key) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	srv := p.doors[k]
+	if srv == nil {
+		return nil
+	}
+	delete(p.doors, k)
+	return srv.Close()
+}
+
+// openAll opens the doors of the pods that are there, at the service's start.
+func (p *podPort) openAll(ctx context.Context) error {
+	found, err := p.manager.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, f := range found {
+		if f.Control.Running {
+			if err := p.open(reconcile.Key(f.Key)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *podPort) shutAll() error {
+	p.mu.Lock()
+	var keys []reconcile.Key
+	for k := range p.doors {
+		keys = append(keys, k)
+	}
+	p.mu.Unlock()
+	var errs []error
+	for _, k := range keys {
+		errs = append(errs, p.shut(k))
+	}
+	return errors.Join(errs...)
+}
+
+// dialModel joins a gate with a model that listens on this host's loopback,
+// and with that address alone: the one that the configuration names.
+func (p *podPort) dialModel(w http.ResponseWriter, r *http.Request) {
+	if p.model == "" {
+		http.Error(w, "the configured model is not on this host", http.StatusForbidden)
+		return
+	}
+	up, err := new(net.Dialer).DialContext(r.Context(), "tcp", p.model)
+	if err != nil {
+		http.Error(w, "the model does not answer: "+err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer up.Close()
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer conn.Close()
+	if _, err := buf.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"); err != nil {
+		return
+	}
+	if err := buf.Flush(); err != nil {
+		return
+	}
+	join(conn, buf, up)
+}
+
+// modelAddress tells the host:port of a model on this host's loopback, ""
+// when it is elsewhere.
+func modelAddress(base string) string {
+	u, err := url.Parse(base)
+	if err != nil {
+		return ""
+	}
+	host, port := u.Hostname(), u.Port()
+	if ip := net.ParseIP(host); !strings.EqualFold(host, "localhost") && (ip == nil || !ip.IsLoopback()) {
+		return ""
+	}
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(host, port)
+}

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/mirror"
+	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/podman"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// A service is one running `devaipod serve`.
+type service struct {
+	cfg   config
+	log   *slog.Logger
+	forge *forge.Client
+	pods  *podPort
+	loop  *reconcile.Loop
+	hook  http.Handler
+	creds credentials
+	ready atomic.Bool // the first pass over everything is done
+
+	repos chan struct{} // capacity 1: a repository may be new
+}
+
+func (a *app) serveCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "serve", Short: "Run the service in the foreground", Args: noArgs,
+		Long: "Run the service that turns labeled issues into agent pods. `devaipod forge up` starts it too.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context()) },
+	}
+}
+
+// serve runs the service until ctx ends.
+func (a *app) serve(ctx context.Context) error {
+	creds, err := a.readCredentials()
+	if err != nil {
+		return err
+	}
+	if err := a.makeStateDir(); err != nil {
+		return err
+	}
+	unlock, ok, err := a.lock("service.lock")
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("the service of instance %s runs already (devaipod forge status)", a.cfg.Instance)
+	}
+	defer unlock() //nolint:errcheck // ends with the process anyway
+	pod, err := a.podman(ctx)
+	if err != nil {
+		return err
+	}
+	s, err := a.newService(ctx, creds, pod)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
+
+func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Client) (*service, error) {
+	client, err := a.serviceForge(creds)
+	if err != nil {
+		return nil, err
+	}
+	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Log: a.log})
+	if err != nil {
+		return nil, err
+	}
+	work, err := mirror.NewWork(mirror.WorkConfig{
+		ForgeURL: a.cfg.forgeURL(), User: creds.Bot, Token: func() string { return creds.BotToken }, Log: a.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	tools, err := a.tools(ctx, manager)
+	if err != nil {
+		return nil, err
+	}
+	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, repos: make(chan struct{}, 1)}
+	s.pods = &podPort{
+		manager: manager, work: work, log: a.log, model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
+		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, manager, tools) },
+	}
+	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
+	s.loop, err = reconcile.New(reconcile.Config{
+		Forge: forgePort{client: client, label: a.cfg.Label, instance: a.cfg.Instance, bot: creds.Bot},
+		Pods:  s.pods, Label: a.cfg.Label, Ours: []string{creds.Bot, creds.Service}, Max: a.cfg.Agent.Max,
+		Resync: a.cfg.Service.Resync, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
+	})
+	return s, err
+}
+
+func (a *app) serviceForge(creds credentials) (*forge.Client, error) {
+	return forge.New(forge.Config{
+		URL: a.cfg.forgeURL(), Token: creds.ServiceToken, BotToken: creds.BotToken,
+		BotUser: creds.Bot, ServiceUser: creds.Service, Log: a.log,
+	})
+}
+
+// spec is the pod for a task, by the configuration.
+func (s *service) spec(ctx context.Context, t reconcile.Task, manager *pods.Manager, tools string) (pods.Spec, error) {
+	memory, err := parseBytes(s.cfg.Agent.Memory)
+	if err != nil {
+		return pods.Spec{}, err
+	}
+	name := s.cfg.Model.Name
+	if t.Model != "" {
+		name = t.Model
+	}
+	if name == "" {
+		return pods.Spec{}, errors.New("no model is configured: set model.name (docs/devaipod.toml)")
+	}
+	secret := ""
+	if s.cfg.Model.Key != "" {
+		var ok bool
+		if secret, ok, err = manager.CurrentSecret(ctx, s.cfg.Model.Key); err != nil {
+			return pods.Spec{}, err
+		} else if !ok {
+			return pods.Spec{}, fmt.Errorf("the model's key is not here: run `devaipod secret set %s` and give it on standard input", s.cfg.Model.Key)
+		}
+	}
+	return pods.Spec{
+		Key:    pods.Key(t.Key),
+		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt},
+		Branch: t.Branch, Base: t.Base,
+		Model:       podfile.Model{API: s.cfg.Model.API, Name: name, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
+		ModelSecret: secret, AgentImage: s.cfg.Agent.Image, ToolsImage: tools, MemoryBytes: memory,
+		Pin:     pods.Pin{TextHash: t.TextHash, Labeler: t.Trigger.User, EventID: t.Trigger.ID, At: t.Trigger.At},
+		GitName: s.creds.Bot, GitEmail: s.creds.Bot + "@noreply.localhost",
+	}, nil
+}
+
+// event takes a verified webhook: a key, nothing more.
+func (s *service) event(ev forge.Event) {
+	if ev.Kind == "repository" {
+		s.repositoryChanged()
+		return
+	}
+	n := ev.Issue
+	if n == 0 {
+		n = pods.IssueOfBranch(ev.Branch)
+	}
+	if n != 0 {
+		s.loop.Kick(reconcile.Key{Owner: ev.Repo.Owner, Repo: ev.Repo.Name, Issue: n})
+	}
+}
+
+func (s *service) repositoryChanged() {
+	select {
+	case s.repos <- struct{}{}:
+	default:
+	}
+}
+
+// run serves until ctx ends. Pods go on without the service.
+func (s *service) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := s.pods.openAll(ctx); err != nil {
+		return fmt.Errorf("finding the pods that run: %w", err)
+	}
+	defer s.pods.shutAll() //nolint:errcheck // the process ends
+	public, err := listenTCP(s.cfg.Service.Listen, "service.listen")
+	if err != nil {
+		return err
+	}
+	relay, err := listenUnix(s.cfg.file("relay/service.sock"))
+	if err != nil {
+		return err
+	}
+	cli, err := listenUnix(s.cfg.file("run/service.sock"))
+	if err != nil {
+		return err
+	}
+	for l, h := range map[net.Listener]http.Handler{public: s.publicHandler(), relay: s.publicHandler(), cli: s.apiHandler()} {
+		srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+		defer srv.Close() //nolint:errcheck // the process ends
+		go func() {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				cancel(err)
+			}
+		}()
+	}
+	go s.prepareRepositories(ctx)
+	go func() {
+		select {
+		case <-s.loop.Passed():
+			s.ready.Store(true)
+			s.log.Info("ready", "url", s.cfg.serviceURL())
+		case <-ctx.Done():
+		}
+	}()
+	s.log.Info("serving", "url", s.cfg.serviceURL(), "forge", s.cfg.forgeURL(), "instance", s.cfg.Instance, "pid", os.Getpid())
+	if err := s.loop.Run(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// publicHandler is what the loopback port and the forge's relay reach.
+func (s *service) publicHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !s.ready.Load() {
+			answer(w, http.StatusServiceUnavailable, "the first pass over all issues is not done yet")
+			return
+		}
+		answer(w, http.StatusOK, "ok")
+	})
+	mux.Handle("POST /hooks/forge", s.hook)
+	return mux
+}
+
+func answer(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	fmt.Fprintln(w, text)
+}
+
+// prepareRepositories gives every repository of the forge the labels, and the
+// bot its place as a collaborator: at start, when one is made, and now and
+// then.
+func (s *service) prepareRepositories(ctx context.Context) {
+	tick := time.NewTicker(s.cfg.Service.Resync)
+	defer tick.Stop()
+	done := map[forge.Repo]bool{}
+	for {
+		repos, err := s.forge.Repositories(ctx)
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("listing repositories", "err", err)
+		}
+		for _, r := range repos {
+			if done[r.Repo] || r.Archived {
+				continue
+			}
+			if err := prepareRepository(ctx, s.forge, r.Repo, s.cfg.Label); err != nil {
+				s.log.Warn("preparing a repository; trying again later", "repo", r.Repo.String(), "err", err)
+				continue
+			}
+			done[r.Repo] = true
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-s.repos:
+		}
+	}
+}
+
+func prepareRepository(ctx context.Context, client *forge.Client, repo forge.Repo, label string) error {
+	if _, err := client.EnsureLabels(ctx, repo, forge.DefaultLabels(label)); err != nil {
+		return fmt.Errorf("making the labels of %s: %w", repo, err)
+	}
+	if err := client.EnsureBot(ctx, repo); err != nil {
+		return fmt.Errorf("letting the bot push to %s: %w", repo, err)
+	}
+	return nil
+}

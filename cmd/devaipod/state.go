@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// credentials are the service's own accounts and tokens on the forge: what
+// can't be read back from anywhere. They are forge.json in the state
+// directory, mode 0600.
+type credentials struct {
+	Service       string `json:"service"`
+	ServiceToken  string `json:"service_token"`
+	Bot           string `json:"bot"`
+	BotToken      string `json:"bot_token"`
+	Person        string `json:"person"`
+	PersonToken   string `json:"person_token"`
+	WebhookSecret string `json:"webhook_secret"`
+}
+
+const credentialsFile = "forge.json"
+
+// errNoForge is what commands answer before `forge up` has run once.
+var errNoForge = errors.New("there is no forge yet: run `devaipod forge up` first")
+
+func (a *app) readCredentials() (credentials, error) {
+	var c credentials
+	b, err := os.ReadFile(a.cfg.file(credentialsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, &exitError{codeUnreachable, fmt.Errorf("%w (instance %s)", errNoForge, a.cfg.Instance)}
+	}
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("%s is damaged (%w): remove it and run `devaipod forge up` again", a.cfg.file(credentialsFile), err)
+	}
+	return c, nil
+}
+
+func (a *app) writeCredentials(c credentials) error {
+	b, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(a.cfg.file(credentialsFile), b)
+}
+
+// writeFile replaces a file atomically, mode 0600, durable when it returns.
+func writeFile(path string, data []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) //nolint:errcheck // gone after the rename
+	if _, err := tmp.Write(data); err != nil {
+		return errors.Join(err, tmp.Close())
+	}
+	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// makeStateDir makes the state directory for this user alone.
+func (a *app) makeStateDir() error {
+	for _, dir := range []string{a.cfg.StateDir, a.cfg.file("run"), a.cfg.file("relay")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("making the state directory: %w; choose another with --state-dir", err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lock takes an advisory lock of the instance; the lock ends with the process,
+// however that ends. ok is false when another process holds it.
+func (a *app) lock(name string) (unlock func() error, ok bool, err error) {
+	f, err := os.OpenFile(a.cfg.file(name), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, false, err
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, false, f.Close()
+	}
+	if err != nil {
+		return nil, false, errors.Join(err, f.Close())
+	}
+	return f.Close, true, nil
+}

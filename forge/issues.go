@@ -1,0 +1,240 @@
+package forge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	sdk "codeberg.org/mvdkleijn/forgejo-sdk/forgejo/v3"
+)
+
+// An Issue (or pull request) as the forge has it.
+type Issue struct {
+	Repo             Repo
+	Number           int64
+	Title, Body      string
+	State            string // "open" or "closed"
+	Author           string
+	Ref              string // the branch that it names, if any
+	Labels           []string
+	Created, Updated time.Time // whole seconds
+	IsPull           bool
+	URL              string
+}
+
+func issueOf(r Repo, i sdk.Issue) Issue {
+	out := Issue{
+		Repo: r, Number: i.Index, Title: i.Title, Body: i.Body, State: string(i.State), Ref: i.Ref,
+		Created: i.Created, Updated: i.Updated, IsPull: i.PullRequest != nil, URL: i.HTMLURL, Author: login(i.Poster),
+	}
+	for _, l := range i.Labels {
+		out.Labels = append(out.Labels, l.Name)
+	}
+	return out
+}
+
+func login(u *sdk.User) string {
+	if u == nil {
+		return ""
+	}
+	return u.UserName
+}
+
+// LabeledIssues lists the open issues with a label in all repositories that
+// the service can see.
+func (c *Client) LabeledIssues(ctx context.Context, label string) ([]Issue, error) {
+	found, err := pages[sdk.Issue](ctx, c, call{method: "GET", path: "/repos/issues/search",
+		query: url.Values{"labels": {label}, "state": {"open"}, "type": {"issues"}}})
+	if err != nil {
+		return nil, err
+	}
+	var out []Issue
+	for _, i := range found {
+		if i.Repository == nil {
+			continue
+		}
+		owner, name, _ := strings.Cut(i.Repository.FullName, "/")
+		issue := issueOf(Repo{owner, name}, i)
+		// An unknown label makes the forge drop the filter.
+		if !issue.IsPull && issue.State == "open" && slices.Contains(issue.Labels, label) {
+			out = append(out, issue)
+		}
+	}
+	return out, nil
+}
+
+// Issue reads one; ErrNotFound when there is none.
+func (c *Client) Issue(ctx context.Context, r Repo, n int64) (Issue, error) {
+	var i sdk.Issue
+	if err := c.do(ctx, call{method: "GET", path: r.path("/issues/%d", n)}, &i); err != nil {
+		return Issue{}, err
+	}
+	return issueOf(r, i), nil
+}
+
+// An IssueSpec is a new issue.
+type IssueSpec struct {
+	Title, Body string
+	Ref         string   // branch it is about, "" for none
+	Labels      []string // by name; they must exist
+}
+
+// CreateIssue opens an issue as the account of the client's token, and puts
+// the labels on in a second call: one that needs write permission and fails
+// without it, where labels given at creation are dropped in silence.
+func (c *Client) CreateIssue(ctx context.Context, r Repo, spec IssueSpec) (Issue, error) {
+	var i sdk.Issue
+	in := sdk.CreateIssueOption{Title: spec.Title, Body: spec.Body, Ref: spec.Ref}
+	if err := c.do(ctx, call{method: "POST", path: r.path("/issues"), body: in}, &i); err != nil {
+		return Issue{}, fmt.Errorf("opening an issue in %s: %w", r, err)
+	}
+	if len(spec.Labels) > 0 {
+		if err := c.AddLabels(ctx, r, i.Index, spec.Labels...); err != nil {
+			return issueOf(r, i), err
+		}
+	}
+	return issueOf(r, i), nil
+}
+
+// A LabelEvent is the putting on of a label.
+type LabelEvent struct {
+	ID   int64
+	User string
+	At   time.Time
+}
+
+type timelineEntry struct {
+	ID      int64     `json:"id"`
+	Type    string    `json:"type"`
+	Body    string    `json:"body"` // for labels "1" when put on, "" when taken off
+	Created time.Time `json:"created_at"`
+	User    *sdk.User `json:"user"`
+	Label   *struct {
+		Name string `json:"name"`
+	} `json:"label"`
+}
+
+// LabelEvent finds the newest putting on of a label that nothing undid; ok is
+// false when there is none.
+//
+// Seen on the sibling 1.23.8: an issue created with a label has that event
+// too. An issue's updated_at moves with every label, comment, assignment and
+// edit of title or body, but not with a comment's edit or a reaction; an edit
+// of the body leaves no entry in the timeline. Times are whole seconds.
+func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) (ev LabelEvent, ok bool, err error) {
+	entries, err := pages[timelineEntry](ctx, c, call{method: "GET", path: r.path("/issues/%d/timeline", n)})
+	if err != nil {
+		return LabelEvent{}, false, err
+	}
+	slices.SortStableFunc(entries, func(a, b timelineEntry) int { return int(a.ID - b.ID) })
+	for _, e := range entries {
+		if e.Type != "label" || e.Label == nil || e.Label.Name != label {
+			continue
+		}
+		ok = e.Body == "1"
+		ev = LabelEvent{ID: e.ID, User: login(e.User), At: e.Created}
+	}
+	if !ok || ev.User == "" {
+		return LabelEvent{}, false, nil
+	}
+	return ev, true, nil
+}
+
+// CanWrite asks whether an account may push code to a repository, by looking
+// at the repository as that account (Sudo, for which the service is a site
+// admin). Any doubt is an error. The permission that the collaborator route
+// tells is not enough: a team that may write issues and has no access to code
+// is "write" there.
+func (c *Client) CanWrite(ctx context.Context, r Repo, user string) (bool, error) {
+	if user == "" {
+		return false, nil
+	}
+	var u sdk.User
+	if err := c.do(ctx, call{method: "GET", path: "/users/" + url.PathEscape(user)}, &u); err != nil {
+		if errors.Is(err, ErrNotFound) {
+			return false, nil
+		}
+		return false, err
+	}
+	if u.ProhibitLogin || !strings.EqualFold(u.UserName, user) {
+		return false, nil
+	}
+	var repo sdk.Repository
+	err := c.do(ctx, call{method: "GET", path: r.path(""), sudo: u.UserName}, &repo)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return false, nil // may not even see it
+	case err != nil:
+		return false, err
+	case repo.Permissions == nil:
+		return false, fmt.Errorf("the forge did not tell what %s may do in %s", user, r)
+	}
+	return repo.Permissions.Push, nil
+}
+
+// A Comment on an issue.
+type Comment struct {
+	ID               int64
+	Author, Body     string
+	Created, Updated time.Time
+}
+
+// Comments lists an issue's comments, oldest first.
+func (c *Client) Comments(ctx context.Context, r Repo, n int64) ([]Comment, error) {
+	// This route has no pages: it answers all at once.
+	var found []sdk.Comment
+	if err := c.do(ctx, call{method: "GET", path: r.path("/issues/%d/comments", n)}, &found); err != nil {
+		return nil, err
+	}
+	var out []Comment
+	for _, m := range found {
+		out = append(out, Comment{ID: m.ID, Author: login(m.Poster), Body: m.Body, Created: m.Created, Updated: m.Updated})
+	}
+	return out, nil
+}
+
+// PutComment makes the bot's one comment with a marker say body: it edits the
+// one that is there if it differs, writes one if there is none, and removes
+// doubles that a kill in between has left. Only the bot's own comments count.
+func (c *Client) PutComment(ctx context.Context, r Repo, n int64, marker, body string) (changed bool, err error) {
+	all, err := c.Comments(ctx, r, n)
+	if err != nil {
+		return false, err
+	}
+	line := "<!-- " + marker + " -->"
+	body = line + "\n" + bounded(body)
+	var mine []Comment
+	for _, m := range all {
+		if strings.EqualFold(m.Author, c.cfg.BotUser) && strings.HasPrefix(m.Body, line) {
+			mine = append(mine, m)
+		}
+	}
+	text := map[string]string{"body": body}
+	if len(mine) == 0 {
+		return true, c.do(ctx, call{method: "POST", path: r.path("/issues/%d/comments", n), body: text, bot: true}, nil)
+	}
+	for _, double := range mine[1:] {
+		if err := c.do(ctx, call{method: "DELETE", path: r.path("/issues/comments/%d", double.ID), bot: true}, nil); err != nil && !errors.Is(err, ErrNotFound) {
+			return changed, err
+		}
+		changed = true
+	}
+	if mine[0].Body == body {
+		return changed, nil
+	}
+	return true, c.do(ctx, call{method: "PATCH", path: r.path("/issues/comments/%d", mine[0].ID), body: text, bot: true}, nil)
+}
+
+// maxText bounds what we post, in bytes.
+const maxText = 60 << 10
+
+func bounded(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + "\n\n(cut: too long)"
+}

@@ -1,0 +1,148 @@
+package forge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// A Label of a repository. An exclusive one replaces its siblings of the same
+// scope (what stands before the last slash).
+type Label struct {
+	Name        string
+	Color       string // "#rrggbb"
+	Description string
+	Exclusive   bool
+}
+
+const stateScope = "agent/"
+
+// DefaultLabels are the label that starts an agent and the scoped, exclusive
+// ones that tell its state.
+func DefaultLabels(trigger string) []Label {
+	labels := []Label{{Name: trigger, Color: "#6f42c1", Description: "Start a coding agent on this issue"}}
+	for _, s := range []struct{ state, color, text string }{
+		{"queued", "#bfbfbf", "Waiting to start"},
+		{"working", "#1d76db", "An agent is working on this"},
+		{"asking", "#fbca04", "The agent needs a person"},
+		{"review", "#0e8a16", "A pull request is ready for review"},
+		{"done", "#5319e7", "Done"},
+		{"failed", "#b60205", "The agent failed"},
+	} {
+		labels = append(labels, Label{Name: stateScope + s.state, Color: s.color, Description: s.text, Exclusive: true})
+	}
+	return labels
+}
+
+// labelJSON is the SDK's Label and the exclusive that it lacks.
+type labelJSON struct {
+	ID          int64  `json:"id,omitempty"`
+	Name        string `json:"name"`
+	Color       string `json:"color"`
+	Description string `json:"description"`
+	Exclusive   bool   `json:"exclusive"`
+}
+
+// EnsureLabels makes the labels that a repository lacks and makes them
+// exclusive where they must be; colours and descriptions are the people's.
+func (c *Client) EnsureLabels(ctx context.Context, r Repo, want []Label) (changed bool, err error) {
+	have, err := pages[labelJSON](ctx, c, call{method: "GET", path: r.path("/labels")})
+	if err != nil {
+		return false, err
+	}
+	for _, w := range want {
+		i := slices.IndexFunc(have, func(h labelJSON) bool { return h.Name == w.Name })
+		body := labelJSON{Name: w.Name, Color: w.Color, Description: w.Description, Exclusive: w.Exclusive}
+		switch {
+		case i < 0:
+			err = c.do(ctx, call{method: "POST", path: r.path("/labels"), body: body}, nil)
+		case have[i].Exclusive != w.Exclusive:
+			err = c.do(ctx, call{method: "PATCH", path: r.path("/labels/%d", have[i].ID), body: map[string]bool{"exclusive": w.Exclusive}}, nil)
+		default:
+			continue
+		}
+		if err != nil {
+			return changed, fmt.Errorf("label %s: %w", w.Name, err)
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+// AddLabels puts labels on an issue, as the account of the client's token.
+func (c *Client) AddLabels(ctx context.Context, r Repo, n int64, names ...string) error {
+	ids, err := c.labelIDs(ctx, r, names)
+	if err != nil {
+		return err
+	}
+	err = c.do(ctx, call{method: "POST", path: r.path("/issues/%d/labels", n), body: map[string][]int64{"labels": ids}}, nil)
+	if err != nil {
+		return fmt.Errorf("putting %s on %s#%d: %w", strings.Join(names, ", "), r, n, err)
+	}
+	return nil
+}
+
+// labelIDs looks names up: not every forge takes names.
+func (c *Client) labelIDs(ctx context.Context, r Repo, names []string) ([]int64, error) {
+	have, err := pages[labelJSON](ctx, c, call{method: "GET", path: r.path("/labels")})
+	if err != nil {
+		return nil, err
+	}
+	var ids []int64
+	for _, name := range names {
+		i := slices.IndexFunc(have, func(h labelJSON) bool { return h.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("%s has no label %s: %w", r, name, ErrNotFound)
+		}
+		ids = append(ids, have[i].ID)
+	}
+	return ids, nil
+}
+
+// SetState makes agent/<state> the issue's only label of that scope; "" takes
+// the scope's label off. No call is made when i.Labels says so already.
+func (c *Client) SetState(ctx context.Context, i Issue, state string) (changed bool, err error) {
+	var now []string
+	for _, l := range i.Labels {
+		if strings.HasPrefix(l, stateScope) {
+			now = append(now, l)
+		}
+	}
+	if state != "" {
+		if len(now) == 1 && now[0] == stateScope+state {
+			return false, nil
+		}
+		// Exclusive: the forge takes the siblings off itself.
+		return true, c.AddLabels(ctx, i.Repo, i.Number, stateScope+state)
+	}
+	for _, l := range now {
+		if err := c.RemoveLabel(ctx, i.Repo, i.Number, l); err != nil {
+			return changed, err
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+// RemoveLabel takes a label off an issue; one that is not on it is no error.
+func (c *Client) RemoveLabel(ctx context.Context, r Repo, n int64, name string) error {
+	issue, err := c.Issue(ctx, r, n)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(issue.Labels, name) {
+		return nil
+	}
+	ids, err := c.labelIDs(ctx, r, []string{name})
+	if err != nil {
+		return err
+	}
+	err = c.do(ctx, call{method: http.MethodDelete, path: r.path("/issues/%d/labels/%d", n, ids[0])}, nil)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("taking %s off %s#%d: %w", name, r, n, err)
+	}
+	return nil
+}

@@ -1,0 +1,39 @@
+package forge
+
+import (
+	"regexp"
+	"strings"
+)
+
+var (
+	mention  = regexp.MustCompile(`@([A-Za-z0-9_.-])`)
+	keyword  = regexp.MustCompile(`(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?|reopen(?:s|ed)?)(\s*:?\s+)(#|!|[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+[#!]|https?://)`)
+	crossRef = regexp.MustCompile(`(^|[^&\w])([#!])(\d)`)
+	imageRef = regexp.MustCompile(`!\[`)
+)
+
+// Harmless takes the force out of text that an agent wrote, for posting in our
+// name: mentions, closing keywords, references to issues, images (which would
+// be fetched by the reader's browser), HTML (and with it hidden comments), and
+// characters that reorder or control. Ordinary markdown stays readable.
+func Harmless(s string) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return r
+		case r < ' ' || (r >= 0x7f && r < 0xa0):
+			return -1
+		case r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069, r >= 0x200b && r <= 0x200f, r == 0x2060, r == 0xfeff:
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	s = strings.NewReplacer("<", "&lt;", "![", "!\u200b[").Replace(s)
+	s = imageRef.ReplaceAllString(s, "!\u200b[")
+	s = keyword.ReplaceAllString(s, "$1$2\u200b$3")
+	// Twice: a match takes the character before it, which the next may need.
+	for range 2 {
+		s = crossRef.ReplaceAllString(s, "$1$2\u200b$3")
+	}
+	return mention.ReplaceAllString(s, "@\u200b$1")
+}

@@ -1,0 +1,298 @@
+package pods
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/podman"
+)
+
+// Config is what a [Manager] is made from.
+type Config struct {
+	Instance string
+	StateDir string // the instance's, 0700
+	Podman   *podman.Client
+	Log      *slog.Logger
+}
+
+// A Manager makes and ends the pods of one instance. Its methods may be called
+// concurrently for different keys; every one is idempotent and may be
+// repeated after a kill at any point.
+type Manager struct {
+	cfg    Config
+	podman *podman.Client
+	log    *slog.Logger
+}
+
+// New returns a manager. It makes no call.
+func New(cfg Config) (*Manager, error) {
+	if cfg.Instance == "" || cfg.StateDir == "" || cfg.Podman == nil || cfg.Log == nil {
+		return nil, errors.New("pods: Instance, StateDir, Podman and Log must be set")
+	}
+	return &Manager{cfg: cfg, podman: cfg.Podman, log: cfg.Log}, nil
+}
+
+// RunDir is the pod's directory on the host: sockets, and files for control.
+// Its name is short, because sockets' paths end at 108 bytes.
+func (m *Manager) RunDir(k Key) string {
+	return filepath.Join(m.cfg.StateDir, "p", id(m.cfg.Instance, k)[:8])
+}
+
+// tokens are what agent and workspace show to the pod's gate.
+type tokens struct{ Agent, Workspace string }
+
+const (
+	tokensFile = "tokens.json"
+	specFile   = "spec.json"
+)
+
+// Ensure makes the pod of spec and starts it. A pod that was started for
+// another label event is made anew, its volumes and so its work kept.
+func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) {
+	dir := m.RunDir(s.Key)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return false, fmt.Errorf("making the run directory of %s: %w", s.Key, err)
+	}
+	t, err := m.tokens(dir)
+	if err != nil {
+		return false, err
+	}
+	if err := writeJSON(filepath.Join(dir, specFile), s); err != nil {
+		return false, fmt.Errorf("keeping the specification of %s: %w", s.Key, err)
+	}
+	err = podfile.Write(dir, &podfile.File{
+		Instance: m.cfg.Instance, Pod: Name(m.cfg.Instance, s.Key), Repo: s.Owner + "/" + s.Repo, Issue: s.Issue,
+		Branch: s.Branch, BranchPrefix: BranchPrefix(s.Issue), Base: s.Base,
+		AgentToken: t.Agent, WorkspaceToken: t.Workspace, Model: s.Model, Task: s.Task,
+	})
+	if err != nil {
+		return false, fmt.Errorf("writing the podfile of %s: %w", s.Key, err)
+	}
+	return m.build(ctx, s, t)
+}
+
+// build makes what the pod consists of and starts its containers.
+func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, err error) {
+	name, labels := Name(m.cfg.Instance, s.Key), m.labels(s.Key)
+	note := func(created bool, err error) error {
+		changed = changed || created
+		return err
+	}
+	if err := m.needImage(ctx, s.AgentImage); err != nil {
+		return false, err
+	}
+	for _, v := range volumes(name) {
+		if err := note(m.podman.EnsureVolume(ctx, v, labels)); err != nil {
+			return changed, err
+		}
+	}
+	if err := note(m.podman.EnsureNetwork(ctx, name+"-egress", labels)); err != nil {
+		return changed, err
+	}
+	if err := note(m.podman.EnsurePod(ctx, podman.PodSpec{Name: name, Labels: labels})); err != nil {
+		return changed, err
+	}
+	all, err := m.containers(s, t)
+	if err != nil {
+		return changed, err
+	}
+	for _, c := range all {
+		if err := note(m.podman.EnsureContainer(ctx, c)); err != nil {
+			return changed, err
+		}
+	}
+	for _, c := range all {
+		if err := m.podman.StartContainer(ctx, c.Name); err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+func (m *Manager) needImage(ctx context.Context, ref string) error {
+	ok, err := m.podman.ImageExists(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("the agent's image %s is not here: build it with `make images` and load it, or set agent.image", ref)
+	}
+	return nil
+}
+
+// Resume makes a pod whole and starts it, from the specification that Ensure
+// kept.
+func (m *Manager) Resume(ctx context.Context, k Key) error {
+	dir := m.RunDir(k)
+	b, err := os.ReadFile(filepath.Join(dir, specFile))
+	if err != nil {
+		return fmt.Errorf("the specification of %s is lost (%w): put its label on again", k, err)
+	}
+	var s Spec
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("reading the specification of %s: %w", k, err)
+	}
+	t, err := m.tokens(dir)
+	if err != nil {
+		return err
+	}
+	_, err = m.build(ctx, s, t)
+	return err
+}
+
+// Stop ends a pod's containers and keeps everything.
+func (m *Manager) Stop(ctx context.Context, k Key) error {
+	for _, role := range []string{RoleAgent, RoleWorkspace, RoleControl} {
+		if err := m.podman.StopContainer(ctx, m.container(k, role), patience); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove leaves nothing of a pod.
+func (m *Manager) Remove(ctx context.Context, k Key) error {
+	own := map[string]string{labelInstance: m.cfg.Instance, labelPod: Name(m.cfg.Instance, k)}
+	if err := m.podman.RemoveByLabels(ctx, own); err != nil {
+		return err
+	}
+	return os.RemoveAll(m.RunDir(k))
+}
+
+// RemoveAll leaves nothing of any pod of the instance.
+func (m *Manager) RemoveAll(ctx context.Context) error {
+	found, err := m.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range found {
+		if err := m.Remove(ctx, p.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A Pod as podman has it.
+type Pod struct {
+	Key
+	Name                      string
+	Pin                       Pin
+	Branch, Base              string
+	Agent, Control, Workspace podman.ContainerState
+}
+
+// List finds the instance's pods by their labels alone. A pod whose containers
+// are gone is told by its volumes.
+func (m *Manager) List(ctx context.Context) ([]Pod, error) {
+	own := map[string]string{labelInstance: m.cfg.Instance}
+	vols, err := m.podman.Volumes(ctx, own)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]*Pod{}
+	var order []string
+	see := func(labels map[string]string) *Pod {
+		k, ok := keyOf(labels)
+		if !ok {
+			return nil // the forge's, for one
+		}
+		name := Name(m.cfg.Instance, k)
+		if found[name] == nil {
+			found[name] = &Pod{Key: k, Name: name}
+			order = append(order, name)
+		}
+		return found[name]
+	}
+	for _, v := range vols {
+		see(v.Labels)
+	}
+	containers, err := m.podman.Containers(ctx, own)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range containers {
+		if p := see(c.Labels); p != nil {
+			p.take(c)
+		}
+	}
+	var out []Pod
+	for _, name := range order {
+		out = append(out, *found[name])
+	}
+	return out, nil
+}
+
+// take notes one container of the pod. The pin is the agent's: of a pod that
+// is being made anew, that one is made last but for the workspace.
+func (p *Pod) take(c podman.Thing) {
+	st := podman.ContainerState{Exists: true, Running: c.Running, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Labels: c.Labels}
+	switch c.Labels[labelRole] {
+	case RoleControl:
+		p.Control = st
+	case RoleWorkspace:
+		p.Workspace = st
+	case RoleAgent:
+		p.Agent = st
+		p.Branch, p.Base = c.Labels[labelBranch], c.Labels[labelBase]
+		// A label that can't be read leaves the zero pin, which matches no event.
+		_ = json.Unmarshal([]byte(c.Labels[labelPin]), &p.Pin)
+	}
+}
+
+func keyOf(labels map[string]string) (Key, bool) {
+	owner, repo, ok := strings.Cut(labels[labelRepo], "/")
+	n, err := strconv.ParseInt(labels[labelIssue], 10, 64)
+	return Key{owner, repo, n}, ok && err == nil && n > 0
+}
+
+// tokens reads the pod's tokens, or makes them: once for the pod's life.
+func (m *Manager) tokens(dir string) (tokens, error) {
+	path := filepath.Join(dir, tokensFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		t := tokens{Agent: rand.Text(), Workspace: rand.Text()}
+		return t, writeJSON(path, t)
+	}
+	var t tokens
+	if err == nil {
+		err = json.Unmarshal(b, &t)
+	}
+	if err == nil && (t.Agent == "" || t.Workspace == "") {
+		err = errors.New("it is empty")
+	}
+	if err != nil {
+		return t, fmt.Errorf("reading the pod's tokens in %s: %w", path, err)
+	}
+	return t, nil
+}
+
+// writeJSON replaces a file atomically, mode 0600, durable when it returns.
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }() // gone after the rename
+	if _, err := tmp.Write(b); err != nil {
+		return errors.Join(err, tmp.Close())
+	}
+	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}

@@ -1,0 +1,70 @@
+package pods
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// A Key names one issue of one repository.
+type Key struct {
+	Owner, Repo string
+	Issue       int64
+}
+
+// String is owner/repo#3.
+func (k Key) String() string { return fmt.Sprintf("%s/%s#%d", k.Owner, k.Repo, k.Issue) }
+
+// id tells keys of all instances apart, whatever their names look like. The
+// forge's names don't differ by case alone.
+func id(instance string, k Key) string {
+	sum := sha256.Sum256([]byte(instance + "\x00" + strings.ToLower(k.Owner+"\x00"+k.Repo) + "\x00" + strconv.FormatInt(k.Issue, 10)))
+	return hex.EncodeToString(sum[:])
+}
+
+var notSlug = regexp.MustCompile(`[^a-z0-9]+`)
+
+// slug is s in small letters, digits and single dashes, at most n bytes.
+func slug(s string, n int) string {
+	s = strings.Trim(notSlug.ReplaceAllString(strings.ToLower(s), "-"), "-")
+	return strings.Trim(s[:min(len(s), n)], "-")
+}
+
+// Name is the pod's name, a DNS label of at most 63 bytes:
+// <instance>-<repository>-<issue>-<hash>.
+func Name(instance string, k Key) string {
+	return fmt.Sprintf("%s-%s-%d-%s", instance, orElse(slug(k.Repo, 24), "repo"), k.Issue, id(instance, k)[:6])
+}
+
+// BranchPrefix is what every branch that this issue's agent pushes starts with.
+func BranchPrefix(issue int64) string { return fmt.Sprintf("agent/%d-", issue) }
+
+// Branch is the branch for an issue: agent/3-fix-the-typo.
+func Branch(issue int64, title string) string {
+	return BranchPrefix(issue) + orElse(slug(title, 40), "work")
+}
+
+var agentBranch = regexp.MustCompile(`^agent/([1-9][0-9]{0,8})-.`)
+
+// IssueOfBranch is the issue whose agent pushes to a branch, 0 for none.
+func IssueOfBranch(branch string) int64 {
+	m := agentBranch.FindStringSubmatch(branch)
+	if m == nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

@@ -1,0 +1,48 @@
+package pods
+
+import (
+	"encoding/json"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+)
+
+// opencodeEnv configures opencode. What is here beats the repository's own
+// opencode.json, which could otherwise name another provider; the gate stands
+// behind that in any case.
+func opencodeEnv(s Spec, token string) map[string]string {
+	return map[string]string{
+		"OPENCODE_CONFIG_CONTENT":          OpencodeConfig(s.Model, token),
+		"OPENCODE_DISABLE_MODELS_FETCH":    "1",
+		"OPENCODE_DISABLE_AUTOUPDATE":      "1",
+		"OPENCODE_DISABLE_LSP_DOWNLOAD":    "1",
+		"OPENCODE_DISABLE_SHARE":           "1",
+		"OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
+	}
+}
+
+// OpencodeConfig is opencode's configuration (opencode.ai/docs/config): one
+// provider, which is the pod's gate, spoken to with the gate's token.
+func OpencodeConfig(model podfile.Model, token string) string {
+	npm := "@ai-sdk/openai-compatible"
+	if model.API == podfile.APIAnthropic {
+		npm = "@ai-sdk/anthropic"
+	}
+	name := "devaipod/" + model.Name
+	b, err := json.Marshal(map[string]any{
+		"$schema":     "https://opencode.ai/config.json",
+		"model":       name,
+		"small_model": name,
+		"share":       "disabled",
+		"autoupdate":  false,
+		"permission":  map[string]string{"*": "allow", "question": "deny"},
+		"provider": map[string]any{"devaipod": map[string]any{
+			"npm": npm, "name": "devaipod gate",
+			"options": map[string]any{"baseURL": "http://" + podfile.GateAddr + "/model/v1", "apiKey": token},
+			"models":  map[string]any{model.Name: map[string]any{"name": model.Name, "tool_call": true}},
+		}},
+	})
+	if err != nil {
+		panic(err) // plain data
+	}
+	return string(b)
+}

@@ -1,0 +1,77 @@
+// Package podman is a thin layer over podman's API bindings: a few verbs on
+// containers, pods, volumes, networks, secrets and images, each idempotent by
+// name, with errors that name the thing and the next step.
+//
+// [Find] finds an API service or starts one, [Connect] gives a [Client].
+// Ensure… verbs make what is missing; a container whose specification has
+// changed is made anew, which a hash in a label tells. What carries labels is
+// found and removed by them.
+//
+// It follows podman's libpod API (docs.podman.io, API v4 and later) and is run
+// against a 4.3.1 server.
+package podman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/containers/podman/v5/pkg/bindings"
+	"github.com/containers/podman/v5/pkg/bindings/system"
+	"github.com/containers/podman/v5/pkg/errorhandling"
+)
+
+// A Client talks to one podman API service. Its methods are safe for
+// concurrent use.
+type Client struct {
+	conn context.Context // carries the bindings' connection, nothing else
+}
+
+// Connect opens a connection to the service at uri (unix:///path).
+func Connect(ctx context.Context, uri string) (*Client, error) {
+	// The bindings keep the connection in a context; cancelling the caller's
+	// must not end it, so each call joins the two (see with).
+	conn, err := bindings.NewConnection(context.WithoutCancel(ctx), uri)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to podman at %s: %w", uri, err)
+	}
+	return &Client{conn: conn}, nil
+}
+
+// with joins the connection with a caller's deadline and cancellation.
+func (c *Client) with(ctx context.Context) (context.Context, context.CancelFunc) {
+	joined, cancel := context.WithCancel(c.conn)
+	stop := context.AfterFunc(ctx, cancel)
+	return joined, func() { stop(); cancel() }
+}
+
+// Version is the server's.
+func (c *Client) Version(ctx context.Context) (string, error) {
+	ctx, cancel := c.with(ctx)
+	defer cancel()
+	v, err := system.Version(ctx, nil)
+	if err != nil {
+		return "", fmt.Errorf("asking podman for its version: %w", err)
+	}
+	if v.Server == nil {
+		return "", errors.New("podman told no version")
+	}
+	return v.Server.Version, nil
+}
+
+// status is the HTTP status in an error of the bindings, 0 for none.
+func status(err error) int {
+	var e *errorhandling.ErrorModel
+	if errors.As(err, &e) {
+		return e.ResponseCode
+	}
+	return 0
+}
+
+func notFound(err error) bool { return status(err) == http.StatusNotFound }
+func conflict(err error) bool { return status(err) == http.StatusConflict }
+
+// seconds rounds up, for podman's whole-second timeouts.
+func seconds(d time.Duration) uint { return uint((d + time.Second - 1) / time.Second) }

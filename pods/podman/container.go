@@ -1,0 +1,242 @@
+package podman
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/containers/podman/v5/pkg/bindings/containers"
+	"github.com/containers/podman/v5/pkg/specgen"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	nettypes "go.podman.io/common/libnetwork/types"
+)
+
+// MountKind says what a [Mount] mounts.
+type MountKind string
+
+// The kinds of mount: a named volume, a path of the host, an image's content.
+const (
+	Volume MountKind = "volume"
+	Bind   MountKind = "bind"
+	Image  MountKind = "image"
+)
+
+// A Mount puts something at Target in a container.
+type Mount struct {
+	Kind     MountKind
+	Source   string
+	Target   string
+	ReadOnly bool // images always are
+}
+
+// A Secret is mounted as a file, readable for root of the container alone.
+type Secret struct{ Name, Target string }
+
+// A Port is published on a host address.
+type Port struct {
+	HostIP          string
+	Host, Container uint16
+}
+
+// A Container says what one container shall be.
+type Container struct {
+	Name, Pod, Image    string
+	Entrypoint, Command []string
+	Env                 map[string]string
+	Labels              map[string]string
+	User                string
+	WorkDir             string
+	// Network is "none", a network's name, or "" for the pod's.
+	Network        string
+	Mounts         []Mount
+	Secrets        []Secret
+	DropCaps       bool // all of them
+	NoNewPrivs     bool
+	ReadOnlyRoot   bool
+	SELinuxDisable bool
+	MemoryBytes    int64 // 0 is no limit
+	Pids           int64 // 0 is podman's default
+	Restart        string
+	StopTimeout    time.Duration
+	HTTPProxy      bool // pass the host's proxy variables in
+}
+
+// specLabel carries the hash of what a container was made from.
+const specLabel = "devaipod.spec"
+
+func (c Container) hash() string {
+	b, err := json.Marshal(c) // maps are written with sorted keys
+	if err != nil {
+		panic(err) // plain data
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
+}
+
+// EnsureContainer makes the container unless it is there as specified; one
+// that differs is removed first. It is not started.
+func (c *Client) EnsureContainer(ctx context.Context, want Container) (created bool, err error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	hash := want.hash()
+	have, err := containers.Inspect(conn, want.Name, nil)
+	switch {
+	case err == nil && have.Config != nil && have.Config.Labels[specLabel] == hash:
+		return false, nil
+	case err == nil:
+		if err := c.RemoveContainer(ctx, want.Name); err != nil {
+			return false, err
+		}
+	case !notFound(err):
+		return false, fmt.Errorf("looking at container %s: %w", want.Name, err)
+	}
+	spec := specOf(want)
+	spec.Labels[specLabel] = hash
+	if _, err := containers.CreateWithSpec(conn, spec, nil); err != nil {
+		if notFound(err) || strings.Contains(err.Error(), "image not known") {
+			return false, fmt.Errorf("making container %s: %w (is the image %s here? see: podman images)", want.Name, err, want.Image)
+		}
+		return false, fmt.Errorf("making container %s: %w", want.Name, err)
+	}
+	return true, nil
+}
+
+func specOf(c Container) *specgen.SpecGenerator {
+	s := specgen.NewSpecGenerator(c.Image, false)
+	s.Name, s.Pod, s.Entrypoint, s.Command, s.Env, s.User, s.WorkDir = c.Name, c.Pod, c.Entrypoint, c.Command, c.Env, c.User, c.WorkDir
+	s.Labels = map[string]string{}
+	for k, v := range c.Labels {
+		s.Labels[k] = v
+	}
+	s.RestartPolicy = c.Restart
+	s.HTTPProxy = &c.HTTPProxy
+	if c.StopTimeout > 0 {
+		t := seconds(c.StopTimeout)
+		s.StopTimeout = &t
+	}
+	switch c.Network {
+	case "":
+	case "none":
+		s.NetNS = specgen.Namespace{NSMode: specgen.NoNetwork}
+	default:
+		s.NetNS = specgen.Namespace{NSMode: specgen.Bridge}
+		s.Networks = map[string]nettypes.PerNetworkOptions{c.Network: {}}
+	}
+	if c.DropCaps {
+		s.CapDrop = []string{"ALL"}
+	}
+	if c.SELinuxDisable {
+		s.SelinuxOpts = []string{"disable"}
+	}
+	s.NoNewPrivileges = &c.NoNewPrivs
+	s.ReadOnlyFilesystem = &c.ReadOnlyRoot
+	s.ResourceLimits = limits(c)
+	for _, m := range c.Mounts {
+		addMount(s, m)
+	}
+	for _, secret := range c.Secrets {
+		s.Secrets = append(s.Secrets, specgen.Secret{Source: secret.Name, Target: path.Base(secret.Target), Mode: 0o400})
+	}
+	return s
+}
+
+func limits(c Container) *specs.LinuxResources {
+	if c.MemoryBytes == 0 && c.Pids == 0 {
+		return nil
+	}
+	r := &specs.LinuxResources{}
+	if c.MemoryBytes > 0 {
+		r.Memory = &specs.LinuxMemory{Limit: &c.MemoryBytes}
+	}
+	if c.Pids > 0 {
+		r.Pids = &specs.LinuxPids{Limit: c.Pids}
+	}
+	return r
+}
+
+func addMount(s *specgen.SpecGenerator, m Mount) {
+	mode := "rw"
+	if m.ReadOnly {
+		mode = "ro"
+	}
+	switch m.Kind {
+	case Volume:
+		s.Volumes = append(s.Volumes, &specgen.NamedVolume{Name: m.Source, Dest: m.Target, Options: []string{mode}})
+	case Bind:
+		s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: m.Source, Destination: m.Target, Options: []string{"rbind", mode}})
+	case Image:
+		s.ImageVolumes = append(s.ImageVolumes, &specgen.ImageVolume{Source: m.Source, Destination: m.Target})
+	}
+}
+
+// StartContainer starts a container; one that runs stays as it is.
+func (c *Client) StartContainer(ctx context.Context, name string) error {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	if err := containers.Start(conn, name, nil); err != nil {
+		return fmt.Errorf("starting container %s: %w", name, err)
+	}
+	return nil
+}
+
+// StopContainer asks a container to end and kills it after patience. One that
+// is not there or does not run is no error.
+func (c *Client) StopContainer(ctx context.Context, name string, patience time.Duration) error {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	err := containers.Stop(conn, name, new(containers.StopOptions).WithTimeout(seconds(patience)).WithIgnore(true))
+	if err != nil && !notFound(err) {
+		return fmt.Errorf("stopping container %s: %w", name, err)
+	}
+	return nil
+}
+
+// RemoveContainer kills and removes a container with its anonymous volumes.
+// One that is not there is no error.
+func (c *Client) RemoveContainer(ctx context.Context, name string) error {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	reports, err := containers.Remove(conn, name, new(containers.RemoveOptions).WithForce(true).WithVolumes(true).WithIgnore(true).WithTimeout(1))
+	for _, r := range reports {
+		err = errors.Join(err, r.Err)
+	}
+	if err != nil && !notFound(err) {
+		return fmt.Errorf("removing container %s: %w", name, err)
+	}
+	return nil
+}
+
+// A ContainerState is how a container is.
+type ContainerState struct {
+	Exists, Running, OOMKilled bool
+	ExitCode                   int
+	StartedAt                  time.Time
+	Labels                     map[string]string
+}
+
+// State tells how a container is; one that is not there is no error.
+func (c *Client) State(ctx context.Context, name string) (ContainerState, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	d, err := containers.Inspect(conn, name, nil)
+	if notFound(err) {
+		return ContainerState{}, nil
+	}
+	if err != nil {
+		return ContainerState{}, fmt.Errorf("looking at container %s: %w", name, err)
+	}
+	st := ContainerState{Exists: true}
+	if d.State != nil {
+		st.Running, st.OOMKilled, st.ExitCode, st.StartedAt = d.State.Running, d.State.OOMKilled, int(d.State.ExitCode), d.State.StartedAt
+	}
+	if d.Config != nil {
+		st.Labels = d.Config.Labels
+	}
+	return st, nil
+}

@@ -1,0 +1,172 @@
+package podman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containers/podman/v5/pkg/bindings/containers"
+	"github.com/containers/podman/v5/pkg/bindings/network"
+	"github.com/containers/podman/v5/pkg/bindings/pods"
+	"github.com/containers/podman/v5/pkg/bindings/volumes"
+	"github.com/containers/podman/v5/pkg/domain/entities/types"
+	"github.com/containers/podman/v5/pkg/specgen"
+	nettypes "go.podman.io/common/libnetwork/types"
+)
+
+// A PodSpec says what a pod shall be. Without Infra its containers share no
+// namespace; with it they share the network, on which Ports are published.
+type PodSpec struct {
+	Name   string
+	Labels map[string]string
+	Infra  bool
+	Ports  []Port
+}
+
+// EnsurePod makes the pod unless one of that name is there.
+func (c *Client) EnsurePod(ctx context.Context, p PodSpec) (created bool, err error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	if ok, err := pods.Exists(conn, p.Name, nil); err != nil || ok {
+		return false, wrap("looking for pod", p.Name, err)
+	}
+	gen := specgen.PodSpecGenerator{}
+	gen.Name, gen.Labels, gen.NoInfra = p.Name, p.Labels, !p.Infra
+	if p.Infra {
+		gen.SharedNamespaces = []string{"net"}
+		gen.InfraName = p.Name + "-infra"
+		gen.InfraContainerSpec = &specgen.SpecGenerator{}
+	}
+	for _, port := range p.Ports {
+		gen.PortMappings = append(gen.PortMappings, nettypes.PortMapping{HostIP: port.HostIP, HostPort: port.Host, ContainerPort: port.Container})
+	}
+	_, err = pods.CreatePodFromSpec(conn, &types.PodSpec{PodSpecGen: gen})
+	return err == nil, wrap("making pod", p.Name, err)
+}
+
+func wrap(what, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %s: %w", what, name, err)
+}
+
+// EnsureVolume makes the volume unless one of that name is there.
+func (c *Client) EnsureVolume(ctx context.Context, name string, labels map[string]string) (created bool, err error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	if ok, err := volumes.Exists(conn, name, nil); err != nil || ok {
+		return false, wrap("looking for volume", name, err)
+	}
+	_, err = volumes.Create(conn, types.VolumeCreateOptions{Name: name, Labels: labels}, nil)
+	return err == nil, wrap("making volume", name, err)
+}
+
+// EnsureNetwork makes the bridge network unless one of that name is there.
+func (c *Client) EnsureNetwork(ctx context.Context, name string, labels map[string]string) (created bool, err error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	if ok, err := network.Exists(conn, name, nil); err != nil || ok {
+		return false, wrap("looking for network", name, err)
+	}
+	_, err = network.Create(conn, &nettypes.Network{Name: name, Driver: "bridge", Labels: labels, DNSEnabled: true})
+	return err == nil, wrap("making network", name, err)
+}
+
+// A Thing is a container, pod, volume or network found by its labels.
+type Thing struct {
+	Name      string
+	Labels    map[string]string
+	Running   bool // containers alone
+	ExitCode  int
+	StartedAt time.Time
+}
+
+// Containers lists those that carry all of labels, running or not.
+func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]Thing, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	found, err := containers.List(conn, new(containers.ListOptions).WithAll(true).WithFilters(filter(labels)))
+	if err != nil {
+		return nil, fmt.Errorf("listing containers: %w", err)
+	}
+	var out []Thing
+	for _, f := range found {
+		if len(f.Names) > 0 {
+			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", ExitCode: int(f.ExitCode), StartedAt: time.Unix(f.StartedAt, 0)})
+		}
+	}
+	return out, nil
+}
+
+// Volumes lists those that carry all of labels.
+func (c *Client) Volumes(ctx context.Context, labels map[string]string) ([]Thing, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	found, err := volumes.List(conn, new(volumes.ListOptions).WithFilters(filter(labels)))
+	if err != nil {
+		return nil, fmt.Errorf("listing volumes: %w", err)
+	}
+	var out []Thing
+	for _, f := range found {
+		out = append(out, Thing{Name: f.Name, Labels: f.Labels})
+	}
+	return out, nil
+}
+
+func filter(labels map[string]string) map[string][]string {
+	var want []string
+	for k, v := range labels {
+		want = append(want, k+"="+v)
+	}
+	return map[string][]string{"label": want}
+}
+
+// RemoveByLabels removes the containers, pods, volumes and networks that carry
+// all of labels, and nothing else. It refuses an empty set.
+func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) error {
+	if len(labels) == 0 {
+		return errors.New("removing by labels: no labels given, which would be everything")
+	}
+	found, err := c.Containers(ctx, labels)
+	if err != nil {
+		return err
+	}
+	for _, f := range found {
+		if err := c.RemoveContainer(ctx, f.Name); err != nil && !strings.Contains(err.Error(), "infra container") {
+			return err
+		}
+	}
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	podsFound, err := pods.List(conn, new(pods.ListOptions).WithFilters(filter(labels)))
+	if err != nil {
+		return fmt.Errorf("listing pods: %w", err)
+	}
+	for _, p := range podsFound {
+		if _, err := pods.Remove(conn, p.Name, new(pods.RemoveOptions).WithForce(true).WithTimeout(1)); err != nil && !notFound(err) {
+			return fmt.Errorf("removing pod %s: %w", p.Name, err)
+		}
+	}
+	vols, err := c.Volumes(ctx, labels)
+	if err != nil {
+		return err
+	}
+	for _, v := range vols {
+		if err := volumes.Remove(conn, v.Name, new(volumes.RemoveOptions).WithForce(true)); err != nil && !notFound(err) {
+			return fmt.Errorf("removing volume %s: %w", v.Name, err)
+		}
+	}
+	nets, err := network.List(conn, new(network.ListOptions).WithFilters(filter(labels)))
+	if err != nil {
+		return fmt.Errorf("listing networks: %w", err)
+	}
+	for _, n := range nets {
+		if _, err := network.Remove(conn, n.Name, new(network.RemoveOptions).WithForce(true)); err != nil && !notFound(err) {
+			return fmt.Errorf("removing network %s: %w", n.Name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,164 @@
+package pods
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/podman"
+)
+
+// A Pin is what a pod was started for: the label event and the text that its
+// labeler saw.
+type Pin struct {
+	EventID  int64     `json:"event_id"`
+	Labeler  string    `json:"labeler"`
+	At       time.Time `json:"at"`
+	TextHash string    `json:"text_hash"`
+}
+
+// A Spec says what a pod shall be. It is kept in the pod's run directory, from
+// which Resume makes the pod whole again.
+type Spec struct {
+	Key
+	Task         podfile.Task `json:"task"`
+	Branch, Base string
+	Model        podfile.Model `json:"model"`
+	// ModelSecret is the podman secret with the model's key, "" for none.
+	ModelSecret string
+	AgentImage  string
+	ToolsImage  string
+	MemoryBytes int64 // of the agent's container
+	Pin         Pin
+	// GitName and GitEmail are the author of the agent's commits.
+	GitName, GitEmail string
+}
+
+// Labels that tell whose a container, volume or network is.
+const (
+	labelInstance = "devaipod.instance"
+	labelPod      = "devaipod.pod"
+	labelRole     = "devaipod.role"
+	labelRepo     = "devaipod.repo"
+	labelIssue    = "devaipod.issue"
+	labelBranch   = "devaipod.branch"
+	labelBase     = "devaipod.base"
+	labelPin      = "devaipod.pin" // the Pin as JSON
+)
+
+// labels of everything that belongs to the pod. Volumes outlive containers
+// and carry no pin.
+func (m *Manager) labels(k Key) map[string]string {
+	return map[string]string{
+		labelInstance: m.cfg.Instance, labelPod: Name(m.cfg.Instance, k),
+		labelRepo: k.Owner + "/" + k.Repo, labelIssue: fmt.Sprint(k.Issue),
+	}
+}
+
+// containerLabels add what the pod was started for.
+func (m *Manager) containerLabels(s Spec, role string) (map[string]string, error) {
+	pin, err := json.Marshal(s.Pin)
+	if err != nil {
+		return nil, err
+	}
+	l := m.labels(s.Key)
+	l[labelRole], l[labelBranch], l[labelBase], l[labelPin] = role, s.Branch, s.Base, string(pin)
+	return l, nil
+}
+
+// The roles of a pod's containers.
+const (
+	RoleControl   = "control"
+	RoleAgent     = "agent"
+	RoleWorkspace = "workspace"
+)
+
+const (
+	agentUser = "1000:1000" // as the agent image has it
+	maxPids   = 4096
+	patience  = 5 * time.Second // for a container to end by itself
+)
+
+// containers are the pod's three, in the order in which they start.
+func (m *Manager) containers(s Spec, t tokens) ([]podman.Container, error) {
+	out := []podman.Container{m.control(s), m.agent(s, t), m.workspace(s, t)}
+	for i, role := range []string{RoleControl, RoleAgent, RoleWorkspace} {
+		labels, err := m.containerLabels(s, role)
+		if err != nil {
+			return nil, err
+		}
+		c := &out[i]
+		c.Name, c.Pod, c.Labels = m.container(s.Key, role), Name(m.cfg.Instance, s.Key), labels
+		c.NoNewPrivs, c.DropCaps, c.SELinuxDisable, c.Pids, c.StopTimeout = true, true, true, maxPids, patience
+	}
+	return out, nil
+}
+
+func (m *Manager) container(k Key, role string) string { return Name(m.cfg.Instance, k) + "-" + role }
+
+// control holds the keys and is the pod's only way out.
+func (m *Manager) control(s Spec) podman.Container {
+	name := Name(m.cfg.Instance, s.Key)
+	c := podman.Container{
+		Image: s.ToolsImage, Entrypoint: []string{"/devaipod-pod"}, Command: []string{"control"},
+		Network: name + "-egress", ReadOnlyRoot: true,
+		Mounts: []podman.Mount{
+			{Kind: podman.Bind, Source: m.RunDir(s.Key), Target: podfile.ServiceDir},
+			{Kind: podman.Volume, Source: name + "-agent-sock", Target: podfile.AgentSocketDir},
+			{Kind: podman.Volume, Source: name + "-workspace-sock", Target: podfile.WorkspaceSocketDir},
+		},
+	}
+	if s.ModelSecret != "" {
+		c.Secrets = []podman.Secret{{Name: s.ModelSecret, Target: podfile.ModelKeyPath}}
+	}
+	return c
+}
+
+// agent runs the model's tool calls: hostile.
+func (m *Manager) agent(s Spec, t tokens) podman.Container {
+	name := Name(m.cfg.Instance, s.Key)
+	c := m.box(s, name+"-agent-workspace", name+"-agent-sock", t.Agent)
+	c.Command = []string{"shim", "agent", "--", "opencode", "serve", "--hostname", "127.0.0.1", "--port", "4096"}
+	c.MemoryBytes = s.MemoryBytes
+	for k, v := range opencodeEnv(s, t.Agent) {
+		c.Env[k] = v
+	}
+	c.Mounts = append(c.Mounts, podman.Mount{Kind: podman.Volume, Source: name + "-agent-home", Target: "/home/agent"})
+	return c
+}
+
+// workspace is for people: editors, and trying things.
+func (m *Manager) workspace(s Spec, t tokens) podman.Container {
+	name := Name(m.cfg.Instance, s.Key)
+	c := m.box(s, name+"-workspace", name+"-workspace-sock", t.Workspace)
+	c.Command = []string{"shim", "workspace"}
+	return c
+}
+
+// box is what agent and workspace have in common: no network, no privileges,
+// a volume to work in, and a socket to the gate.
+func (m *Manager) box(s Spec, workspace, sock, token string) podman.Container {
+	return podman.Container{
+		Image: s.AgentImage, Entrypoint: []string{podfile.BinaryPath}, Network: "none", User: agentUser, WorkDir: "/workspace",
+		Env: map[string]string{
+			"HOME": "/home/agent", "TERM": "dumb", "LANG": "C.UTF-8",
+			podfile.EnvToken: token, podfile.EnvRepo: s.Owner + "/" + s.Repo, podfile.EnvBranch: s.Branch, podfile.EnvBase: s.Base,
+			"GIT_AUTHOR_NAME": s.GitName, "GIT_AUTHOR_EMAIL": s.GitEmail, "GIT_COMMITTER_NAME": s.GitName, "GIT_COMMITTER_EMAIL": s.GitEmail,
+		},
+		Mounts: []podman.Mount{
+			{Kind: podman.Image, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
+			{Kind: podman.Volume, Source: workspace, Target: "/workspace"},
+			{Kind: podman.Volume, Source: sock, Target: podfile.SocketDir},
+		},
+	}
+}
+
+// volumes of a pod, by the last part of their names.
+func volumes(name string) []string {
+	var out []string
+	for _, v := range []string{"agent-home", "agent-workspace", "agent-sock", "workspace", "workspace-sock"} {
+		out = append(out, name+"-"+v)
+	}
+	return out
+}
