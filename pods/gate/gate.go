@@ -1,0 +1,198 @@
+package gate
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+)
+
+// A Role is whose socket a request came in on.
+type Role string
+
+// The two roles. The workspace is a person's: it may read git, and nothing
+// else yet.
+const (
+	Agent     Role = "agent"
+	Workspace Role = "workspace"
+)
+
+// Config is what a [Gate] is made from.
+type Config struct {
+	File *podfile.File
+	// Key is the model's key, "" when it wants none.
+	Key string
+	// Service dials the service's socket.
+	Service func(ctx context.Context) (net.Conn, error)
+	Log     *slog.Logger
+}
+
+// A Gate admits what a pod may reach. Its handlers are safe for concurrent use.
+type Gate struct {
+	cfg     Config
+	model   *url.URL
+	direct  *http.Client // to the model
+	service *http.Client // to the service
+	traffic traffic
+}
+
+// New checks cfg and returns a gate. It makes no call.
+func New(cfg Config) (*Gate, error) {
+	u, err := url.Parse(cfg.File.Model.BaseURL)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, fmt.Errorf("the model's URL %q: want http(s)://HOST/PATH", cfg.File.Model.BaseURL)
+	}
+	if cfg.File.AgentToken == "" || cfg.File.WorkspaceToken == "" {
+		return nil, errors.New("the podfile has no tokens")
+	}
+	g := &Gate{cfg: cfg, model: u}
+	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	modelTransport := &http.Transport{
+		Proxy: nil, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+	}
+	if cfg.File.Model.ViaService {
+		modelTransport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dialModel(ctx, cfg.Service) }
+	}
+	g.direct = &http.Client{Transport: modelTransport, CheckRedirect: noRedirect}
+	g.service = &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
+		DisableCompression: true,
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return cfg.Service(ctx) },
+	}}
+	return g, nil
+}
+
+// Handler is the door of one role.
+func (g *Gate) Handler(role Role) http.Handler {
+	token := g.cfg.File.AgentToken
+	if role == Workspace {
+		token = g.cfg.File.WorkspaceToken
+	}
+	mux := http.NewServeMux()
+	if role == Agent {
+		for _, route := range modelRoutes[g.cfg.File.Model.API] {
+			mux.HandleFunc(route.method+" /model/v1"+route.path, func(w http.ResponseWriter, r *http.Request) {
+				g.forwardModel(w, r, route.path)
+			})
+		}
+	}
+	repo := "/work/" + g.cfg.File.Repo + ".git"
+	mux.HandleFunc("GET "+repo+"/info/refs", func(w http.ResponseWriter, r *http.Request) {
+		if role == Workspace && r.URL.Query().Get("service") == "git-receive-pack" {
+			refuse(w, http.StatusForbidden, "devaipod: the workspace may read this repository and not push to it yet")
+			return
+		}
+		g.forwardGit(w, r)
+	})
+	mux.HandleFunc("POST "+repo+"/git-upload-pack", g.forwardGit)
+	if role == Agent {
+		mux.HandleFunc("POST "+repo+"/git-receive-pack", g.forwardGit)
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		g.cfg.Log.Warn("gate: refused", "role", role, "method", r.Method, "path", clean(r.URL.Path))
+		refuse(w, http.StatusForbidden, fmt.Sprintf("devaipod: this pod reaches its model and %s, and nothing else", repo))
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !authorized(r, token) {
+			refuse(w, http.StatusUnauthorized, "devaipod: the gate's token is missing or wrong")
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// authorized compares in constant time, whatever the lengths.
+func authorized(r *http.Request, token string) bool {
+	got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if got == "" {
+		got = r.Header.Get("X-Api-Key")
+	}
+	a, b := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(token))
+	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
+}
+
+// forwardGit hands a git request to the service as it is, without credentials.
+func (g *Gate) forwardGit(w http.ResponseWriter, r *http.Request) {
+	out, err := http.NewRequestWithContext(r.Context(), r.Method, "http://service"+r.URL.RequestURI(), r.Body)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "devaipod: "+err.Error())
+		return
+	}
+	copyHeaders(out.Header, r.Header, "Content-Type", "Content-Encoding", "Accept", "Git-Protocol", "User-Agent")
+	out.ContentLength = r.ContentLength
+	resp, err := g.service.Do(out)
+	if err != nil {
+		refuse(w, http.StatusBadGateway, "devaipod: the service does not answer; try again in a minute")
+		return
+	}
+	defer resp.Body.Close()
+	copyHeaders(w.Header(), resp.Header, "Content-Type", "Cache-Control")
+	w.WriteHeader(resp.StatusCode)
+	if err := stream(w, resp.Body, nil); err != nil && r.Context().Err() == nil {
+		panic(http.ErrAbortHandler) // a cut-off answer must not look whole
+	}
+}
+
+func copyHeaders(dst, src http.Header, names ...string) {
+	for _, n := range names {
+		if v := src.Values(n); len(v) > 0 {
+			dst[http.CanonicalHeaderKey(n)] = v
+		}
+	}
+}
+
+func refuse(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(text + "\n")) // the client is gone: nobody to tell
+}
+
+// clean bounds what an agent wrote, for a log line.
+func clean(s string) string { return fmt.Sprintf("%.200q", s) }
+
+// Traffic is what the gate has seen of the model. Unlike what the agent's own
+// process says, it can be trusted.
+type Traffic struct {
+	InFlight     int
+	Requests     int64
+	LastRequest  time.Time
+	LastResponse time.Time
+	LastStatus   int    // HTTP status, 0 when the model did not answer
+	LastError    string // in words, "" when the last request went well
+}
+
+type traffic struct {
+	mu sync.Mutex
+	t  Traffic
+}
+
+// Traffic is the state now.
+func (g *Gate) Traffic() Traffic {
+	g.traffic.mu.Lock()
+	defer g.traffic.mu.Unlock()
+	return g.traffic.t
+}
+
+func (t *traffic) begin() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.t.InFlight++
+	t.t.Requests++
+	t.t.LastRequest = time.Now()
+}
+
+func (t *traffic) end(status int, failure string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.t.InFlight--
+	t.t.LastResponse, t.t.LastStatus, t.t.LastError = time.Now(), status, failure
+}

@@ -1,0 +1,196 @@
+package gate
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+)
+
+// A route of a model's API that the gate admits, below the base URL.
+type route struct{ method, path string }
+
+var modelRoutes = map[string][]route{
+	podfile.APIOpenAI:    {{"POST", "/chat/completions"}, {"GET", "/models"}},
+	podfile.APIAnthropic: {{"POST", "/messages"}, {"POST", "/messages/count_tokens"}, {"GET", "/models"}},
+}
+
+// maxModelRequest bounds a request to the model, in bytes: a long context with
+// images.
+const maxModelRequest = 64 << 20
+
+// forwardModel sends a request on to the model with the real key.
+func (g *Gate) forwardModel(w http.ResponseWriter, r *http.Request, path string) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxModelRequest))
+	if err != nil {
+		refuse(w, http.StatusRequestEntityTooLarge, "devaipod: "+err.Error())
+		return
+	}
+	if r.Method == http.MethodPost {
+		if why := wayOut(body, g.cfg.File.Model.API); why != "" {
+			refuse(w, http.StatusBadRequest, "devaipod: "+why)
+			return
+		}
+	}
+	out, err := http.NewRequestWithContext(r.Context(), r.Method, strings.TrimSuffix(g.model.String(), "/")+path, bytes.NewReader(body))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "devaipod: "+err.Error())
+		return
+	}
+	copyHeaders(out.Header, r.Header, "Content-Type", "Accept", "Anthropic-Version", "Anthropic-Beta")
+	switch {
+	case g.cfg.Key == "":
+	case g.cfg.File.Model.API == podfile.APIAnthropic:
+		out.Header.Set("X-Api-Key", g.cfg.Key)
+	default:
+		out.Header.Set("Authorization", "Bearer "+g.cfg.Key)
+	}
+	g.traffic.begin()
+	status, failure := g.relayModel(w, out)
+	g.traffic.end(status, failure)
+	if failure != "" && r.Context().Err() == nil {
+		g.cfg.Log.Warn("gate: the model", "status", status, "err", failure)
+	}
+}
+
+// relayModel passes the model's answer back as it comes.
+func (g *Gate) relayModel(w http.ResponseWriter, out *http.Request) (status int, failure string) {
+	resp, err := g.direct.Do(out)
+	if err != nil {
+		failure = "the model does not answer: " + cause(err)
+		refuse(w, http.StatusBadGateway, "devaipod: "+failure)
+		return 0, failure
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
+		failure = fmt.Sprintf("the model answered %d, a redirect, which is not followed; is model.url right?", resp.StatusCode)
+		refuse(w, http.StatusBadGateway, "devaipod: "+failure)
+		return resp.StatusCode, failure
+	}
+	copyHeaders(w.Header(), resp.Header, "Content-Type", "Retry-After", "Retry-After-Ms", "Request-Id", "X-Request-Id")
+	w.WriteHeader(resp.StatusCode)
+	var head bytes.Buffer
+	if err := stream(w, resp.Body, &head); err != nil {
+		return resp.StatusCode, "the model's answer broke off: " + cause(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, head.String())
+	}
+	return resp.StatusCode, strings.ReplaceAll(failure, g.keyOrNothing(), "…")
+}
+
+// keyOrNothing is the key, or a text that nothing holds.
+func (g *Gate) keyOrNothing() string {
+	if g.cfg.Key == "" {
+		return "\x00"
+	}
+	return g.cfg.Key
+}
+
+// cause leaves the URL out of an HTTP client's error.
+func cause(err error) string {
+	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return err.Error()
+}
+
+// wayOut tells why a request is refused: it asks the provider itself to reach
+// out (search, fetch, run code, MCP). Those tools run on the provider's side
+// and would be a way around the gate.
+func wayOut(body []byte, api string) string {
+	var req map[string]json.RawMessage
+	if json.Unmarshal(body, &req) != nil {
+		return "the request is not a JSON object"
+	}
+	for _, field := range []string{"web_search_options", "mcp_servers", "container", "file_ids", "previous_response_id"} {
+		if raw, ok := req[field]; ok && string(raw) != "null" {
+			return fmt.Sprintf("%s is not admitted: it makes the provider reach out by itself", field)
+		}
+	}
+	raw, ok := req["tools"]
+	if !ok || string(raw) == "null" {
+		return ""
+	}
+	var tools []struct {
+		Type string `json:"type"`
+	}
+	if json.Unmarshal(raw, &tools) != nil {
+		return "tools is not a list of tools"
+	}
+	own := map[string]bool{podfile.APIOpenAI + " function": true, podfile.APIAnthropic + " ": true, podfile.APIAnthropic + " custom": true}
+	for _, t := range tools {
+		if !own[api+" "+t.Type] {
+			return fmt.Sprintf("tools of type %.60q are not admitted: the provider runs them, outside this pod", t.Type)
+		}
+	}
+	return ""
+}
+
+// stream copies with a flush after each read, so that tokens come as they are
+// made; the first bytes are kept in head, if that is not nil.
+func stream(w http.ResponseWriter, r io.Reader, head *bytes.Buffer) error {
+	rc := http.NewResponseController(w)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if head != nil && head.Len() < 4096 {
+				head.Write(buf[:min(n, 4096-head.Len())])
+			}
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				return werr
+			}
+			if ferr := rc.Flush(); ferr != nil && !errors.Is(ferr, http.ErrNotSupported) {
+				return ferr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// dialModel reaches a model on the host's loopback through the service: an
+// upgrade request, then the bare connection.
+func dialModel(ctx context.Context, service func(context.Context) (net.Conn, error)) (net.Conn, error) {
+	conn, err := service(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the service does not answer: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	fail := func(err error) (net.Conn, error) { return nil, errors.Join(err, conn.Close()) }
+	if _, err := io.WriteString(conn, "GET /dial/model HTTP/1.1\r\nHost: service\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"); err != nil {
+		return fail(err)
+	}
+	br := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil {
+		return fail(err)
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		text, err := io.ReadAll(io.LimitReader(resp.Body, 500))
+		return fail(errors.Join(fmt.Errorf("the service said: %s", strings.TrimSpace(string(text))), err))
+	}
+	return buffered{conn, br}, nil
+}
+
+// buffered reads first what came along with the upgrade's answer.
+type buffered struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (b buffered) Read(p []byte) (int, error) { return b.r.Read(p) }
