@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/podapi/opencode"
+	"codeberg.org/devaipod/devaipod/pods/gate"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/relay"
+)
+
+// paths of the control container; flags move them for tests.
+type paths struct{ service, agent, workspace, key, repo string }
+
+// runControl serves the pod's gate and its pod-api until ctx ends.
+func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.Logger) error {
+	var p paths
+	f := flags("control", stderr)
+	f.StringVar(&p.service, "service", podfile.ServiceDir, "directory with the podfile, the service's socket and ours")
+	f.StringVar(&p.agent, "agent", podfile.AgentSocketDir, "directory of the agent's sockets")
+	f.StringVar(&p.workspace, "workspace", podfile.WorkspaceSocketDir, "directory of the workspace's sockets")
+	f.StringVar(&p.key, "key", podfile.ModelKeyPath, "file with the model's key")
+	f.StringVar(&p.repo, "repo", podfile.RepoDir, "directory of the agent's clone, as the agent sees it")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	// The other end of these two is another user. Sticky: what is ours there it
+	// can't replace.
+	for _, dir := range []string{p.agent, p.workspace} {
+		if err := os.Chmod(dir, 0o777|fs.ModeSticky); err != nil {
+			return fmt.Errorf("opening the socket directory: %w", err)
+		}
+	}
+	file, err := podfile.Read(p.service)
+	if err != nil {
+		return fmt.Errorf("reading the podfile: %w", err)
+	}
+	key, err := readKey(p.key)
+	if err != nil {
+		return err
+	}
+	g, err := gate.New(gate.Config{File: file, Key: key, Service: relay.Unix(filepath.Join(p.service, podfile.ServiceSocket)), Log: log})
+	if err != nil {
+		return err
+	}
+	journal := &podapi.Journal{}
+	driver := opencode.New(opencode.Config{
+		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt,
+		Traffic: func() opencode.Traffic { return opencode.Traffic(g.Traffic()) }, Journal: journal, Log: log,
+	})
+	return serveControl(ctx, log, driver, []door{
+		{filepath.Join(p.agent, podfile.GateSocket), 0o666, g.Handler(gate.Agent)},
+		{filepath.Join(p.workspace, podfile.GateSocket), 0o666, g.Handler(gate.Workspace)},
+		{filepath.Join(p.service, podfile.ControlSocket), 0o600, podapi.NewServer(driver, journal, log)},
+	})
+}
+
+// readKey reads the model's key; a model without one has no file.
+func readKey(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading the model's key: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// A door is a socket and who answers there.
+type door struct {
+	path    string
+	mode    fs.FileMode
+	handler http.Handler
+}
+
+// serveControl serves all doors and runs the driver until ctx ends or one of
+// them breaks.
+func serveControl(ctx context.Context, log *slog.Logger, driver podapi.Driver, doors []door) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	for _, d := range doors {
+		l, err := listenSocket(d.path, d.mode)
+		if err != nil {
+			return err
+		}
+		srv := &http.Server{Handler: d.handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+		defer srv.Close() //nolint:errcheck // the process ends
+		go func() {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				cancel(fmt.Errorf("serving %s: %w", d.path, err))
+			}
+		}()
+	}
+	log.Info("gate and pod-api are up")
+	if err := driver.Run(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// listenSocket listens in place of what a killed process left. The directory
+// may be shared with a hostile container: nothing that lies there is followed.
+func listenSocket(path string, mode fs.FileMode) (net.Listener, error) {
+	if err := os.RemoveAll(path); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/relay"
+	"codeberg.org/devaipod/devaipod/pods/shim"
+)
+
+// version is set by the linker (see the Makefile).
+var version = "devel"
+
+const usage = `usage: devaipod-pod control [flags]
+       devaipod-pod shim agent|workspace [flags] [-- COMMAND...]
+       devaipod-pod relay --listen ADDR --to SOCKET
+       devaipod-pod version`
+
+// run does what args say and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if len(args) == 0 {
+		fmt.Fprintln(stderr, usage)
+		return 2
+	}
+	var code int
+	var err error
+	switch args[0] {
+	case "control":
+		err = runControl(ctx, args[1:], stderr, log)
+	case "shim":
+		code, err = runShim(ctx, args[1:], stderr, log)
+	case "relay":
+		err = runRelay(ctx, args[1:], stderr, log)
+	case "version":
+		_, err = fmt.Fprintln(stdout, "devaipod-pod "+version)
+	default:
+		fmt.Fprintln(stderr, usage)
+		return 2
+	}
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 2
+	case err != nil:
+		fmt.Fprintln(stderr, "devaipod-pod: "+err.Error())
+		return max(code, 1)
+	}
+	return code
+}
+
+func flags(name string, stderr io.Writer) *flag.FlagSet {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	f.SetOutput(stderr)
+	return f
+}
+
+func runShim(ctx context.Context, args []string, stderr io.Writer, log *slog.Logger) (int, error) {
+	if len(args) == 0 || (args[0] != "agent" && args[0] != "workspace") {
+		return 2, errors.New("shim: want agent or workspace")
+	}
+	cfg := shim.Config{
+		Role: args[0], Token: os.Getenv(podfile.EnvToken), Repo: os.Getenv(podfile.EnvRepo),
+		Branch: os.Getenv(podfile.EnvBranch), Base: os.Getenv(podfile.EnvBase), Init: os.Getpid() == 1, Log: log,
+	}
+	f := flags("shim", stderr)
+	f.StringVar(&cfg.GateAddr, "gate", podfile.GateAddr, "address at which the gate is made reachable")
+	f.StringVar(&cfg.AgentAddr, "agent", podfile.AgentAddr, "address at which the agent listens")
+	f.StringVar(&cfg.SocketDir, "sockets", podfile.SocketDir, "directory of the sockets")
+	f.StringVar(&cfg.RepoDir, "repo", podfile.RepoDir, "directory of the clone")
+	if err := f.Parse(args[1:]); err != nil {
+		return 2, err
+	}
+	cfg.Command = f.Args()
+	return shim.Run(ctx, cfg)
+}
+
+func runRelay(ctx context.Context, args []string, stderr io.Writer, log *slog.Logger) error {
+	f := flags("relay", stderr)
+	listen := f.String("listen", "", "loopback address to listen on")
+	to := f.String("to", "", "unix socket that connections are passed on to")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	host, _, err := net.SplitHostPort(*listen)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() || *to == "" {
+		return errors.New("relay: want --listen 127.0.0.1:PORT and --to SOCKET")
+	}
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	return relay.Serve(ctx, l, relay.Unix(*to), log)
+}

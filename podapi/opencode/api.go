@@ -1,0 +1,238 @@
+// Package opencode drives opencode (opencode.ai) through the HTTP API of
+// `opencode serve`, as version 1.18.33 has it (its /doc).
+//
+// [Driver] makes one session for a task, gives it the prompt once, and works
+// out from several signals what the agent is doing: opencode's status and its
+// messages, which are asked for again and again, and the gate's view of the
+// model. Events only make it look sooner: a single idle event is not to be
+// relied on.
+package opencode
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxAnswer bounds what is read of one answer: it comes from the agent's
+// container.
+const maxAnswer = 32 << 20
+
+// api is opencode's HTTP API at a unix socket that the agent can replace by
+// anything.
+type api struct {
+	http *http.Client
+	dir  string // of the repository in the agent's container
+}
+
+func newAPI(socket, dir string) *api {
+	return &api{dir: dir, http: &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSocket(ctx, socket) },
+		},
+	}}
+}
+
+// dialSocket connects to a socket without following a symbolic link, which
+// the agent might have put there to lead us to another socket of ours.
+func dialSocket(ctx context.Context, path string) (net.Conn, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening the agent's socket: %w", err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // a path descriptor
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return nil, errors.New("the agent's socket is no socket")
+	}
+	return new(net.Dialer).DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(fd))
+}
+
+// call makes one request about the repository's directory.
+func (a *api) call(ctx context.Context, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	resp, err := a.open(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return err
+	}
+	if len(b) > maxAnswer {
+		return fmt.Errorf("opencode's answer to %s is larger than %d bytes", path, maxAnswer)
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return fmt.Errorf("opencode answered %s to %s %s: %.300s", resp.Status, method, path, b)
+	}
+	if out == nil {
+		return nil
+	}
+	// Unknown routes are answered with the web page and 200.
+	if !strings.Contains(resp.Header.Get("Content-Type"), "json") {
+		return fmt.Errorf("opencode does not know %s", path)
+	}
+	return json.Unmarshal(b, out)
+}
+
+func (a *api) open(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://opencode"+path+"?directory="+url.QueryEscape(a.dir), body)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return a.http.Do(req)
+}
+
+type session struct {
+	ID    string `json:"id"`
+	Title string `json:"title"`
+}
+
+// message is one of a session, with its parts.
+type message struct {
+	Info struct {
+		ID     string `json:"id"`
+		Role   string `json:"role"`
+		Finish string `json:"finish"`
+		Error  *struct {
+			Name string `json:"name"`
+			Data struct {
+				Message string `json:"message"`
+			} `json:"data"`
+		} `json:"error"`
+		Time struct {
+			Completed float64 `json:"completed"`
+		} `json:"time"`
+	} `json:"info"`
+	Parts []part `json:"parts"`
+}
+
+type part struct {
+	ID    string `json:"id"`
+	Type  string `json:"type"` // text, tool, reasoning, step-start, …
+	Text  string `json:"text"`
+	Tool  string `json:"tool"`
+	State *struct {
+		Status string          `json:"status"` // pending, running, completed, error
+		Title  string          `json:"title"`
+		Input  json.RawMessage `json:"input"`
+		Output string          `json:"output"`
+		Error  string          `json:"error"`
+	} `json:"state"`
+}
+
+// text joins a message's text parts.
+func (m message) text() string {
+	var b strings.Builder
+	for _, p := range m.Parts {
+		if p.Type == "text" {
+			b.WriteString(p.Text)
+		}
+	}
+	return b.String()
+}
+
+// interrupted tells a message that a killed opencode has left behind.
+func (m message) interrupted() bool { return m.Info.Role == "assistant" && m.Info.Time.Completed == 0 }
+
+func (a *api) sessions(ctx context.Context) ([]session, error) {
+	var out []session
+	return out, a.call(ctx, http.MethodGet, "/session", nil, &out)
+}
+
+func (a *api) newSession(ctx context.Context, title string) (session, error) {
+	var out session
+	return out, a.call(ctx, http.MethodPost, "/session", map[string]any{"title": title}, &out)
+}
+
+func (a *api) messages(ctx context.Context, id string) ([]message, error) {
+	var out []message
+	return out, a.call(ctx, http.MethodGet, "/session/"+url.PathEscape(id)+"/message", nil, &out)
+}
+
+func (a *api) prompt(ctx context.Context, id, text string) error {
+	in := map[string]any{"parts": []map[string]string{{"type": "text", "text": text}}}
+	return a.call(ctx, http.MethodPost, "/session/"+url.PathEscape(id)+"/prompt_async", in, nil)
+}
+
+func (a *api) abort(ctx context.Context, id string) error {
+	return a.call(ctx, http.MethodPost, "/session/"+url.PathEscape(id)+"/abort", nil, nil)
+}
+
+// sessionStatus is "busy", "retry" with a message, or "" for idle: an idle
+// session has no entry.
+type sessionStatus struct {
+	Type    string `json:"type"`
+	Message string `json:"message"`
+	Attempt int    `json:"attempt"`
+}
+
+func (a *api) status(ctx context.Context, id string) (sessionStatus, error) {
+	var out map[string]sessionStatus
+	err := a.call(ctx, http.MethodGet, "/session/status", nil, &out)
+	if s := out[id]; s.Type != "idle" {
+		return s, err
+	}
+	return sessionStatus{}, err
+}
+
+// asks returns what the agent waits for somebody to answer, "" for nothing.
+func (a *api) asks(ctx context.Context, id string) (string, error) {
+	var questions []struct {
+		SessionID string `json:"sessionID"`
+		Questions []struct {
+			Question string `json:"question"`
+		} `json:"questions"`
+	}
+	if err := a.call(ctx, http.MethodGet, "/question", nil, &questions); err != nil {
+		return "", err
+	}
+	for _, q := range questions {
+		if q.SessionID == id && len(q.Questions) > 0 {
+			return q.Questions[0].Question, nil
+		}
+	}
+	var permissions []struct {
+		SessionID  string   `json:"sessionID"`
+		Permission string   `json:"permission"`
+		Patterns   []string `json:"patterns"`
+	}
+	if err := a.call(ctx, http.MethodGet, "/permission", nil, &permissions); err != nil {
+		return "", err
+	}
+	for _, p := range permissions {
+		if p.SessionID == id {
+			return fmt.Sprintf("May it do this: %s %s?", p.Permission, strings.Join(p.Patterns, ", ")), nil
+		}
+	}
+	return "", nil
+}

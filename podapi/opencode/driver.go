@@ -1,0 +1,363 @@
+package opencode
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/podapi"
+)
+
+// Traffic is what the gate has seen of the model.
+type Traffic struct {
+	InFlight                  int
+	Requests                  int64
+	LastRequest, LastResponse time.Time
+	LastStatus                int
+	LastError                 string
+}
+
+// Config is what a [Driver] is made from.
+type Config struct {
+	Socket string // opencode's, as control sees it
+	Dir    string // the repository, as the agent sees it
+	Key    string // names the task: the session's title
+	Prompt string
+	// Traffic is the gate's view.
+	Traffic func() Traffic
+	Journal *podapi.Journal
+	Poll    time.Duration // between two looks; 1 s when 0
+	Log     *slog.Logger
+}
+
+// A Driver drives one opencode through one task. It implements podapi.Driver.
+type Driver struct {
+	cfg Config
+	api *api
+
+	mu  sync.Mutex
+	sum podapi.Summary
+
+	// Of Run's goroutine alone.
+	seen      map[string]string // what was journaled of each part
+	idleSince time.Time         // since when all signals say that the turn is over
+	nudged    bool              // an interrupted turn was taken up again
+}
+
+// New returns a driver that does nothing yet.
+func New(cfg Config) *Driver {
+	if cfg.Poll == 0 {
+		cfg.Poll = time.Second
+	}
+	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]string{}}
+	d.sum.State, d.sum.Since = podapi.Starting, time.Now().UTC()
+	return d
+}
+
+// Summary is the state now.
+func (d *Driver) Summary() podapi.Summary {
+	d.mu.Lock()
+	s := d.sum
+	d.mu.Unlock()
+	t := d.cfg.Traffic()
+	s.Model.InFlight, s.Model.Requests, s.Model.LastRequest = t.InFlight, t.Requests, t.LastRequest
+	s.Model.LastResponse, s.Model.LastStatus, s.Model.LastError = t.LastResponse, t.LastStatus, t.LastError
+	return s
+}
+
+// Send gives the agent a message; it is taken up at once or at the next step.
+func (d *Driver) Send(ctx context.Context, text string) error {
+	id := d.Summary().Session
+	if id == "" {
+		return podapi.ErrNotReady
+	}
+	return d.api.prompt(ctx, id, text)
+}
+
+// Stop ends the agent's turn.
+func (d *Driver) Stop(ctx context.Context) error {
+	id := d.Summary().Session
+	if id == "" {
+		return podapi.ErrNotReady
+	}
+	return d.api.abort(ctx, id)
+}
+
+// Run drives the agent until ctx ends. Whatever goes wrong is tried again: the
+// agent may be starting, or be started again.
+func (d *Driver) Run(ctx context.Context) error {
+	wake := make(chan struct{}, 1)
+	var events sync.WaitGroup
+	defer events.Wait()
+	events.Add(1)
+	go func() {
+		defer events.Done()
+		d.listen(ctx, wake)
+	}()
+	for ctx.Err() == nil {
+		if err := d.look(ctx); err != nil && ctx.Err() == nil {
+			d.cfg.Log.Debug("opencode does not answer", "err", err)
+			d.away(err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-wake:
+			// A burst of events is one look.
+			sleep(ctx, 300*time.Millisecond)
+		case <-time.After(d.cfg.Poll):
+		}
+	}
+	return ctx.Err()
+}
+
+// away notes that opencode does not answer. A turn that was over stays over.
+func (d *Driver) away(error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.idleSince = time.Time{}
+	if d.sum.State == podapi.Working {
+		d.sum.Activity = "opencode does not answer"
+	}
+}
+
+// look asks for everything and works out the state.
+func (d *Driver) look(ctx context.Context) error {
+	s, err := d.session(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := d.api.messages(ctx, s.ID)
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		d.cfg.Log.Info("giving the agent its task", "session", s.ID)
+		if err := d.api.prompt(ctx, s.ID, d.cfg.Prompt); err != nil {
+			return err
+		}
+		d.set(podapi.Summary{State: podapi.Working, Session: s.ID, Activity: "reading the task"})
+		return nil
+	}
+	st, err := d.api.status(ctx, s.ID)
+	if err != nil {
+		return err
+	}
+	question := ""
+	if st.Type != "" {
+		if question, err = d.api.asks(ctx, s.ID); err != nil {
+			return err
+		}
+	}
+	d.journal(all)
+	return d.judge(ctx, s, all, st, question)
+}
+
+// session finds the task's session or makes it: a pod-api that was started
+// again goes on with the one it had.
+func (d *Driver) session(ctx context.Context) (session, error) {
+	all, err := d.api.sessions(ctx)
+	if err != nil {
+		return session{}, err
+	}
+	for _, s := range all {
+		if s.Title == d.cfg.Key {
+			return s, nil
+		}
+	}
+	return d.api.newSession(ctx, d.cfg.Key)
+}
+
+// settle is how long all signals must agree that a turn is over.
+const settle = 1500 * time.Millisecond
+
+// judge works out the state from opencode's status, its last message, and the
+// model's traffic at the gate.
+func (d *Driver) judge(ctx context.Context, s session, all []message, st sessionStatus, question string) error {
+	last := all[len(all)-1]
+	sum := podapi.Summary{State: podapi.Working, Session: s.ID, Activity: activity(last), Message: podapi.Clip(lastWords(all), 32<<10)}
+	switch {
+	case question != "":
+		sum.State, sum.Question = podapi.Asking, podapi.Clip(question, 4<<10)
+	case st.Type == "retry":
+		sum.Activity = podapi.Line(fmt.Sprintf("the model is asked again (try %d): %s", st.Attempt, st.Message), 300)
+	case st.Type != "", d.cfg.Traffic().InFlight > 0:
+		// busy
+	default:
+		if d.idleSince.IsZero() {
+			d.idleSince = time.Now()
+		}
+		if time.Since(d.idleSince) >= settle {
+			return d.over(ctx, sum, last)
+		}
+		d.set(sum)
+		return nil
+	}
+	d.idleSince = time.Time{}
+	d.set(sum)
+	return nil
+}
+
+// over judges a turn that has ended, by its last message.
+func (d *Driver) over(ctx context.Context, sum podapi.Summary, last message) error {
+	sum.Activity = ""
+	switch {
+	case last.Info.Error != nil:
+		sum.State, sum.Error = podapi.Failed, podapi.Clip(d.why(last), 4<<10)
+	case last.Info.Role == "user" || last.interrupted() || last.Info.Finish == "tool-calls":
+		// Nobody works on it: opencode was killed in the middle.
+		if d.nudged {
+			sum.State, sum.Error = podapi.Failed, "the agent's turn was interrupted and did not go on when it was asked to"
+			break
+		}
+		d.nudged, d.idleSince = true, time.Time{}
+		d.cfg.Journal.Add(podapi.EventError, "the turn was interrupted; asking the agent to go on")
+		sum.Activity = "going on after an interruption"
+		d.set(sum)
+		return d.api.prompt(ctx, sum.Session, "You were interrupted. Go on with the task from where you were, and push your work when it is done.")
+	default:
+		sum.State = podapi.Done
+	}
+	d.set(sum)
+	return nil
+}
+
+// why tells of a failed turn; the gate knows the model's own words.
+func (d *Driver) why(last message) string {
+	text := last.Info.Error.Name
+	if m := last.Info.Error.Data.Message; m != "" {
+		text = m
+	}
+	if t := d.cfg.Traffic(); t.LastError != "" {
+		return t.LastError
+	}
+	return text
+}
+
+// set stores the summary and journals a change of state.
+func (d *Driver) set(sum podapi.Summary) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	sum.Since = d.sum.Since
+	if sum.State != d.sum.State {
+		sum.Since = time.Now().UTC()
+		text := string(sum.State)
+		if more := sum.Error + sum.Question; more != "" {
+			text += ": " + more
+		}
+		d.cfg.Journal.Add(podapi.EventState, text)
+	}
+	d.sum = sum
+}
+
+// lastWords is the newest text of the agent.
+func lastWords(all []message) string {
+	for i := len(all) - 1; i >= 0; i-- {
+		if text := strings.TrimSpace(all[i].text()); text != "" && all[i].Info.Role == "assistant" {
+			return text
+		}
+	}
+	return ""
+}
+
+// activity says in a line what a message is busy with.
+func activity(m message) string {
+	for i := len(m.Parts) - 1; i >= 0; i-- {
+		switch p := m.Parts[i]; {
+		case p.Type == "tool" && p.State != nil:
+			return podapi.Line(p.Tool+" "+p.input(), 200)
+		case p.Type == "text" && p.Text != "":
+			return podapi.Line(p.Text, 200)
+		case p.Type == "reasoning":
+			return "thinking"
+		}
+	}
+	return "waiting for the model"
+}
+
+// input is what a tool was called with, the telling part of it.
+func (p part) input() string {
+	var in map[string]any
+	if json.Unmarshal(p.State.Input, &in) != nil {
+		return p.State.Title
+	}
+	for _, key := range []string{"command", "filePath", "path", "pattern", "url", "description"} {
+		if v, ok := in[key].(string); ok {
+			return v
+		}
+	}
+	return p.State.Title
+}
+
+// journal notes what is new in the messages: texts that are whole, and tools
+// when they begin and end.
+func (d *Driver) journal(all []message) {
+	for _, m := range all {
+		if m.Info.Role != "assistant" {
+			continue
+		}
+		for _, p := range m.Parts {
+			d.journalPart(m, p)
+		}
+	}
+}
+
+func (d *Driver) journalPart(m message, p part) {
+	mark, kind, text := "", podapi.EventText, p.Text
+	switch {
+	case p.Type == "text" && m.Info.Time.Completed > 0 && strings.TrimSpace(p.Text) != "":
+		mark = "whole"
+	case p.Type == "tool" && p.State != nil && p.State.Status != "pending":
+		mark, kind = p.State.Status, podapi.EventTool
+		text = p.Tool + " " + p.input()
+		if mark != "running" {
+			if d.seen[p.ID] == "" {
+				d.cfg.Journal.Add(kind, text)
+			}
+			text = podapi.Clip(strings.TrimSpace(p.State.Output+p.State.Error), 2000)
+		}
+	}
+	if mark == "" || d.seen[p.ID] == mark {
+		return
+	}
+	d.seen[p.ID] = mark
+	if text != "" {
+		d.cfg.Journal.Add(kind, text)
+	}
+}
+
+// listen reads opencode's events and wakes the loop; what they say is asked
+// for again.
+func (d *Driver) listen(ctx context.Context, wake chan<- struct{}) {
+	for ctx.Err() == nil {
+		resp, err := d.api.open(ctx, http.MethodGet, "/event", nil)
+		if err == nil {
+			lines := bufio.NewReaderSize(io.LimitReader(resp.Body, 1<<30), 64<<10)
+			for err == nil {
+				_, err = lines.ReadSlice('\n')
+				if err == bufio.ErrBufferFull { //nolint:errorlint // as returned
+					err = nil
+				}
+				select {
+				case wake <- struct{}{}:
+				default:
+				}
+			}
+			_ = resp.Body.Close()
+		}
+		sleep(ctx, d.cfg.Poll)
+	}
+}
+
+func sleep(ctx context.Context, t time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(t):
+	}
+}

@@ -1,0 +1,117 @@
+package podapi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+)
+
+// maxMessage bounds a message to the agent, in bytes.
+const maxMessage = 1 << 20
+
+// NewServer returns the pod-api's handler over a driver and its journal.
+func NewServer(d Driver, j *Journal, log *slog.Logger) http.Handler {
+	gin.SetMode(gin.ReleaseMode)
+	r := gin.New()
+	r.Use(gin.CustomRecoveryWithWriter(nil, func(c *gin.Context, err any) {
+		log.Error("pod-api: panic", "path", c.Request.URL.Path, "err", err)
+		c.AbortWithStatus(http.StatusInternalServerError)
+	}))
+	s := &server{driver: d, journal: j}
+	r.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok\n") })
+	r.GET("/readyz", s.ready)
+	r.GET("/summary", func(c *gin.Context) { c.JSON(http.StatusOK, d.Summary()) })
+	r.GET("/events", s.events)
+	r.POST("/messages", s.message)
+	r.POST("/stop", s.stop)
+	return r
+}
+
+type server struct {
+	driver  Driver
+	journal *Journal
+}
+
+func (s *server) ready(c *gin.Context) {
+	if s.driver.Summary().State == Starting {
+		c.String(http.StatusServiceUnavailable, "the agent is starting\n")
+		return
+	}
+	c.String(http.StatusOK, "ok\n")
+}
+
+// events streams the journal as server-sent events (WHATWG HTML, 9.2), from
+// after an id; follow=0 ends with what is there.
+func (s *server) events(c *gin.Context) {
+	after, err := strconv.ParseInt(c.DefaultQuery("after", "0"), 10, 64)
+	if err != nil {
+		c.String(http.StatusBadRequest, "after: want an event's id\n")
+		return
+	}
+	c.Header("Content-Type", "text/event-stream")
+	c.Header("Cache-Control", "no-cache")
+	c.Status(http.StatusOK)
+	beat := time.NewTicker(15 * time.Second)
+	defer beat.Stop()
+	for {
+		events, more := s.journal.After(after)
+		for _, ev := range events {
+			b, err := json.Marshal(ev)
+			if err != nil {
+				return
+			}
+			if _, err := fmt.Fprintf(c.Writer, "id: %d\ndata: %s\n\n", ev.ID, b); err != nil {
+				return
+			}
+			after = ev.ID
+		}
+		c.Writer.Flush()
+		if c.Query("follow") == "0" {
+			return
+		}
+		select {
+		case <-c.Request.Context().Done():
+			return
+		case <-more:
+		case <-beat.C:
+			if _, err := fmt.Fprint(c.Writer, ": still here\n\n"); err != nil {
+				return
+			}
+		}
+	}
+}
+
+func (s *server) message(c *gin.Context) {
+	var in struct {
+		Text string `json:"text"`
+	}
+	c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxMessage)
+	if err := c.ShouldBindJSON(&in); err != nil || strings.TrimSpace(in.Text) == "" {
+		c.String(http.StatusBadRequest, "want {\"text\": \"…\"} of at most 1 MiB\n")
+		return
+	}
+	s.answer(c, s.driver.Send(c.Request.Context(), in.Text))
+}
+
+func (s *server) stop(c *gin.Context) { s.answer(c, s.driver.Stop(c.Request.Context())) }
+
+// ErrNotReady is returned by a Driver whose agent is not up.
+var ErrNotReady = errors.New("the agent is not up yet")
+
+func (s *server) answer(c *gin.Context, err error) {
+	switch {
+	case err == nil:
+		c.Status(http.StatusNoContent)
+	case errors.Is(err, ErrNotReady):
+		c.String(http.StatusServiceUnavailable, err.Error()+"\n")
+	default:
+		c.String(http.StatusBadGateway, err.Error()+"\n")
+	}
+}

@@ -1,0 +1,128 @@
+package podapi
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// State is what the agent is doing.
+type State string
+
+// The states of an agent.
+const (
+	Starting State = "starting"
+	Working  State = "working"
+	Asking   State = "asking"
+	Done     State = "done" // its turn ended by itself
+	Failed   State = "failed"
+)
+
+// A Summary is GET /summary.
+type Summary struct {
+	State    State     `json:"state"`
+	Since    time.Time `json:"since"`              // when State last changed
+	Activity string    `json:"activity,omitempty"` // one line: what it does now
+	Message  string    `json:"message,omitempty"`  // its last words
+	Question string    `json:"question,omitempty"` // when asking
+	Error    string    `json:"error,omitempty"`    // when failed
+	Session  string    `json:"session,omitempty"`
+	// Model is what the gate saw of the model's traffic.
+	Model struct {
+		InFlight     int       `json:"in_flight"`
+		Requests     int64     `json:"requests"`
+		LastRequest  time.Time `json:"last_request,omitzero"`
+		LastResponse time.Time `json:"last_response,omitzero"`
+		LastStatus   int       `json:"last_status,omitempty"`
+		LastError    string    `json:"last_error,omitempty"`
+	} `json:"model"`
+}
+
+// Types of events.
+const (
+	EventState = "state" // the agent's state changed
+	EventText  = "text"  // the agent said something
+	EventTool  = "tool"  // the agent used a tool
+	EventError = "error"
+)
+
+// An Event is one thing that happened, as /events sends it.
+type Event struct {
+	ID   int64     `json:"id"` // counts from 1 in one life of the pod-api
+	Time time.Time `json:"time"`
+	Type string    `json:"type"`
+	Text string    `json:"text"`
+}
+
+// A Driver runs one agent. Summary may be called at any time; Send and Stop
+// once Run has been.
+type Driver interface {
+	// Run drives the agent until ctx ends.
+	Run(ctx context.Context) error
+	Summary() Summary
+	// Send gives the agent a message; Stop ends its turn.
+	Send(ctx context.Context, text string) error
+	Stop(ctx context.Context) error
+}
+
+const (
+	maxEvents    = 5000
+	maxEventText = 8 << 10 // bytes
+)
+
+// A Journal keeps the newest events. The zero value is ready; its methods are
+// safe for concurrent use.
+type Journal struct {
+	mu     sync.Mutex
+	last   int64
+	events []Event
+	wake   chan struct{} // closed at the next event
+}
+
+// Add notes an event; its text is bounded.
+func (j *Journal) Add(kind, text string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.last++
+	if len(j.events) >= maxEvents {
+		j.events = append(j.events[:0], j.events[maxEvents/10:]...)
+	}
+	j.events = append(j.events, Event{ID: j.last, Time: time.Now().UTC(), Type: kind, Text: Clip(text, maxEventText)})
+	if j.wake != nil {
+		close(j.wake)
+		j.wake = nil
+	}
+}
+
+// After returns the events with a greater id, and a channel that is closed
+// when there are more.
+func (j *Journal) After(id int64) ([]Event, <-chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.wake == nil {
+		j.wake = make(chan struct{})
+	}
+	for i, e := range j.events {
+		if e.ID > id {
+			return append([]Event(nil), j.events[i:]...), j.wake
+		}
+	}
+	return nil, j.wake
+}
+
+// Clip bounds s to n bytes at the end of a rune.
+func Clip(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
+}
+
+// Line is s on one line, bounded to n bytes.
+func Line(s string, n int) string { return Clip(strings.Join(strings.Fields(s), " "), n) }

@@ -1,0 +1,86 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+)
+
+// env is the environment of git and the agent: the gate's token reaches git
+// as a header, for the gate's address alone.
+func (c *Config) env() []string {
+	env := os.Environ()
+	if c.Home != "" {
+		env = append(env, "HOME="+c.Home)
+	}
+	return append(env,
+		"GIT_TERMINAL_PROMPT=0",
+		"GIT_CONFIG_COUNT=3",
+		"GIT_CONFIG_KEY_0=http.http://"+c.GateAddr+"/.extraHeader",
+		"GIT_CONFIG_VALUE_0=Authorization: Bearer "+c.Token,
+		// The volume's folders are this user's, whatever their owner looks like.
+		"GIT_CONFIG_KEY_1=safe.directory", "GIT_CONFIG_VALUE_1=*",
+		"GIT_CONFIG_KEY_2=advice.detachedHead", "GIT_CONFIG_VALUE_2=false",
+	)
+}
+
+// cloneWithin is how long the gate and the service may be away at a start.
+const cloneWithin = 10 * time.Minute
+
+// clone makes the clone unless it is there: under another name first, so that
+// a kill leaves either none or a whole one.
+func (c *Config) clone(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(c.RepoDir, ".git")); err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cloneWithin)
+	defer cancel()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := c.cloneOnce(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return errors.Join(fmt.Errorf("cloning %s: %w", c.Repo, err), ctx.Err())
+		}
+		c.Log.Warn("cloning; trying again", "repo", c.Repo, "err", err, "in", wait)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (c *Config) cloneOnce(ctx context.Context) error {
+	tmp := c.RepoDir + ".new"
+	if err := os.RemoveAll(tmp); err != nil {
+		return err
+	}
+	url := "http://" + c.GateAddr + "/work/" + c.Repo + ".git"
+	c.Log.Info("cloning", "repo", c.Repo, "branch", c.Branch, "base", c.Base)
+	if err := c.git(ctx, "", "clone", "--quiet", "--no-recurse-submodules", "--branch", c.Base, "--", url, tmp); err != nil {
+		return err
+	}
+	start := "refs/remotes/origin/" + c.Branch
+	if c.git(ctx, tmp, "rev-parse", "--verify", "--quiet", start) != nil {
+		start = "refs/remotes/origin/" + c.Base
+	}
+	if err := c.git(ctx, tmp, "switch", "--quiet", "--no-track", "--create", c.Branch, start); err != nil {
+		return err
+	}
+	return os.Rename(tmp, c.RepoDir)
+}
+
+func (c *Config) git(ctx context.Context, dir string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "git", args...)
+	cmd.Dir, cmd.Env = dir, c.env()
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("git %s: %w", args[0], err)
+	}
+	return nil
+}
