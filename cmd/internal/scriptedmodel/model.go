@@ -1,0 +1,129 @@
+// Package scriptedmodel is a stand-in for a language model, for demo and tests
+// alone: nothing in it thinks. It speaks OpenAI's chat completions API, so that
+// a real agent runs real tools, and answers from a script that decides by what
+// the agent's tools have answered so far. It says what it is in every reply's
+// model name.
+package scriptedmodel
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+)
+
+// Name is the model's name.
+const Name = "scripted-model"
+
+// A Request is one question to the model, with the whole conversation in it.
+type Request struct {
+	System, User string
+	HasTools     bool // without tools it asks for a title, or the like
+	Calls        []ToolCall
+}
+
+// A ToolCall of the conversation, and what the agent's tool answered.
+type ToolCall struct {
+	ID, Tool  string
+	Arguments string // JSON
+	Answered  bool
+	Result    string
+}
+
+// A Reply is a text, or the call of a tool, or with Status an HTTP error.
+type Reply struct {
+	Text      string
+	Tool      string
+	Arguments map[string]any
+	Status    int
+	// Wait holds the reply back until Release.
+	Wait bool
+}
+
+// A Script decides the next reply.
+type Script func(Request) Reply
+
+// A Server is the model. It is an http.Handler, safe for concurrent use.
+type Server struct {
+	key    string
+	script Script
+	mux    *http.ServeMux
+
+	mu       sync.Mutex
+	requests []Request
+	calls    int
+	released chan struct{}
+}
+
+// New returns a model that answers who shows key, by script.
+func New(key string, script Script) *Server {
+	s := &Server{key: key, script: script, mux: http.NewServeMux(), released: make(chan struct{})}
+	s.mux.HandleFunc("POST /v1/chat/completions", s.complete)
+	s.mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, "", map[string]any{"object": "list", "data": []any{map[string]string{"id": Name, "object": "model"}}})
+	})
+	return s
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), []byte("Bearer "+s.key)) != 1 {
+		fail(w, http.StatusUnauthorized, "the scripted model's key is wrong")
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+func fail(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	writeJSON(w, "", map[string]any{"error": map[string]any{"message": text, "type": "scripted", "code": status}})
+}
+
+func (s *Server) complete(w http.ResponseWriter, r *http.Request) {
+	var in wireRequest
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<20))
+	if err == nil {
+		err = json.Unmarshal(body, &in)
+	}
+	if err != nil {
+		fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	req := in.request()
+	s.mu.Lock()
+	s.requests = append(s.requests, req)
+	s.calls++
+	id, released := fmt.Sprintf("call_%d", s.calls), s.released
+	s.mu.Unlock()
+	reply := s.script(req)
+	if reply.Wait {
+		select {
+		case <-released:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if reply.Status != 0 {
+		fail(w, reply.Status, reply.Text)
+		return
+	}
+	send(w, in.Stream, reply, id)
+}
+
+// Requests are all that came so far.
+func (s *Server) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Request(nil), s.requests...)
+}
+
+// Release lets the replies go that wait, and holds back later ones anew.
+func (s *Server) Release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.released)
+	s.released = make(chan struct{})
+}

@@ -1,0 +1,179 @@
+package scriptedmodel
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+)
+
+// What a task's text may hold for the script: lines of their own.
+var (
+	nonceLine    = regexp.MustCompile(`(?m)^nonce: ([A-Za-z0-9]{8,128})\s*$`)
+	scenarioLine = regexp.MustCompile(`(?m)^scenario: ([a-z-]+)\s*$`)
+	branchLine   = regexp.MustCompile(`git push origin HEAD:(agent/[^\s]+)`)
+	digest       = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
+)
+
+// ProofFile is the file in which the task's proof is written down.
+const ProofFile = "NONCE.sha256"
+
+// Tasks is the script of demo and tests. The issue's text says what to do by a
+// line "scenario: NAME":
+//
+//	default      compute the sha256 of the line "nonce: …" by a command, write
+//	             it to a file, commit, push, sum up; goes on only when opencode
+//	             has told the result of the step before, the right digest for one
+//	slow         the same, and waits for Release before the push
+//	no-commits   say something and end
+//	push-main    commit, try to push to main, and tell what git said
+//	env          print everything that might hold a key
+//	model-error  answer 401
+func Tasks() Script {
+	return func(r Request) Reply {
+		if !r.HasTools {
+			return Reply{Text: "Scripted task"}
+		}
+		switch name := first(scenarioLine, r.User); name {
+		case "", "default":
+			return nonceTask(r, false)
+		case "slow":
+			return nonceTask(r, true)
+		case "no-commits":
+			return Reply{Text: "I looked at it and there is nothing to change. @everyone Closes #1"}
+		case "push-main":
+			return pushMain(r)
+		case "env":
+			return lookAround(r)
+		case "model-error":
+			return Reply{Status: http.StatusUnauthorized, Text: "the scripted model refuses, as the task asks"}
+		default:
+			return Reply{Text: "The script knows no scenario " + name + "."}
+		}
+	}
+}
+
+func first(re *regexp.Regexp, s string) string {
+	if m := re.FindStringSubmatch(s); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
+// A step is a tool call, and whether its result lets the script go on.
+type step struct {
+	tool string
+	args map[string]any
+	ok   func(result string) bool
+	wait bool
+}
+
+func bash(command, what string) step {
+	return step{tool: "bash", args: map[string]any{"command": command, "description": what}}
+}
+
+// tries is how often a step is done before the script gives up.
+const tries = 3
+
+// play finds the first step that has not succeeded yet; done is true when all
+// have.
+func play(r Request, steps []step) (reply Reply, done bool) {
+	for _, s := range steps {
+		failed, last := 0, ""
+		succeeded := false
+		for _, c := range r.Calls {
+			if c.Tool == s.tool && same(c.Arguments, s.args) && c.Answered {
+				last = c.Result
+				if s.ok == nil || s.ok(c.Result) {
+					succeeded = true
+				} else {
+					failed++
+				}
+			}
+		}
+		switch {
+		case succeeded:
+		case failed >= tries:
+			return Reply{Text: fmt.Sprintf("I give up: %s did not work. The tool said: %s", s.tool, last)}, false
+		default:
+			return Reply{Tool: s.tool, Arguments: s.args, Wait: s.wait}, false
+		}
+	}
+	return Reply{}, true
+}
+
+func same(arguments string, want map[string]any) bool {
+	var got map[string]any
+	if json.Unmarshal([]byte(arguments), &got) != nil {
+		return false
+	}
+	for k, v := range want {
+		if got[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// result is what the first call like s answered.
+func result(r Request, s step) string {
+	for i := len(r.Calls) - 1; i >= 0; i-- {
+		if c := r.Calls[i]; c.Tool == s.tool && same(c.Arguments, s.args) && c.Answered {
+			return c.Result
+		}
+	}
+	return ""
+}
+
+func nonceTask(r Request, slow bool) Reply {
+	nonce, branch := first(nonceLine, r.User), first(branchLine, r.User)
+	if nonce == "" || branch == "" {
+		return Reply{Text: "The script found no nonce or no branch in the task."}
+	}
+	sum := sha256.Sum256([]byte(nonce))
+	want := hex.EncodeToString(sum[:])
+	compute := bash("printf %s '"+nonce+"' | sha256sum", "Computes the proof")
+	compute.ok = func(out string) bool { return digest.MatchString(out) }
+	if reply, done := play(r, []step{compute}); !done {
+		return reply
+	}
+	// As the agent's tool told it; the script has not told it to anybody.
+	got := digest.FindString(result(r, compute))
+	if got != want {
+		return Reply{Text: "The digest that the tool told is not the nonce's: " + got}
+	}
+	write := step{tool: "write", args: map[string]any{"filePath": ProofFile, "content": got + "\n"}}
+	commit := bash("git add -A && { git diff --cached --quiet || git commit -q -m 'Write down the proof'; } && git log -1 --format=committed:%s", "Commits it")
+	commit.ok = contains("committed:Write down the proof")
+	push := bash("git push origin HEAD:"+branch+" && echo push-went-well", "Pushes it")
+	push.ok, push.wait = contains("push-went-well"), slow
+	if reply, done := play(r, []step{compute, write, commit, push}); !done {
+		return reply
+	}
+	return Reply{Text: "I computed the sha256 of the nonce with a command and wrote it to `" + ProofFile + "`.\n\nTried: the command's output was read back. Left: nothing."}
+}
+
+func contains(s string) func(string) bool {
+	return func(out string) bool { return strings.Contains(out, s) }
+}
+
+func pushMain(r Request) Reply {
+	commit := bash("echo no > NO && git add -A && git commit -q -m 'Not for main' && echo committed", "Commits something")
+	commit.ok = contains("committed")
+	push := bash("git push origin HEAD:main 2>&1; echo exit code $?", "Tries to push to main")
+	if reply, done := play(r, []step{commit, push}); !done {
+		return reply
+	}
+	return Reply{Text: "Git said:\n\n" + result(r, push)}
+}
+
+func lookAround(r Request) Reply {
+	look := bash("env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'; ls -laR /run/secrets /run/devaipod; cat /proc/net/dev", "Looks around")
+	if reply, done := play(r, []step{look}); !done {
+		return reply
+	}
+	return Reply{Text: "I looked around:\n\n" + result(r, look)}
+}
