@@ -44,7 +44,7 @@ func (d *demo) sample(ctx context.Context) (string, error) {
 // issue files one, labels it and follows it to its pull request.
 func (d *demo) issue(ctx context.Context) error {
 	api, proof := d.person(), testkit.NewProof()
-	issue, err := api.CreateIssue(ctx, repo, issueTitle, issueText(proof))
+	issue, err := api.CreateIssue(ctx, repo, issueTitle, proof.Task(""))
 	if err != nil {
 		return err
 	}
@@ -178,4 +178,3 @@ func printable(s string, most int) string {
 	}
 	return s
 }
-

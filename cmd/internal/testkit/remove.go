@@ -67,7 +67,7 @@ func (w *World) Left(ctx context.Context) ([]string, error) {
 	if _, err := os.Lstat(w.Dir); err == nil {
 		left = append(left, "directory "+w.Dir)
 	}
-	pids, err := w.processes()
+	pids, err := w.Processes()
 	if err != nil {
 		return left, err
 	}
@@ -120,9 +120,9 @@ func (w *World) namespaces(ctx context.Context) []string {
 	return found
 }
 
-// processes are those that were started with this world's environment, by pid;
+// Processes are those that were started with this world's environment, by pid;
 // this process and those that started it are never among them.
-func (w *World) processes() ([]int, error) {
+func (w *World) Processes() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -171,7 +171,7 @@ func ancestors() []int {
 // makes them.
 func (w *World) endProcesses(ctx context.Context) error {
 	for try := 0; ; try++ {
-		pids, err := w.processes()
+		pids, err := w.Processes()
 		if err != nil || len(pids) == 0 {
 			return err
 		}

@@ -59,9 +59,6 @@ resync = %q
 image = %q
 listen = %q
 
-[podman]
-socket = %q
-
 [agent]
 image = %q
 
@@ -70,18 +67,12 @@ api = %q
 url = %q
 name = %q
 key = %q
-`, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, s.podmanSocket(), AgentImage,
+`, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, AgentImage,
 		c.ModelAPI, c.ModelURL, c.ModelName, c.ModelKey)
 	if err := os.WriteFile(s.ConfigFile, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
 	return s, nil
-}
-
-// podmanSocket is where devaipod itself would start a podman service: naming
-// it keeps devaipod from finding another one.
-func (s *Stack) podmanSocket() string {
-	return "unix://" + filepath.Join(s.StateDir, "podman.sock")
 }
 
 // ForgeURL is the forge's address, without a slash at its end.
