@@ -236,7 +236,7 @@ func (m *Manager) List(ctx context.Context) ([]Pod, error) {
 // take notes one container of the pod. The pin is the agent's: of a pod that
 // is being made anew, that one is made last but for the workspace.
 func (p *Pod) take(c podman.Thing) {
-	st := podman.ContainerState{Exists: true, Running: c.Running, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Labels: c.Labels}
+	st := podman.ContainerState{Exists: true, Running: c.Running, Exited: c.Exited, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Labels: c.Labels}
 	switch c.Labels[labelRole] {
 	case RoleControl:
 		p.Control = st

@@ -31,19 +31,17 @@ func (m *Manager) EnsureTools(ctx context.Context, binary string) (ref string, e
 	if err != nil {
 		return "", err
 	}
-	h := sha256.New()
-	h.Write(data)
-	h.Write(ca)
-	ref = m.toolsPrefix() + hex.EncodeToString(h.Sum(nil)[:6])
-	ok, err := m.podman.ImageExists(ctx, ref)
-	if err != nil || ok {
-		return ref, err
-	}
 	archive, err := toolsTar(data, ca)
 	if err != nil {
 		return "", err
 	}
-	if err := m.podman.ImageImport(ctx, ref, archive, []string{`ENTRYPOINT ["/devaipod-pod"]`}); err != nil {
+	sum := sha256.Sum256(archive)
+	ref = m.toolsPrefix() + hex.EncodeToString(sum[:6])
+	ok, err := m.podman.ImageExists(ctx, ref)
+	if err != nil || ok {
+		return ref, err
+	}
+	if err := m.podman.ImageImport(ctx, ref, bytes.NewReader(archive), []string{`ENTRYPOINT ["/devaipod-pod"]`}); err != nil {
 		return "", err
 	}
 	old, err := m.podman.Images(ctx, m.toolsPrefix())
@@ -83,7 +81,7 @@ func readFirst(paths []string) ([]byte, error) {
 	return nil, fmt.Errorf("no certificate authorities found (looked at %s): install ca-certificates", strings.Join(paths, ", "))
 }
 
-func toolsTar(binary, ca []byte) (*bytes.Reader, error) {
+func toolsTar(binary, ca []byte) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	var errs []error
@@ -94,13 +92,15 @@ func toolsTar(binary, ca []byte) (*bytes.Reader, error) {
 		name string
 		mode int64
 		data []byte
-	}{{"devaipod-pod", 0o755, binary}, {"etc/ssl/certs/ca-certificates.crt", 0o644, ca}} {
+	}{{"devaipod-pod", 0o755, binary}, {"etc/ssl/certs/ca-certificates.crt", 0o644, ca},
+		// Where podman mounts things into a read-only root.
+		{"run/secrets/model-key", 0o400, nil}, {"etc/hosts", 0o644, nil}, {"etc/resolv.conf", 0o644, nil}, {"etc/hostname", 0o644, nil}, {"run/.containerenv", 0o644, nil}} {
 		errs = append(errs, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: f.mode, Size: int64(len(f.data))}))
 		_, err := w.Write(f.data)
 		errs = append(errs, err)
 	}
 	errs = append(errs, w.Close())
-	return bytes.NewReader(buf.Bytes()), errors.Join(errs...)
+	return buf.Bytes(), errors.Join(errs...)
 }
 
 // Secrets have names of their own in podman, <instance>-secret-<name>-<n>: a

@@ -49,7 +49,7 @@ func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
 			Branch: f.Branch, Base: f.Base, Started: f.Agent.StartedAt,
 			Whole: f.Agent.Running && f.Control.Running && f.Workspace.Running,
 		}
-		if f.Agent.Exists && !f.Agent.Running {
+		if f.Agent.Exited {
 			pod.Exit = fmt.Sprintf("the agent's container ended with code %d", f.Agent.ExitCode)
 			if f.Agent.OOMKilled {
 				pod.Exit = "the agent's container ran out of memory (agent.memory)"

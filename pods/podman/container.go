@@ -214,10 +214,10 @@ func (c *Client) RemoveContainer(ctx context.Context, name string) error {
 
 // A ContainerState is how a container is.
 type ContainerState struct {
-	Exists, Running, OOMKilled bool
-	ExitCode                   int
-	StartedAt                  time.Time
-	Labels                     map[string]string
+	Exists, Running, Exited, OOMKilled bool
+	ExitCode                           int
+	StartedAt                          time.Time
+	Labels                             map[string]string
 }
 
 // State tells how a container is; one that is not there is no error.
@@ -234,6 +234,9 @@ func (c *Client) State(ctx context.Context, name string) (ContainerState, error)
 	st := ContainerState{Exists: true}
 	if d.State != nil {
 		st.Running, st.OOMKilled, st.ExitCode, st.StartedAt = d.State.Running, d.State.OOMKilled, int(d.State.ExitCode), d.State.StartedAt
+	}
+	if d.State != nil {
+		st.Exited = d.State.Status == "exited" || d.State.Status == "stopped"
 	}
 	if d.Config != nil {
 		st.Labels = d.Config.Labels

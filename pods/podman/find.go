@@ -18,7 +18,8 @@ import (
 
 // FindConfig says where to look for a podman API service.
 type FindConfig struct {
-	// URI is the one to use, unix:///path; nothing else is tried.
+	// URI is the one to use, unix:///path; nothing else is tried. The one that
+	// SocketPath makes is allowed: then only a service of our own is used.
 	URI string
 	// Start allows starting a service when none answers.
 	Start bool
@@ -37,21 +38,21 @@ var ErrNone = errors.New("no podman API service answers")
 // this process: containers need it again later. CONTAINERS_CONF and its like
 // reach it through the environment.
 func Find(ctx context.Context, cfg FindConfig) (string, error) {
-	if cfg.URI != "" {
+	own := "unix://" + cfg.SocketPath
+	if cfg.URI != "" && cfg.URI != own {
 		if err := answers(ctx, cfg.URI); err != nil {
 			return "", fmt.Errorf("podman does not answer at %s (podman.socket): %w", cfg.URI, err)
 		}
 		return cfg.URI, nil
 	}
-	if uri := os.Getenv("CONTAINER_HOST"); uri != "" {
+	if uri := os.Getenv("CONTAINER_HOST"); uri != "" && cfg.URI == "" {
 		if err := answers(ctx, uri); err != nil {
 			return "", fmt.Errorf("podman does not answer at %s (CONTAINER_HOST): %w", uri, err)
 		}
 		return uri, nil
 	}
-	own := "unix://" + cfg.SocketPath
 	candidates := []string{own}
-	if !privateStorage() {
+	if cfg.URI == "" {
 		candidates = append(candidates, usual()...)
 	}
 	for _, uri := range candidates {
@@ -64,10 +65,6 @@ func Find(ctx context.Context, cfg FindConfig) (string, error) {
 	}
 	return own, start(ctx, cfg)
 }
-
-// privateStorage tells whether the environment names a storage of its own: a
-// service of the system would not use it.
-func privateStorage() bool { return os.Getenv("CONTAINERS_STORAGE_CONF") != "" }
 
 // usual are the sockets that podman's own units listen on.
 func usual() []string {

@@ -80,6 +80,7 @@ type Thing struct {
 	Name      string
 	Labels    map[string]string
 	Running   bool // containers alone
+	Exited    bool // it has run and does no more
 	ExitCode  int
 	StartedAt time.Time
 }
@@ -94,8 +95,8 @@ func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]Th
 	}
 	var out []Thing
 	for _, f := range found {
-		if len(f.Names) > 0 {
-			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", ExitCode: int(f.ExitCode), StartedAt: time.Unix(f.StartedAt, 0)})
+		if len(f.Names) > 0 && carries(f.Labels, labels) {
+			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", Exited: f.State == "exited" || f.State == "stopped", ExitCode: int(f.ExitCode), StartedAt: time.Unix(f.StartedAt, 0)})
 		}
 	}
 	return out, nil
@@ -111,9 +112,23 @@ func (c *Client) Volumes(ctx context.Context, labels map[string]string) ([]Thing
 	}
 	var out []Thing
 	for _, f := range found {
-		out = append(out, Thing{Name: f.Name, Labels: f.Labels})
+		if carries(f.Labels, labels) {
+			out = append(out, Thing{Name: f.Name, Labels: f.Labels})
+		}
 	}
 	return out, nil
+}
+
+// carries tells whether have holds all of want. It is asked of everything that
+// podman lists: for volumes and networks, version 4.3 takes several label
+// filters as alternatives.
+func carries(have, want map[string]string) bool {
+	for k, v := range want {
+		if got, ok := have[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
 }
 
 func filter(labels map[string]string) map[string][]string {
@@ -146,6 +161,9 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		return fmt.Errorf("listing pods: %w", err)
 	}
 	for _, p := range podsFound {
+		if !carries(p.Labels, labels) {
+			continue
+		}
 		if _, err := pods.Remove(conn, p.Name, new(pods.RemoveOptions).WithForce(true).WithTimeout(1)); err != nil && !notFound(err) {
 			return fmt.Errorf("removing pod %s: %w", p.Name, err)
 		}
@@ -155,7 +173,7 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		return err
 	}
 	for _, v := range vols {
-		if err := volumes.Remove(conn, v.Name, new(volumes.RemoveOptions).WithForce(true)); err != nil && !notFound(err) {
+		if err := volumes.Remove(conn, v.Name, nil); err != nil && !notFound(err) {
 			return fmt.Errorf("removing volume %s: %w", v.Name, err)
 		}
 	}
@@ -164,7 +182,10 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		return fmt.Errorf("listing networks: %w", err)
 	}
 	for _, n := range nets {
-		if _, err := network.Remove(conn, n.Name, new(network.RemoveOptions).WithForce(true)); err != nil && !notFound(err) {
+		if !carries(n.Labels, labels) {
+			continue
+		}
+		if _, err := network.Remove(conn, n.Name, nil); err != nil && !notFound(err) {
 			return fmt.Errorf("removing network %s: %w", n.Name, err)
 		}
 	}

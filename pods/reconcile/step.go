@@ -262,10 +262,12 @@ func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
 			}
 			return Summary{State: AgentFailed, Error: why + "; started again " + fmt.Sprint(maxResumes) + " times without success"}, nil
 		}
-		l.resumes[pod.Key]++
-		l.cfg.Log.Warn("starting a pod again", "pod", pod.Name, "exit", pod.Exit, "try", l.resumes[pod.Key])
+		l.cfg.Log.Warn("starting a pod again", "pod", pod.Name, "exit", pod.Exit, "tries_before", l.resumes[pod.Key])
 		if err := l.cfg.Pods.Resume(ctx, pod.Key); err != nil {
 			return Summary{}, fmt.Errorf("starting %s again: %w", pod.Name, err)
+		}
+		if pod.Exit != "" { // it ended by itself; a first start that was cut short counts not
+			l.resumes[pod.Key]++
 		}
 	}
 	sum, err := l.cfg.Pods.Summary(ctx, pod.Key)
