@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -154,7 +155,12 @@ func (a *API) Comments(ctx context.Context, repo string, issue int64) ([]Comment
 // first.
 func (a *API) Pulls(ctx context.Context, repo string, issue int64) ([]Pull, error) {
 	var all, found []Pull
-	if err := a.Get(ctx, "/repos/"+repo+"/pulls?state=all&limit=50", &all); err != nil {
+	err := a.Get(ctx, "/repos/"+repo+"/pulls?state=all&limit=50", &all)
+	// The forge answers 404 for a moment after a repository's first push.
+	if status := new(StatusError); errors.As(err, &status) && status.Code == http.StatusNotFound {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, err
 	}
 	for _, p := range all {

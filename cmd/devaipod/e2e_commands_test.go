@@ -1,0 +1,489 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"codeberg.org/devaipod/devaipod/cmd/internal/testkit"
+)
+
+// The words of the scripts beyond testscript's own. What one prints, `stdout`
+// matches in the next line; with ! before it, it must fail.
+func commands() map[string]func(*call) error {
+	return map[string]func(*call) error{
+		"repo":       (*call).repo,       // repo: makes $REPO on the forge, with an AGENTS.md
+		"issue":      (*call).issue,      // issue SCENARIO TITLE…: opens an issue; sets $ISSUE
+		"label":      (*call).label,      // label [-as WHO]: puts the label on the issue
+		"unlabel":    (*call).unlabel,    // unlabel: takes it off
+		"api":        (*call).rest,       // api [-as WHO] [-q JQ] METHOD PATH [JSON]
+		"issuestate": (*call).issueState, // issuestate: state and labels of the issue
+		"comments":   (*call).comments,   // comments: what was said on the issue, and by whom
+		"pull":       (*call).pull,       // pull: the facts of the issue's pull requests
+		"diff":       (*call).diff,       // diff: of the newest one, as the forge has it
+		"proof":      (*call).proof,      // proof: the branch adds the nonce's sha256; prints git's diff
+		"refs":       (*call).refs,       // refs: all refs of $REPO, by git
+		"podman":     (*call).podman,     // podman ARG…
+		"pods":       (*call).pods,       // pods: what podman has of the issue, a line each
+		"service":    (*call).service,    // service pid | kill | start
+		"noleak":     (*call).noleak,     // noleak FILE…: none of our secrets in them
+		"processes":  (*call).processes,  // processes: pids of the world's processes
+		"task":       (*call).task,       // task SCENARIO TITLE FILE: what `run` is given; sets $SUM
+		"release":    (*call).release,    // release: the model goes on in the scenario slow
+		"capture":    (*call).capture,    // capture NAME: the last stdout as a variable
+		"gitconfig":  (*call).gitconfig,  // gitconfig FILE: one whose credential helper is the person's
+		"waitfor":    (*call).waitfor,    // waitfor PATTERN COMMAND ARG…: until it prints that
+		"always":     (*call).always,     // always DURATION PATTERN COMMAND ARG…: that, all the time
+	}
+}
+
+// A call is one use of a command in a script.
+type call struct {
+	*suite
+	ts   *testscript.TestScript
+	args []string
+	out  bytes.Buffer
+}
+
+func (s *suite) command(name string, f func(*call) error) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		c := &call{suite: s, ts: ts, args: args}
+		err := f(c)
+		if _, e := ts.Stdout().Write(c.out.Bytes()); e != nil {
+			ts.Fatalf("%v", e)
+		}
+		switch {
+		case err != nil && neg:
+			ts.Logf("[as wanted] %v", err)
+		case err != nil:
+			ts.Fatalf("%s: %v\n%s", name, err, c.out.String())
+		case neg:
+			ts.Fatalf("%s worked, and should have been refused\n%s", name, c.out.String())
+		}
+	}
+}
+
+func (c *call) printf(format string, a ...any) { fmt.Fprintf(&c.out, format, a...) }
+
+func (c *call) env(name string) string { return c.ts.Getenv(name) }
+
+// as takes -as WHO off the arguments.
+func (c *call) as() *testkit.API {
+	who := person
+	if len(c.args) > 1 && c.args[0] == "-as" {
+		who, c.args = c.args[1], c.args[2:]
+	}
+	return c.api(who)
+}
+
+func (c *call) issueNumber() (int64, error) {
+	n, err := strconv.ParseInt(c.env("ISSUE"), 10, 64)
+	if err != nil {
+		return 0, errors.New("no $ISSUE yet")
+	}
+	return n, nil
+}
+
+// repo makes the repository and waits until the service has seen it, by the
+// webhook or by itself, and given it the labels.
+func (c *call) repo() error {
+	api, repo := c.api(person), c.env("REPO")
+	create := map[string]any{"name": c.env("NAME"), "auto_init": true, "default_branch": "main"}
+	path := "/user/repos"
+	if owner := c.env("OWNER"); owner != person {
+		path = "/orgs/" + owner + "/repos"
+	}
+	if err := api.Post(c.ctx, path, create, nil); err != nil {
+		return err
+	}
+	agents := map[string]string{"content": "IyBGb3IgYWdlbnRzCgpLZWVwIGl0IHNob3J0Lgo=", "message": "Tell agents how", "branch": "main"}
+	if err := api.Post(c.ctx, "/repos/"+repo+"/contents/AGENTS.md", agents, nil); err != nil {
+		return err
+	}
+	return c.until("", func() (bool, error) {
+		var labels []testkit.Label
+		err := api.Get(c.ctx, "/repos/"+repo+"/labels", &labels)
+		return slices.Contains(labels, testkit.Label{Name: "devaipod"}), err
+	})
+}
+
+func (c *call) issue() error {
+	if len(c.args) < 2 {
+		return errors.New("usage: issue SCENARIO TITLE…")
+	}
+	p := testkit.NewProof()
+	i, err := c.api(person).CreateIssue(c.ctx, c.env("REPO"), strings.Join(c.args[1:], " "), p.Task(c.args[0]))
+	if err != nil {
+		return err
+	}
+	c.ts.Setenv("ISSUE", strconv.FormatInt(i.Number, 10))
+	c.ts.Setenv("NONCE", p.Nonce)
+	c.ts.Setenv("SUM", p.Sum)
+	c.printf("%s\n", i.URL)
+	return nil
+}
+
+func (c *call) label() error {
+	api := c.as()
+	n, err := c.issueNumber()
+	if err != nil {
+		return err
+	}
+	return api.Label(c.ctx, c.env("REPO"), n, "devaipod")
+}
+
+func (c *call) unlabel() error {
+	api, repo := c.api(person), c.env("REPO")
+	var labels []struct {
+		ID   int64  `json:"id"`
+		Name string `json:"name"`
+	}
+	if err := api.Get(c.ctx, "/repos/"+repo+"/labels", &labels); err != nil {
+		return err
+	}
+	for _, l := range labels {
+		if l.Name == "devaipod" {
+			_, err := api.Do(c.ctx, "DELETE", fmt.Sprintf("/repos/%s/issues/%s/labels/%d", repo, c.env("ISSUE"), l.ID), nil)
+			return err
+		}
+	}
+	return fmt.Errorf("%s has no label devaipod", repo)
+}
+
+func (c *call) rest() error {
+	api, filter := c.as(), ""
+	if len(c.args) > 1 && c.args[0] == "-q" {
+		filter, c.args = c.args[1], c.args[2:]
+	}
+	if len(c.args) < 2 {
+		return errors.New("usage: api [-as WHO] [-q JQ] METHOD PATH [JSON]")
+	}
+	var body any
+	if len(c.args) > 2 {
+		body = []byte(c.args[2])
+	}
+	answer, err := api.Do(c.ctx, c.args[0], c.args[1], body)
+	if err != nil || filter == "" {
+		c.out.Write(answer)
+		return err
+	}
+	jq := exec.CommandContext(c.ctx, "jq", "-r", filter)
+	var stderr bytes.Buffer
+	jq.Stdin, jq.Stdout, jq.Stderr = bytes.NewReader(answer), &c.out, &stderr
+	if err := jq.Run(); err != nil {
+		return fmt.Errorf("jq %s: %w: %s", filter, err, stderr.String())
+	}
+	return nil
+}
+
+func (c *call) issueState() error {
+	var i testkit.Issue
+	if err := c.api(person).Get(c.ctx, "/repos/"+c.env("REPO")+"/issues/"+c.env("ISSUE"), &i); err != nil {
+		return err
+	}
+	c.printf("state=%s labels=", i.State)
+	for _, l := range i.Labels {
+		c.printf("[%s]", l.Name)
+	}
+	c.printf("\n")
+	return nil
+}
+
+func (c *call) comments() error {
+	n, err := c.issueNumber()
+	if err != nil {
+		return err
+	}
+	all, err := c.api(person).Comments(c.ctx, c.env("REPO"), n)
+	if err != nil {
+		return err
+	}
+	c.printf("comments=%d\n", len(all))
+	for _, m := range all {
+		c.printf("[by %s] %s\n", m.User.Login, m.Body)
+	}
+	return nil
+}
+
+func (c *call) pulls() ([]testkit.Pull, error) {
+	n, err := c.issueNumber()
+	if err != nil {
+		return nil, err
+	}
+	return c.api(person).Pulls(c.ctx, c.env("REPO"), n)
+}
+
+func (c *call) pull() error {
+	pulls, err := c.pulls()
+	if err != nil {
+		return err
+	}
+	c.printf("pulls=%d\n", len(pulls))
+	for _, p := range pulls {
+		var reviewers []string
+		for _, r := range p.Reviewers {
+			reviewers = append(reviewers, r.Login)
+		}
+		c.printf("number=%d state=%s draft=%t merged=%t by=%s from=%s to=%s reviewers=%s title=%s\n%s\n",
+			p.Number, p.State, p.Draft, p.Merged, p.User.Login, p.Head.Ref, p.Base.Ref, strings.Join(reviewers, ","), p.Title, p.Body)
+	}
+	if len(pulls) > 0 {
+		c.ts.Setenv("PULL", strconv.FormatInt(pulls[0].Number, 10))
+		c.ts.Setenv("BRANCH", pulls[0].Head.Ref)
+	}
+	return nil
+}
+
+func (c *call) diff() error {
+	pulls, err := c.pulls()
+	if err != nil {
+		return err
+	}
+	if len(pulls) == 0 {
+		return errors.New("no pull request")
+	}
+	diff, err := c.api(person).Diff(c.ctx, c.env("REPO"), pulls[0].Number)
+	c.printf("%s", diff)
+	return err
+}
+
+func (c *call) proof() error {
+	pulls, err := c.pulls()
+	if err != nil {
+		return err
+	}
+	if len(pulls) != 1 {
+		return fmt.Errorf("%d pull requests, want one", len(pulls))
+	}
+	diff, err := testkit.ProofOf(c.env("NONCE")).Verify(c.ctx, c.Stack, c.api(person), c.env("REPO"), pulls[0].Base.Ref, pulls[0].Head.Ref)
+	c.printf("%s", diff)
+	return err
+}
+
+func (c *call) refs() error {
+	api := c.api(person)
+	return c.Git(c.ctx, testkit.Call{Args: []string{"ls-remote", api.URL + "/" + c.env("REPO") + ".git"}, Env: api.GitEnv(), Stdout: &c.out})
+}
+
+func (c *call) podman() error {
+	out, err := c.World.Podman(c.ctx, c.args...)
+	c.printf("%s", out)
+	return err
+}
+
+// pods asks podman for all that carries the labels of the issue.
+func (c *call) pods() error {
+	filters := []string{"--filter", "label=devaipod.repo=" + c.env("REPO"), "--filter", "label=devaipod.issue=" + c.env("ISSUE")}
+	for _, args := range [][]string{
+		{"ps", "--all", "--format", "container {{.Names}} {{.State}}"},
+		{"pod", "ps", "--format", "pod {{.Name}} {{.Status}}"},
+		{"volume", "ls", "--format", "volume {{.Name}}"},
+		{"network", "ls", "--format", "network {{.Name}}"},
+	} {
+		out, err := c.World.Podman(c.ctx, append(args, filters...)...)
+		if err != nil {
+			return err
+		}
+		c.printf("%s", out)
+	}
+	c.printf("(end)\n")
+	return nil
+}
+
+func (c *call) service() error {
+	if len(c.args) != 1 {
+		return errors.New("usage: service pid|kill|start")
+	}
+	if c.args[0] == "start" {
+		return c.Run(c.ctx, testkit.Call{Args: []string{"forge", "up", "-d"}, Stdout: &c.out, Stderr: &c.out})
+	}
+	text, err := os.ReadFile(filepath.Join(c.StateDir, "service.pid"))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return err
+	}
+	c.printf("%d\n", pid)
+	if c.args[0] == "pid" {
+		return nil
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return err
+	}
+	return c.until("", func() (bool, error) { return syscall.Kill(pid, 0) != nil, nil })
+}
+
+// secrets are what must not be found where an agent or a stranger could look.
+func (c *call) secrets() (map[string]string, error) {
+	cred, err := c.Credentials()
+	return map[string]string{
+		"the service's token": cred.ServiceToken, "the bot's token": cred.BotToken, "the person's token": cred.PersonToken,
+		"the webhook's secret": cred.WebhookSecret, "the person's password": c.password, "the model's key": modelKey,
+	}, err
+}
+
+func (c *call) noleak() error {
+	secrets, err := c.secrets()
+	if err != nil {
+		return err
+	}
+	for what, secret := range secrets {
+		if len(secret) < 8 {
+			return fmt.Errorf("%s is %q: nothing that could be looked for", what, secret)
+		}
+		for _, file := range c.args {
+			text, err := os.ReadFile(c.ts.MkAbs(file))
+			if file == "stdout" || file == "stderr" {
+				text, err = []byte(c.ts.ReadFile(file)), nil
+			}
+			if err != nil {
+				return err
+			}
+			if len(text) == 0 {
+				return fmt.Errorf("%s is empty: it proves nothing", file)
+			}
+			if bytes.Contains(text, []byte(secret)) {
+				return fmt.Errorf("%s holds %s", file, what)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *call) processes() error {
+	pids, err := c.World.Processes()
+	for _, pid := range pids {
+		// It may be gone by now; then its name is not needed.
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		c.printf("%d %s\n", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))
+	}
+	return err
+}
+
+func (c *call) task() error {
+	if len(c.args) != 3 {
+		return errors.New("usage: task SCENARIO TITLE FILE")
+	}
+	p := testkit.NewProof()
+	c.ts.Setenv("NONCE", p.Nonce)
+	c.ts.Setenv("SUM", p.Sum)
+	return os.WriteFile(c.ts.MkAbs(c.args[2]), []byte(c.args[1]+"\n\n"+p.Task(c.args[0])), 0o600)
+}
+
+func (c *call) capture() error {
+	if len(c.args) != 1 {
+		return errors.New("usage: capture NAME")
+	}
+	c.ts.Setenv(c.args[0], strings.TrimSpace(c.ts.ReadFile("stdout")))
+	return nil
+}
+
+func (c *call) gitconfig() error {
+	if len(c.args) != 1 {
+		return errors.New("usage: gitconfig FILE")
+	}
+	helper := fmt.Sprintf("[credential]\n\thelper = \"!f() { test \\\"$1\\\" = get && printf 'username=%%s\\\\npassword=%%s\\\\n' %s %s; }; f\"\n", person, c.password)
+	return os.WriteFile(c.ts.MkAbs(c.args[0]), []byte(helper), 0o600)
+}
+
+// again runs another command of ours, or a program.
+func (c *call) again(args []string) (string, error) {
+	if f, ok := commands()[args[0]]; ok {
+		inner := &call{suite: c.suite, ts: c.ts, args: slices.Clone(args[1:])}
+		err := f(inner)
+		return inner.out.String(), err
+	}
+	var out bytes.Buffer
+	call := testkit.Call{Args: args[1:], Stdout: &out, Stderr: &out}
+	if args[0] != "devaipod" {
+		return "", fmt.Errorf("no command %q", args[0])
+	}
+	err := c.Run(c.ctx, call)
+	return out.String(), err
+}
+
+func (c *call) waitfor() error {
+	if len(c.args) < 2 {
+		return errors.New("usage: waitfor PATTERN COMMAND ARG…")
+	}
+	want, err := regexp.Compile("(?ms)" + c.args[0])
+	if err != nil {
+		return err
+	}
+	var got string
+	err = c.until(want.String(), func() (bool, error) {
+		var e error
+		got, e = c.again(c.args[1:])
+		return want.MatchString(got), e
+	})
+	c.printf("%s", got)
+	return err
+}
+
+func (c *call) always() error {
+	if len(c.args) < 3 {
+		return errors.New("usage: always DURATION PATTERN COMMAND ARG…")
+	}
+	d, err := time.ParseDuration(c.args[0])
+	if err != nil {
+		return err
+	}
+	want, err := regexp.Compile("(?ms)" + c.args[1])
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		got, err := c.again(c.args[2:])
+		if err != nil {
+			return err
+		}
+		if !want.MatchString(got) {
+			return fmt.Errorf("not always %s: %s", want, got)
+		}
+		if err := pause(c.ctx, 500*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// until asks cond until it holds, for two minutes; its errors are passing ones
+// until then.
+func (c *call) until(what string, cond func() (bool, error)) error {
+	const limit = 2 * time.Minute
+	for end := time.Now().Add(limit); ; {
+		ok, err := cond()
+		if ok && err == nil {
+			return nil
+		}
+		if time.Now().After(end) {
+			return errors.Join(err, fmt.Errorf("waited %s in vain for %s", limit, what))
+		}
+		if err := pause(c.ctx, 300*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,35 @@
+package main_test
+
+import (
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/cmd/internal/scriptedmodel"
+)
+
+const modelName = scriptedmodel.Name
+
+// serveModel runs the scripted model in this process, on loopback.
+func (s *suite) serveModel() (url string, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	s.script = scriptedmodel.New(modelKey, scriptedmodel.Tasks())
+	s.model = &http.Server{Handler: s.script, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = s.model.Serve(l) }() // ends by Close
+	return "http://" + l.Addr().String() + "/v1", nil
+}
+
+// release lets a model that waits in the scenario slow go on, until the agent
+// has pushed.
+func (c *call) release() error {
+	return c.until("a push", func() (bool, error) {
+		c.script.Release()
+		inner := &call{suite: c.suite, ts: c.ts}
+		err := inner.refs()
+		return strings.Contains(inner.out.String(), "refs/heads/agent/"+c.env("ISSUE")+"-"), err
+	})
+}

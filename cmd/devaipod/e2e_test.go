@@ -1,0 +1,315 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"codeberg.org/devaipod/devaipod/cmd/internal/scriptedmodel"
+	"codeberg.org/devaipod/devaipod/cmd/internal/testkit"
+)
+
+// The suite: the real program on a real forge, real podman and real opencode,
+// in a world of its own (package testkit); only the model is a script. Each
+// script in testdata/script tells one promise. What happened is read from
+// podman, the forge and git.
+
+// patience is how long the whole suite may take before it ends itself, tidily.
+const patience = 15 * time.Minute
+
+const (
+	person   = "ada" // made by forge up; site admin
+	stranger = "eve" // may label issues where a script lets her, never push
+	modelKey = "sk-e2e-3f1f1c0a9d7e4b52"
+)
+
+// suite is what the scripts share.
+type suite struct {
+	*testkit.Stack
+	ctx      context.Context
+	password string
+	model    *http.Server
+	script   *scriptedmodel.Server
+}
+
+// running is the suite once a test needed it.
+var running struct {
+	once sync.Once
+	s    *suite
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	suiteContext = ctx
+	code := m.Run()
+	cancel()
+	stop()
+	if running.s != nil {
+		if err := running.s.close(); err != nil {
+			fmt.Fprintln(os.Stderr, "cleaning up after the suite:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+var suiteContext context.Context
+
+// Scripts that are not for everybody's company: alone they run one at a time,
+// after the others; last is the end of the stack.
+var (
+	first = []string{"forge-up"}
+	alone = []string{"restart-service", "edited-after-label"}
+	last  = []string{"purge"}
+)
+
+func TestEndToEnd(t *testing.T) {
+	running.once.Do(func() { running.s, running.err = start(suiteContext) })
+	if running.err != nil {
+		t.Fatal(running.err)
+	}
+	all, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var together []string
+	for _, file := range all {
+		if !slices.Contains(slices.Concat(first, alone, last), scriptName(file)) {
+			together = append(together, scriptName(file))
+		}
+	}
+	// Each group in a test of its own: the next starts when all of it is done.
+	for _, name := range first {
+		t.Run("first", func(t *testing.T) { running.s.scripts(t, name) })
+	}
+	t.Run("together", func(t *testing.T) { running.s.scripts(t, together...) })
+	for _, name := range slices.Concat(alone, last) {
+		t.Run("alone", func(t *testing.T) { running.s.scripts(t, name) })
+	}
+}
+
+func scriptName(file string) string { return strings.TrimSuffix(filepath.Base(file), ".txtar") }
+
+// scripts runs some of the scripts, two at a time.
+func (s *suite) scripts(t *testing.T, names ...string) {
+	p := testscript.Params{Setup: s.setup, Cmds: map[string]func(*testscript.TestScript, bool, []string){}, RequireUniqueNames: true}
+	for name, f := range commands() {
+		p.Cmds[name] = s.command(name, f)
+	}
+	for _, n := range names {
+		p.Files = append(p.Files, "testdata/script/"+n+".txtar")
+	}
+	testscript.Run(t, p)
+}
+
+// setup gives a script its variables; $REPO is a name that only it uses.
+func (s *suite) setup(env *testscript.Env) error {
+	if err := s.ctx.Err(); err != nil {
+		return fmt.Errorf("the suite took longer than %s or was interrupted: %w", patience, err)
+	}
+	name := strings.TrimPrefix(filepath.Base(env.WorkDir), "script-")
+	home := filepath.Join(env.WorkDir, ".home")
+	if err := os.Mkdir(home, 0o755); err != nil {
+		return err
+	}
+	for _, kv := range s.Environ() {
+		if k, v, _ := strings.Cut(kv, "="); k != "HOME" && k != "TMPDIR" && k != "PATH" && !strings.HasPrefix(k, "XDG_") {
+			env.Setenv(k, v)
+		}
+	}
+	env.Setenv("HOME", home)
+	env.Setenv("PATH", s.Bin+":"+os.Getenv("PATH"))
+	for k, v := range map[string]string{
+		"FORGE": s.ForgeURL(), "SERVICE": s.ServiceURL(), "INSTANCE": s.Instance, "STATE": s.StateDir,
+		"PERSON": person, "STRANGER": stranger, "BOT": s.Instance + "-bot",
+		"OWNER": person, "NAME": name, "REPO": person + "/" + name,
+	} {
+		env.Setenv(k, v)
+	}
+	env.Defer(func() {
+		if tb, ok := env.T().(testing.TB); ok && tb.Failed() {
+			env.T().Log(s.dump(env.Getenv("REPO")))
+		}
+	})
+	return nil
+}
+
+// start builds the program and brings up what the scripts share.
+func start(ctx context.Context) (*suite, error) {
+	sweep(ctx)
+	dir, err := os.MkdirTemp("", "dvt-*")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pid"), fmt.Append(nil, os.Getpid()), 0o600); err != nil {
+		return nil, err
+	}
+	world, err := testkit.NewWorld(dir)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	s := &suite{Stack: &testkit.Stack{World: world}, ctx: ctx, password: rand.Text()}
+	return s, s.prepare(ctx)
+}
+
+func (s *suite) prepare(ctx context.Context) error {
+	root, err := testkit.Root()
+	if err != nil {
+		return err
+	}
+	c := testkit.StackConfig{
+		Instance: "t" + strings.ToLower(rand.Text()[:6]), Root: root, Bin: filepath.Join(s.World.Dir, "bin"),
+		Resync: "10s", Person: person, ModelAPI: "openai", ModelName: modelName, ModelKey: "model",
+	}
+	if c.ForgeListen, err = testkit.FreeAddr(""); err != nil {
+		return err
+	}
+	if c.ServiceListen, err = testkit.FreeAddr(""); err != nil {
+		return err
+	}
+	if c.ModelURL, err = s.serveModel(); err != nil {
+		return err
+	}
+	if s.Stack, err = testkit.NewStack(s.World, c); err != nil {
+		return err
+	}
+	if err := s.build(ctx); err != nil {
+		return err
+	}
+	if err := s.LoadImages(ctx, os.Stderr); err != nil {
+		return err
+	}
+	var said bytes.Buffer
+	for _, call := range []testkit.Call{
+		{Args: []string{"forge", "up", "-d", "--admin", person, "--password-stdin"}, Stdin: s.password},
+		{Args: []string{"secret", "set", "model"}, Stdin: modelKey},
+	} {
+		call.Stdout, call.Stderr = &said, &said
+		if err := s.Run(ctx, call); err != nil {
+			return fmt.Errorf("%w\n%s\n%s", err, said.String(), s.dump(""))
+		}
+	}
+	return s.api(person).Post(ctx, "/admin/users", map[string]any{
+		"username": stranger, "email": stranger + "@example.org", "password": s.password, "must_change_password": false,
+	}, nil)
+}
+
+// build compiles what is tested, as the Makefile does.
+func (s *suite) build(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", tags, "-o", s.Bin+"/", "./cmd/devaipod", "./cmd/devaipod-pod")
+	cmd.Dir = s.Root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building devaipod: %w\n%s", err, out)
+	}
+	return nil
+}
+
+const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion"
+
+// close removes all that the suite made, and is an error if something is left.
+func (s *suite) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	var err error
+	if s.model != nil {
+		err = s.model.Close()
+	}
+	return errors.Join(err, s.World.Remove(ctx))
+}
+
+// sweep removes the worlds of suites that were killed.
+func sweep(ctx context.Context) {
+	files, err := filepath.Glob(filepath.Join(os.TempDir(), "dvt-*", "pid"))
+	if err != nil {
+		return
+	}
+	for _, file := range files {
+		pid, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if _, err := os.Stat("/proc/" + string(pid)); err == nil || len(pid) == 0 {
+			continue
+		}
+		w, err := testkit.OpenWorld(filepath.Dir(file))
+		if err == nil {
+			err = w.Remove(ctx)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "removing what a killed suite left:", err)
+		}
+	}
+}
+
+// api is the forge as one of the accounts sees it.
+func (s *suite) api(who string) *testkit.API {
+	a := &testkit.API{URL: s.ForgeURL(), User: who, Password: s.password}
+	if who == s.Instance+"-bot" {
+		// Without its token it can't be asked as, and the forge says so.
+		c, _ := s.Credentials()
+		a.Token = c.BotToken
+	}
+	return a
+}
+
+// dump tells what the service and a repository's containers said last.
+func (s *suite) dump(repo string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var b strings.Builder
+	fmt.Fprintf(&b, "--- service.log\n%s", lastLines(filepath.Join(s.StateDir, "service.log"), 40))
+	args := []string{"ps", "--all", "--format", "{{.Names}} {{.Status}}"}
+	if repo != "" {
+		args = append(args, "--filter", "label=devaipod.repo="+repo)
+	}
+	out, err := s.World.Podman(ctx, args...)
+	if err != nil {
+		return b.String() + err.Error()
+	}
+	for line := range strings.Lines(out) {
+		name, _, _ := strings.Cut(line, " ")
+		fmt.Fprintf(&b, "--- %s", line)
+		cmd := exec.CommandContext(ctx, "podman", "logs", "--tail", "25", name)
+		cmd.Env = s.World.Environ()
+		logs, err := cmd.CombinedOutput()
+		fmt.Fprintf(&b, "%s", logs)
+		if err != nil {
+			fmt.Fprintln(&b, err)
+		}
+	}
+	return b.String()
+}
+
+// lastLines are the last n lines of a file, or why there are none.
+func lastLines(path string, n int) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	lines := slices.Collect(strings.Lines(string(b)))
+	return strings.Join(lines[max(0, len(lines)-n):], "")
+}
