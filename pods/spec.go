@@ -102,7 +102,7 @@ func (m *Manager) control(s Spec) podman.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := podman.Container{
 		Image: s.ToolsImage, Entrypoint: []string{"/devaipod-pod"}, Command: []string{"control"},
-		Network: name + "-egress", ReadOnlyRoot: true,
+		Network: name + "-egress",
 		Mounts: []podman.Mount{
 			{Kind: podman.Bind, Source: m.RunDir(s.Key), Target: podfile.ServiceDir},
 			{Kind: podman.Volume, Source: name + "-agent-sock", Target: podfile.AgentSocketDir},

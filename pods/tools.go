@@ -92,9 +92,7 @@ func toolsTar(binary, ca []byte) ([]byte, error) {
 		name string
 		mode int64
 		data []byte
-	}{{"devaipod-pod", 0o755, binary}, {"etc/ssl/certs/ca-certificates.crt", 0o644, ca},
-		// Where podman mounts things into a read-only root.
-		{"run/secrets/model-key", 0o400, nil}, {"etc/hosts", 0o644, nil}, {"etc/resolv.conf", 0o644, nil}, {"etc/hostname", 0o644, nil}, {"run/.containerenv", 0o644, nil}} {
+	}{{"devaipod-pod", 0o755, binary}, {"etc/ssl/certs/ca-certificates.crt", 0o644, ca}} {
 		errs = append(errs, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: f.mode, Size: int64(len(f.data))}))
 		_, err := w.Write(f.data)
 		errs = append(errs, err)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -104,7 +105,23 @@ func (a *app) addRepo(ctx context.Context, client *forge.Client, creds credentia
 	if err != nil {
 		return info, err
 	}
-	return info, prepareRepository(ctx, service, repo, a.cfg.Label)
+	if err := prepareRepository(ctx, service, repo, a.cfg.Label); err != nil {
+		return info, err
+	}
+	return info, waitFilled(ctx, service, repo)
+}
+
+// waitFilled waits until the forge has taken note of a push: it calls a
+// repository empty for a moment longer.
+func waitFilled(ctx context.Context, client *forge.Client, repo forge.Repo) error {
+	for range 100 {
+		info, err := client.Repository(ctx, repo)
+		if err != nil || !info.Empty {
+			return err
+		}
+		sleep(ctx, 100*time.Millisecond)
+	}
+	return fmt.Errorf("%s has no branch that the forge shows: is the source empty?", repo)
 }
 
 // git runs git with its progress on stderr. Only transports that lead

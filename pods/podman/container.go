@@ -58,7 +58,6 @@ type Container struct {
 	Secrets        []Secret
 	DropCaps       bool // all of them
 	NoNewPrivs     bool
-	ReadOnlyRoot   bool
 	SELinuxDisable bool
 	MemoryBytes    int64 // 0 is no limit
 	Pids           int64 // 0 is podman's default
@@ -135,7 +134,6 @@ func specOf(c Container) *specgen.SpecGenerator {
 		s.SelinuxOpts = []string{"disable"}
 	}
 	s.NoNewPrivileges = &c.NoNewPrivs
-	s.ReadOnlyFilesystem = &c.ReadOnlyRoot
 	s.ResourceLimits = limits(c)
 	for _, m := range c.Mounts {
 		addMount(s, m)
