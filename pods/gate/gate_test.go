@@ -1,0 +1,257 @@
+package gate_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/gate"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+)
+
+const (
+	key       = "sk-the-real-key"
+	agentTok  = "agent-token"
+	workTok   = "workspace-token"
+	goodChat  = `{"model":"m","messages":[],"tools":[{"type":"function","function":{"name":"bash"}}]}`
+	chatRoute = "/model/v1/chat/completions"
+)
+
+// place is a gate between a model and a service that note what reaches them.
+type place struct {
+	gate       *gate.Gate
+	agent      *httptest.Server
+	workspace  *httptest.Server
+	modelSaw   []*http.Request
+	serviceSaw []*http.Request
+}
+
+func newPlace(t *testing.T, api string, model http.HandlerFunc) *place {
+	t.Helper()
+	p := &place{}
+	m := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.modelSaw = append(p.modelSaw, r)
+		model(w, r)
+	}))
+	t.Cleanup(m.Close)
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.serviceSaw = append(p.serviceSaw, r)
+		w.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
+		w.Header().Set("Set-Cookie", "a=b")
+		fmt.Fprint(w, "from the service")
+	}))
+	service.Listener = l
+	service.Start()
+	t.Cleanup(service.Close)
+	p.gate, err = gate.New(gate.Config{
+		File: &podfile.File{
+			Repo: "ann/hello", AgentToken: agentTok, WorkspaceToken: workTok,
+			Model: podfile.Model{API: api, BaseURL: m.URL + "/v1/"},
+		},
+		Key:     key,
+		Service: func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", socket) },
+		Log:     slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.agent, p.workspace = httptest.NewServer(p.gate.Handler(gate.Agent)), httptest.NewServer(p.gate.Handler(gate.Workspace))
+	t.Cleanup(p.agent.Close)
+	t.Cleanup(p.workspace.Close)
+	return p
+}
+
+func ask(t *testing.T, server *httptest.Server, method, path, token, body string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequest(method, server.URL+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	req.Header.Set("Cookie", "secret=1")
+	req.Header.Set("X-Forwarded-For", "1.2.3.4")
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(b)
+}
+
+func TestTheModelGetsTheRealKeyAndTheAgentNeverDoes(t *testing.T) {
+	p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Echo", r.Header.Get("Authorization"))
+		w.Header().Set("Set-Cookie", key)
+		fmt.Fprint(w, "hello")
+	})
+	resp, body := ask(t, p.agent, "POST", chatRoute, agentTok, goodChat)
+	if resp.StatusCode != 200 || body != "hello" {
+		t.Fatalf("%s %q", resp.Status, body)
+	}
+	saw := p.modelSaw[0]
+	if saw.URL.Path != "/v1/chat/completions" || saw.Header.Get("Authorization") != "Bearer "+key {
+		t.Errorf("the model saw %s with %q", saw.URL, saw.Header)
+	}
+	if saw.Header.Get("Cookie") != "" || saw.Header.Get("X-Forwarded-For") != "" {
+		t.Errorf("the agent's headers reached the model: %q", saw.Header)
+	}
+	if got := fmt.Sprint(resp.Header); strings.Contains(got, key) {
+		t.Errorf("the key came back: %s", got)
+	}
+	if tr := p.gate.Traffic(); tr.Requests != 1 || tr.InFlight != 0 || tr.LastStatus != 200 || tr.LastError != "" {
+		t.Errorf("traffic %+v", tr)
+	}
+}
+
+func TestAnthropicGetsItsOwnHeaderAndTakesTheTokenThere(t *testing.T) {
+	p := newPlace(t, podfile.APIAnthropic, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
+	req, err := http.NewRequest("POST", p.agent.URL+"/model/v1/messages", strings.NewReader(`{"tools":[{"name":"bash"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Api-Key", agentTok)
+	req.Header.Set("Anthropic-Version", "2023-06-01")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if saw := p.modelSaw[0]; resp.StatusCode != 200 || saw.Header.Get("X-Api-Key") != key || saw.Header.Get("Authorization") != "" || saw.Header.Get("Anthropic-Version") == "" {
+		t.Errorf("%s, the model saw %q", resp.Status, saw.Header)
+	}
+}
+
+func TestWhatTheGateRefuses(t *testing.T) {
+	p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
+	for name, tt := range map[string]struct {
+		server             *httptest.Server
+		method, path, body string
+		token              string
+		want               int
+	}{
+		"no token":                       {p.agent, "POST", chatRoute, goodChat, "", 401},
+		"a wrong token":                  {p.agent, "POST", chatRoute, goodChat, agentTok + "x", 401},
+		"the workspace's token":          {p.agent, "POST", chatRoute, goodChat, workTok, 401},
+		"the agent's token elsewhere":    {p.workspace, "GET", "/work/ann/hello.git/info/refs?service=git-upload-pack", "", agentTok, 401},
+		"a model for the workspace":      {p.workspace, "POST", chatRoute, goodChat, workTok, 403},
+		"a push of the workspace":        {p.workspace, "POST", "/work/ann/hello.git/git-receive-pack", "", workTok, 403},
+		"a push's refs of the workspace": {p.workspace, "GET", "/work/ann/hello.git/info/refs?service=git-receive-pack", "", workTok, 403},
+		"another route of the model":     {p.agent, "POST", "/model/v1/files", "{}", agentTok, 403},
+		"the other API's route":          {p.agent, "POST", "/model/v1/messages", "{}", agentTok, 403},
+		"a path that climbs":             {p.agent, "POST", "/model/v1/chat/completions/../../files", "{}", agentTok, 403},
+		"another repository":             {p.agent, "GET", "/work/ann/other.git/info/refs?service=git-upload-pack", "", agentTok, 403},
+		"the service's own routes":       {p.agent, "GET", "/dial/model", "", agentTok, 403},
+		"the forge":                      {p.agent, "GET", "/api/v1/user", "", agentTok, 403},
+		"a proxy request":                {p.agent, "CONNECT", "/", "", agentTok, 403},
+		"a search by the provider":       {p.agent, "POST", chatRoute, `{"web_search_options":{}}`, agentTok, 400},
+		"a tool that the provider runs":  {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search_preview"}]}`, agentTok, 400},
+		"an MCP server of the provider":  {p.agent, "POST", chatRoute, `{"mcp_servers":[{}]}`, agentTok, 400},
+		"tools that are no list":         {p.agent, "POST", chatRoute, `{"tools":{"type":"x"}}`, agentTok, 400},
+		"a request that is not JSON":     {p.agent, "POST", chatRoute, `{"tools":`, agentTok, 400},
+	} {
+		resp, body := ask(t, tt.server, tt.method, tt.path, tt.token, tt.body)
+		// A cleaned path is answered with a redirect, which is a refusal too.
+		if resp.StatusCode != tt.want && !(strings.Contains(tt.path, "..") && resp.StatusCode/100 == 3) {
+			t.Errorf("%s: %s %q, want %d", name, resp.Status, body, tt.want)
+		}
+	}
+	if len(p.modelSaw)+len(p.serviceSaw) != 0 {
+		t.Errorf("something got through: %d to the model, %d to the service", len(p.modelSaw), len(p.serviceSaw))
+	}
+}
+
+func TestGitGoesToTheServiceWithoutCredentials(t *testing.T) {
+	p := newPlace(t, podfile.APIOpenAI, func(http.ResponseWriter, *http.Request) {})
+	for _, server := range []struct {
+		*httptest.Server
+		token string
+	}{{p.agent, agentTok}, {p.workspace, workTok}} {
+		resp, body := ask(t, server.Server, "GET", "/work/ann/hello.git/info/refs?service=git-upload-pack", server.token, "")
+		if resp.StatusCode != 200 || body != "from the service" || resp.Header.Get("Set-Cookie") != "" {
+			t.Errorf("%s %q %q", resp.Status, body, resp.Header)
+		}
+	}
+	for _, saw := range p.serviceSaw {
+		if saw.Header.Get("Authorization") != "" || saw.Header.Get("Cookie") != "" || saw.URL.RequestURI() != "/work/ann/hello.git/info/refs?service=git-upload-pack" {
+			t.Errorf("the service saw %s with %q", saw.URL, saw.Header)
+		}
+	}
+}
+
+func TestARedirectOfTheModelIsNotFollowed(t *testing.T) {
+	p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "/v1/elsewhere", http.StatusTemporaryRedirect)
+	})
+	resp, body := ask(t, p.agent, "POST", chatRoute, agentTok, goodChat)
+	if resp.StatusCode != 502 || len(p.modelSaw) != 1 || !strings.Contains(body, "redirect") {
+		t.Errorf("%s %q after %d requests", resp.Status, body, len(p.modelSaw))
+	}
+}
+
+func TestAFailureIsToldInWordsWithoutTheKey(t *testing.T) {
+	p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "no such key: "+r.Header.Get("Authorization"), http.StatusUnauthorized)
+	})
+	ask(t, p.agent, "POST", chatRoute, agentTok, goodChat)
+	tr := p.gate.Traffic()
+	if tr.LastStatus != 401 || !strings.Contains(tr.LastError, "no such key") || strings.Contains(tr.LastError, key) {
+		t.Errorf("traffic %+v", tr)
+	}
+}
+
+func TestAnAnswerComesAsItIsMade(t *testing.T) {
+	more := make(chan struct{})
+	p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "first\n")
+		_ = http.NewResponseController(w).Flush()
+		<-more
+		fmt.Fprint(w, "second\n")
+	})
+	req, err := http.NewRequest("POST", p.agent.URL+chatRoute, strings.NewReader(goodChat))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+agentTok)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewReader(resp.Body)
+	// Would hang here if the gate kept the first part back.
+	if line, err := lines.ReadString('\n'); line != "first\n" || err != nil {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if tr := p.gate.Traffic(); tr.InFlight != 1 {
+		t.Errorf("in flight: %+v", tr)
+	}
+	close(more)
+	if line, err := lines.ReadString('\n'); line != "second\n" || err != nil {
+		t.Errorf("%q, %v", line, err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for p.gate.Traffic().InFlight != 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("the request is in flight for ever")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
