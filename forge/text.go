@@ -8,8 +8,7 @@ import (
 var (
 	mention  = regexp.MustCompile(`@([A-Za-z0-9_.-])`)
 	keyword  = regexp.MustCompile(`(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?|reopen(?:s|ed)?)(\s*:?\s+)(#|!|[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+[#!]|https?://)`)
-	crossRef = regexp.MustCompile(`(^|[^&\w])([#!])(\d)`)
-	imageRef = regexp.MustCompile(`!\[`)
+	crossRef = regexp.MustCompile(`([#!])(\d)`)
 )
 
 // Harmless takes the force out of text that an agent wrote, for posting in our
@@ -29,11 +28,7 @@ func Harmless(s string) string {
 		return r
 	}, strings.ToValidUTF8(s, "\uFFFD"))
 	s = strings.NewReplacer("<", "&lt;", "![", "!\u200b[").Replace(s)
-	s = imageRef.ReplaceAllString(s, "!\u200b[")
 	s = keyword.ReplaceAllString(s, "$1$2\u200b$3")
-	// Twice: a match takes the character before it, which the next may need.
-	for range 2 {
-		s = crossRef.ReplaceAllString(s, "$1$2\u200b$3")
-	}
+	s = crossRef.ReplaceAllString(s, "$1\u200b$2")
 	return mention.ReplaceAllString(s, "@\u200b$1")
 }
