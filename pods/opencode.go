@@ -6,12 +6,14 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
 
-// opencodeEnv configures opencode. What is here beats the repository's own
-// opencode.json, which could otherwise name another provider; the gate stands
-// behind that in any case.
+// opencodeEnv configures opencode. The repository's own configuration is left
+// out: it would be merged with ours, and could take the provider away or make
+// opencode ask for permissions that nobody grants. The gate stands behind that
+// in any case.
 func opencodeEnv(s Spec, token string) map[string]string {
 	return map[string]string{
 		"OPENCODE_CONFIG_CONTENT":          OpencodeConfig(s.Model, token),
+		"OPENCODE_DISABLE_PROJECT_CONFIG":  "1",
 		"OPENCODE_DISABLE_MODELS_FETCH":    "1",
 		"OPENCODE_DISABLE_AUTOUPDATE":      "1",
 		"OPENCODE_DISABLE_LSP_DOWNLOAD":    "1",
@@ -35,6 +37,9 @@ func OpencodeConfig(model podfile.Model, token string) string {
 		"share":       "disabled",
 		"autoupdate":  false,
 		"permission":  map[string]string{"*": "allow", "question": "deny"},
+		// Without the project's configuration AGENTS.md is read only when it is
+		// named, and found only by its absolute path.
+		"instructions": []string{podfile.RepoDir + "/AGENTS.md"},
 		"provider": map[string]any{"devaipod": map[string]any{
 			"npm": npm, "name": "devaipod gate",
 			"options": map[string]any{"baseURL": "http://" + podfile.GateAddr + "/model/v1", "apiKey": token},
