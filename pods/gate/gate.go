@@ -58,7 +58,7 @@ func New(cfg Config) (*Gate, error) {
 	g := &Gate{cfg: cfg, model: u}
 	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	modelTransport := &http.Transport{
-		Proxy: nil, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+		Proxy: nil, DisableCompression: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
 	}
 	if cfg.File.Model.ViaService {
 		modelTransport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dialModel(ctx, cfg.Service) }
@@ -137,7 +137,7 @@ func (g *Gate) forwardGit(w http.ResponseWriter, r *http.Request) {
 	defer resp.Body.Close()
 	copyHeaders(w.Header(), resp.Header, "Content-Type", "Cache-Control")
 	w.WriteHeader(resp.StatusCode)
-	if err := stream(w, resp.Body, nil); err != nil && r.Context().Err() == nil {
+	if err := stream(w, w, resp.Body, nil); err != nil && r.Context().Err() == nil {
 		panic(http.ErrAbortHandler) // a cut-off answer must not look whole
 	}
 }

@@ -35,6 +35,29 @@ type place struct {
 	serviceSaw []*http.Request
 }
 
+// What an honest agent may well send.
+func TestWhatIsAdmittedGoesOnByteForByte(t *testing.T) {
+	for name, tt := range map[string]struct{ api, path, body string }{
+		"tools of its own":                  {podfile.APIOpenAI, chatRoute, goodChat},
+		"a key that comes in two objects":   {podfile.APIOpenAI, chatRoute, `{"model":"m","messages":[{"role":"a","x":[{"role":1},{"role":2}]},{"role":"b"}],"n":1.50}`},
+		"a data URL":                        {podfile.APIOpenAI, chatRoute, `{"model":"m","messages":[{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA=="}}]}]}`},
+		"tool arguments that hold anything": {podfile.APIAnthropic, "/model/v1/messages", `{"model":"m","messages":[{"content":[{"type":"tool_use","input":{"source":{"type":"url"},"image_url":"http://x"}}]}],"tools":[{"name":"a"},{"type":"custom","name":"b"}]}`},
+		"an image in itself":                {podfile.APIAnthropic, "/model/v1/messages", `{"model":"m","messages":[{"content":[{"type":"image","source":{"type":"base64","data":"AA"}}]}]}`},
+		"markup that JSON need not escape":  {podfile.APIOpenAI, chatRoute, `{"model":"m","messages":[{"content":"<a> & \u003c \/"}]}`},
+	} {
+		got := make(chan string, 1)
+		p := newPlace(t, tt.api, func(_ http.ResponseWriter, r *http.Request) {
+			b, err := io.ReadAll(r.Body)
+			got <- fmt.Sprint(string(b), err)
+		})
+		if resp, body := ask(t, p.agent, "POST", tt.path, agentTok, tt.body); resp.StatusCode != 200 {
+			t.Errorf("%s: %s %q", name, resp.Status, body)
+		} else if sent := <-got; sent != tt.body+"<nil>" {
+			t.Errorf("%s: the model got %s", name, sent)
+		}
+	}
+}
+
 func newPlace(t *testing.T, api string, model http.HandlerFunc) *place {
 	t.Helper()
 	p := &place{}
@@ -60,7 +83,7 @@ func newPlace(t *testing.T, api string, model http.HandlerFunc) *place {
 	p.gate, err = gate.New(gate.Config{
 		File: &podfile.File{
 			Repo: "ann/hello", AgentToken: agentTok, WorkspaceToken: workTok,
-			Model: podfile.Model{API: api, BaseURL: m.URL + "/v1/"},
+			Model: podfile.Model{API: api, Name: "m", BaseURL: m.URL + "/v1/"},
 		},
 		Key:     key,
 		Service: func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", socket) },
@@ -164,6 +187,19 @@ func TestWhatTheGateRefuses(t *testing.T) {
 		"a search by the provider":       {p.agent, "POST", chatRoute, `{"web_search_options":{}}`, agentTok, 400},
 		"a tool that the provider runs":  {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search_preview"}]}`, agentTok, 400},
 		"an MCP server of the provider":  {p.agent, "POST", chatRoute, `{"mcp_servers":[{}]}`, agentTok, 400},
+		"another model":                  {p.agent, "POST", chatRoute, `{"model":"dear"}`, agentTok, 400},
+		"the model named twice":          {p.agent, "POST", chatRoute, `{"model":"dear","model":"m"}`, agentTok, 400},
+		"tools under another spelling":   {p.agent, "POST", chatRoute, `{"Tools":[{"type":"web_search"}]}`, agentTok, 400},
+		"a tool with two types":          {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search","type":"function"}]}`, agentTok, 400},
+		"a tool with two spellings":      {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search","Type":"function"}]}`, agentTok, 400},
+		"a tool whose type is no text":   {p.agent, "POST", chatRoute, `{"tools":[{"type":["web_search"]}]}`, agentTok, 400},
+		"a tool that is no object":       {p.agent, "POST", chatRoute, `{"tools":["web_search"]}`, agentTok, 400},
+		"a plugin of the provider":       {p.agent, "POST", chatRoute, `{"plugins":[{"id":"web"}]}`, agentTok, 400},
+		"an image that is fetched":       {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"image_url","image_url":{"url":"https://example.org/?leak"}}]}]}`, agentTok, 400},
+		"a file by its id":               {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"file","file":{"file_id":"f"}}]}]}`, agentTok, 400},
+		"a source that is fetched":       {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"tool_result","content":[{"source":{"type":"url","url":"https://example.org"}}]}]}]}`, agentTok, 400},
+		"a list instead of a request":    {p.agent, "POST", chatRoute, `[]`, agentTok, 400},
+		"null instead of a request":      {p.agent, "POST", chatRoute, `null`, agentTok, 400},
 		"tools that are no list":         {p.agent, "POST", chatRoute, `{"tools":{"type":"x"}}`, agentTok, 400},
 		"a request that is not JSON":     {p.agent, "POST", chatRoute, `{"tools":`, agentTok, 400},
 	} {
@@ -210,7 +246,11 @@ func TestAFailureIsToldInWordsWithoutTheKey(t *testing.T) {
 	p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such key: "+r.Header.Get("Authorization"), http.StatusUnauthorized)
 	})
-	ask(t, p.agent, "POST", chatRoute, agentTok, goodChat)
+	// The provider told the key, and the agent reads the answer.
+	resp, body := ask(t, p.agent, "POST", chatRoute, agentTok, goodChat)
+	if resp.StatusCode != 401 || !strings.Contains(body, "no such key: Bearer [key]") {
+		t.Errorf("%s %q", resp.Status, body)
+	}
 	tr := p.gate.Traffic()
 	if tr.LastStatus != 401 || !strings.Contains(tr.LastError, "no such key") || strings.Contains(tr.LastError, key) {
 		t.Errorf("traffic %+v", tr)
@@ -253,5 +293,96 @@ func TestAnAnswerComesAsItIsMade(t *testing.T) {
 			t.Fatal("the request is in flight for ever")
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestTheKeyIsLeftOutHoweverItIsCut(t *testing.T) {
+	for cut := range len(key) + 1 {
+		p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, _ *http.Request) {
+			for _, piece := range []string{"data: sk-" + key[:cut], key[cut:] + "sk-the", "-end\n\n"} {
+				fmt.Fprint(w, piece)
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(2 * time.Millisecond)
+			}
+		})
+		if _, body := ask(t, p.agent, "POST", chatRoute, agentTok, goodChat); body != "data: sk-[key]sk-the-end\n\n" {
+			t.Errorf("cut at %d: %q", cut, body)
+		}
+	}
+}
+
+func TestAnAgentThatHangsUpIsNoFailureOfTheModel(t *testing.T) {
+	p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "first\n")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, "POST", p.agent.URL+chatRoute, strings.NewReader(goodChat))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+agentTok)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	cancel()
+	deadline := time.Now().Add(10 * time.Second)
+	for p.gate.Traffic().InFlight != 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("the request is in flight for ever")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if tr := p.gate.Traffic(); tr.LastError != "" {
+		t.Errorf("traffic %+v", tr)
+	}
+}
+
+// A model on the host's loopback is reached through the service's socket.
+func TestAModelOfTheHostIsDialledByTheService(t *testing.T) {
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.Host, " ", r.URL.Path)
+	}))
+	defer plain.Close()
+	dials := make(chan string, 10)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		dials <- fmt.Sprint(r.Method, " ", r.URL, " ", r.Header)
+		conn, buf, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		up, err := net.Dial("tcp", plain.Listener.Addr().String())
+		if err != nil {
+			return
+		}
+		defer up.Close()
+		fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+		go func() { _, _ = io.Copy(up, buf) }()
+		_, _ = io.Copy(conn, up)
+	}))
+	defer service.Close()
+	g, err := gate.New(gate.Config{
+		File: &podfile.File{Repo: "ann/hello", AgentToken: agentTok, WorkspaceToken: workTok,
+			Model: podfile.Model{API: podfile.APIOpenAI, Name: "m", BaseURL: "http://model.of.the.host/v1", ViaService: true}},
+		Key:     key,
+		Service: func(context.Context) (net.Conn, error) { return net.Dial("tcp", service.Listener.Addr().String()) },
+		Log:     slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := httptest.NewServer(g.Handler(gate.Agent))
+	defer agent.Close()
+	for range 2 { // the second time over the same connection
+		if resp, body := ask(t, agent, "POST", chatRoute, agentTok, goodChat); resp.StatusCode != 200 || body != "model.of.the.host /v1/chat/completions" {
+			t.Errorf("%s %q", resp.Status, body)
+		}
+	}
+	if first := <-dials; !strings.HasPrefix(first, "GET /dial/model ") || strings.Contains(first, key) || strings.Contains(first, agentTok) || len(dials) != 0 {
+		t.Errorf("the service saw %s and %d more", first, len(dials))
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -35,7 +34,8 @@ func (g *Gate) forwardModel(w http.ResponseWriter, r *http.Request, path string)
 		return
 	}
 	if r.Method == http.MethodPost {
-		if why := wayOut(body, g.cfg.File.Model.API); why != "" {
+		if why := refuseModel(body, g.cfg.File.Model); why != "" {
+			g.cfg.Log.Warn("gate: refused a request to the model", "why", clean(why))
 			refuse(w, http.StatusBadRequest, "devaipod: "+why)
 			return
 		}
@@ -55,8 +55,11 @@ func (g *Gate) forwardModel(w http.ResponseWriter, r *http.Request, path string)
 	}
 	g.traffic.begin()
 	status, failure := g.relayModel(w, out)
+	if r.Context().Err() != nil {
+		failure = "" // the agent broke it off: nothing is wrong with the model
+	}
 	g.traffic.end(status, failure)
-	if failure != "" && r.Context().Err() == nil {
+	if failure != "" {
 		g.cfg.Log.Warn("gate: the model", "status", status, "err", failure)
 	}
 }
@@ -76,23 +79,21 @@ func (g *Gate) relayModel(w http.ResponseWriter, out *http.Request) (status int,
 		return resp.StatusCode, failure
 	}
 	copyHeaders(w.Header(), resp.Header, "Content-Type", "Retry-After", "Retry-After-Ms", "Request-Id", "X-Request-Id")
+	redactHeader(w.Header(), g.cfg.Key)
 	w.WriteHeader(resp.StatusCode)
 	var head bytes.Buffer
-	if err := stream(w, resp.Body, &head); err != nil {
+	body := newRedactor(w, g.cfg.Key)
+	err = stream(body, w, resp.Body, &head)
+	if err == nil {
+		err = body.flush()
+	}
+	if err != nil {
 		return resp.StatusCode, "the model's answer broke off: " + cause(err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, head.String())
+		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, redact(head.String(), g.cfg.Key))
 	}
-	return resp.StatusCode, strings.ReplaceAll(failure, g.keyOrNothing(), "…")
-}
-
-// keyOrNothing is the key, or a text that nothing holds.
-func (g *Gate) keyOrNothing() string {
-	if g.cfg.Key == "" {
-		return "\x00"
-	}
-	return g.cfg.Key
+	return resp.StatusCode, failure
 }
 
 // cause leaves the URL out of an HTTP client's error.
@@ -103,41 +104,10 @@ func cause(err error) string {
 	return err.Error()
 }
 
-// wayOut tells why a request is refused: it asks the provider itself to reach
-// out (search, fetch, run code, MCP). Those tools run on the provider's side
-// and would be a way around the gate.
-func wayOut(body []byte, api string) string {
-	var req map[string]json.RawMessage
-	if json.Unmarshal(body, &req) != nil {
-		return "the request is not a JSON object"
-	}
-	for _, field := range []string{"web_search_options", "mcp_servers", "container", "file_ids", "previous_response_id"} {
-		if raw, ok := req[field]; ok && string(raw) != "null" {
-			return fmt.Sprintf("%s is not admitted: it makes the provider reach out by itself", field)
-		}
-	}
-	raw, ok := req["tools"]
-	if !ok || string(raw) == "null" {
-		return ""
-	}
-	var tools []struct {
-		Type string `json:"type"`
-	}
-	if json.Unmarshal(raw, &tools) != nil {
-		return "tools is not a list of tools"
-	}
-	own := map[string]bool{podfile.APIOpenAI + " function": true, podfile.APIAnthropic + " ": true, podfile.APIAnthropic + " custom": true}
-	for _, t := range tools {
-		if !own[api+" "+t.Type] {
-			return fmt.Sprintf("tools of type %.60q are not admitted: the provider runs them, outside this pod", t.Type)
-		}
-	}
-	return ""
-}
-
 // stream copies with a flush after each read, so that tokens come as they are
-// made; the first bytes are kept in head, if that is not nil.
-func stream(w http.ResponseWriter, r io.Reader, head *bytes.Buffer) error {
+// made: what is read of r goes to dst, which writes to w. The first bytes are
+// kept in head, if that is not nil.
+func stream(dst io.Writer, w http.ResponseWriter, r io.Reader, head *bytes.Buffer) error {
 	rc := http.NewResponseController(w)
 	buf := make([]byte, 32<<10)
 	for {
@@ -146,7 +116,7 @@ func stream(w http.ResponseWriter, r io.Reader, head *bytes.Buffer) error {
 			if head != nil && head.Len() < 4096 {
 				head.Write(buf[:min(n, 4096-head.Len())])
 			}
-			if _, werr := w.Write(buf[:n]); werr != nil {
+			if _, werr := dst.Write(buf[:n]); werr != nil {
 				return werr
 			}
 			if ferr := rc.Flush(); ferr != nil && !errors.Is(ferr, http.ErrNotSupported) {
