@@ -98,8 +98,11 @@ func (a *app) addRepo(ctx context.Context, client *forge.Client, creds credentia
 	a.step("writing  %s/%s", a.cfg.forgeURL(), repo)
 	auth := base64.StdEncoding.EncodeToString([]byte(creds.Person + ":" + creds.PersonToken))
 	env := []string{"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=http." + a.cfg.forgeURL() + "/.extraHeader", "GIT_CONFIG_VALUE_0=Authorization: Basic " + auth}
-	if err := a.git(ctx, bare, env, "push", a.cfg.forgeURL()+"/"+repo.String()+".git", "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"); err != nil {
-		return info, errors.Join(fmt.Errorf("writing %s: %w", repo, err), client.DeleteRepo(context.WithoutCancel(ctx), repo))
+	// The default branch goes first: the forge makes what comes first the default.
+	for _, refs := range [][]string{{"refs/heads/" + head}, {"refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"}} {
+		if err := a.git(ctx, bare, env, append([]string{"push", a.cfg.forgeURL() + "/" + repo.String() + ".git"}, refs...)...); err != nil {
+			return info, errors.Join(fmt.Errorf("writing %s: %w", repo, err), client.DeleteRepo(context.WithoutCancel(ctx), repo))
+		}
 	}
 	service, err := a.serviceForge(creds)
 	if err != nil {
