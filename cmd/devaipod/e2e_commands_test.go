@@ -25,7 +25,7 @@ import (
 func commands() map[string]func(*call) error {
 	return map[string]func(*call) error{
 		"repo":       (*call).repo,       // repo: makes $REPO on the forge, with an AGENTS.md
-		"issue":      (*call).issue,      // issue SCENARIO TITLE…: opens an issue; sets $ISSUE
+		"issue":      (*call).issue,      // issue SCENARIO TITLE…: opens an issue; sets $ISSUE, $KEY (owner/name#3), $SUM
 		"label":      (*call).label,      // label [-as WHO]: puts the label on the issue
 		"unlabel":    (*call).unlabel,    // unlabel: takes it off
 		"api":        (*call).rest,       // api [-as WHO] [-q JQ] METHOD PATH [JSON]
@@ -129,6 +129,7 @@ func (c *call) issue() error {
 		return err
 	}
 	c.ts.Setenv("ISSUE", strconv.FormatInt(i.Number, 10))
+	c.ts.Setenv("KEY", fmt.Sprintf("%s#%d", c.env("REPO"), i.Number))
 	c.ts.Setenv("NONCE", p.Nonce)
 	c.ts.Setenv("SUM", p.Sum)
 	c.printf("%s\n", i.URL)
@@ -283,20 +284,28 @@ func (c *call) podman() error {
 	return err
 }
 
-// pods asks podman for all that carries the labels of the issue.
+// pods asks podman for all that carries the labels of the issue. Several label
+// filters at once are alternatives to podman 4.3, so it is asked for each.
 func (c *call) pods() error {
-	filters := []string{"--filter", "label=devaipod.repo=" + c.env("REPO"), "--filter", "label=devaipod.issue=" + c.env("ISSUE")}
 	for _, args := range [][]string{
-		{"ps", "--all", "--format", "container {{.Names}} {{.State}}"},
+		{"ps", "--all", "--format", "container {{.Names}} {{.Status}}"},
 		{"pod", "ps", "--format", "pod {{.Name}} {{.Status}}"},
 		{"volume", "ls", "--format", "volume {{.Name}}"},
 		{"network", "ls", "--format", "network {{.Name}}"},
 	} {
-		out, err := c.World.Podman(c.ctx, append(args, filters...)...)
+		ours, err := c.World.Podman(c.ctx, append(args, "--filter", "label=devaipod.repo="+c.env("REPO"))...)
 		if err != nil {
 			return err
 		}
-		c.printf("%s", out)
+		issues, err := c.World.Podman(c.ctx, append(args, "--filter", "label=devaipod.issue="+c.env("ISSUE"))...)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(ours) {
+			if f := strings.Fields(line); strings.Contains(issues, " "+f[1]) {
+				c.printf("%s\n", strings.Join(f[:min(len(f), 3)], " "))
+			}
+		}
 	}
 	c.printf("(end)\n")
 	return nil

@@ -130,10 +130,9 @@ func (s *suite) setup(env *testscript.Env) error {
 	if err := os.Mkdir(home, 0o755); err != nil {
 		return err
 	}
-	for _, kv := range s.Environ() {
-		if k, v, _ := strings.Cut(kv, "="); k != "HOME" && k != "TMPDIR" && k != "PATH" && !strings.HasPrefix(k, "XDG_") {
-			env.Setenv(k, v)
-		}
+	for _, kv := range s.Env() {
+		k, v, _ := strings.Cut(kv, "=")
+		env.Setenv(k, v)
 	}
 	env.Setenv("HOME", home)
 	env.Setenv("PATH", s.Bin+":"+os.Getenv("PATH"))

@@ -95,10 +95,13 @@ func (s *Stack) LoadImages(ctx context.Context, progress io.Writer) error {
 	return nil
 }
 
-// Environ is the environment for devaipod and for git in this stack: a person
-// without configuration, credentials and prompts of their own.
-func (s *Stack) Environ() []string {
-	return append(s.World.Environ(), "DEVAIPOD_CONFIG="+s.ConfigFile, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
+// Environ is the environment for devaipod and for git in this stack.
+func (s *Stack) Environ() []string { return append(s.World.Environ(), s.Env()...) }
+
+// Env are the variables that make it so: the world, and a person without git
+// configuration, credentials and prompts of their own.
+func (s *Stack) Env() []string {
+	return append(s.World.Env(), "DEVAIPOD_CONFIG="+s.ConfigFile, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
 		"GIT_TERMINAL_PROMPT=0", "GIT_AUTHOR_NAME=Person", "GIT_AUTHOR_EMAIL=person@example.org",
 		"GIT_COMMITTER_NAME=Person", "GIT_COMMITTER_EMAIL=person@example.org")
 }
