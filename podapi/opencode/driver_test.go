@@ -1,0 +1,244 @@
+package opencode_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/podapi/opencode"
+)
+
+// stub plays the routes of opencode's HTTP API that the driver uses, in states
+// that the real one is hard to bring into; the end-to-end suite drives the
+// real one.
+type stub struct {
+	mu       sync.Mutex
+	sessions []map[string]any
+	messages string // JSON
+	status   string
+	asked    string // JSON of /question
+	prompts  []string
+	inFlight int
+}
+
+func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	say := func(text string) { _, _ = io.WriteString(w, text) }
+	switch r.Method + " " + r.URL.Path {
+	case "GET /session":
+		_ = json.NewEncoder(w).Encode(s.sessions)
+	case "POST /session":
+		var in map[string]any
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		in["id"] = "ses_1"
+		s.sessions = append(s.sessions, in)
+		_ = json.NewEncoder(w).Encode(in)
+	case "GET /session/ses_1/message":
+		say(s.messages)
+	case "POST /session/ses_1/prompt_async":
+		b, _ := io.ReadAll(r.Body)
+		s.prompts = append(s.prompts, string(b))
+		s.messages = `[{"info":{"id":"m1","role":"user"}}]`
+		s.status = `{"ses_1":{"type":"busy"}}`
+		w.WriteHeader(http.StatusNoContent)
+	case "GET /session/status":
+		say(s.status)
+	case "GET /question":
+		say(s.asked)
+	case "GET /permission":
+		say("[]")
+	default:
+		w.Header().Set("Content-Type", "text/html")
+		say("<html>")
+	}
+}
+
+const userTurn = `{"info":{"id":"m1","role":"user"}}`
+
+func run(t *testing.T, s *stub) *opencode.Driver {
+	t.Helper()
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "agent.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(s)
+	server.Listener = l
+	server.Start()
+	t.Cleanup(server.Close)
+	return drive(t, socket, s)
+}
+
+func drive(t *testing.T, socket string, s *stub) *opencode.Driver {
+	t.Helper()
+	d := opencode.New(opencode.Config{
+		Socket: socket, Dir: "/workspace/repo", Key: "ann/hello#3@7", Prompt: "do it", Poll: 20 * time.Millisecond,
+		Traffic: func() opencode.Traffic {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return opencode.Traffic{InFlight: s.inFlight}
+		},
+		Journal: &podapi.Journal{}, Log: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func wait(t *testing.T, d *opencode.Driver, what string, ok func(podapi.Summary) bool) podapi.Summary {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		s := d.Summary()
+		if ok(s) {
+			return s
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("never %s: %+v", what, s)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func state(want podapi.State) func(podapi.Summary) bool {
+	return func(s podapi.Summary) bool { return s.State == want }
+}
+
+func (s *stub) set(messages, status, asked string, inFlight int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.messages, s.status, s.asked, s.inFlight = messages, status, asked, inFlight
+}
+
+func newStub() *stub { return &stub{messages: "[]", status: "{}", asked: "[]"} }
+
+func TestATurnThatEndsByItselfIsDone(t *testing.T) {
+	s := newStub()
+	d := run(t, s)
+	wait(t, d, "working", state(podapi.Working))
+	done := `[` + userTurn + `,{"info":{"id":"m2","role":"assistant","finish":"stop","time":{"completed":1}},"parts":[{"id":"p","type":"text","text":"did it"}]}]`
+	// Idle, and the model still answers: not the end.
+	s.set(done, "{}", "[]", 1)
+	time.Sleep(2 * time.Second)
+	if got := d.Summary().State; got != podapi.Working {
+		t.Errorf("with a request under way: %s", got)
+	}
+	s.set(done, "{}", "[]", 0)
+	if sum := wait(t, d, "done", state(podapi.Done)); sum.Message != "did it" {
+		t.Errorf("%+v", sum)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.prompts) != 1 || !strings.Contains(s.prompts[0], "do it") {
+		t.Errorf("prompts: %q", s.prompts)
+	}
+}
+
+func TestAPodAPIThatWasStartedAgainDoesNotPromptTwice(t *testing.T) {
+	s := newStub()
+	s.sessions = []map[string]any{{"id": "ses_0", "title": "something else"}, {"id": "ses_1", "title": "ann/hello#3@7"}}
+	s.set(`[`+userTurn+`,{"info":{"id":"m2","role":"assistant"},"parts":[{"id":"p","type":"tool","tool":"bash","state":{"status":"running","input":{"command":"make"}}}]}]`, `{"ses_1":{"type":"busy"}}`, "[]", 0)
+	d := run(t, s)
+	wait(t, d, "at its tool", func(sum podapi.Summary) bool { return sum.Activity == "bash make" })
+	time.Sleep(300 * time.Millisecond)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.prompts) != 0 || len(s.sessions) != 2 {
+		t.Errorf("prompts %q, sessions %v", s.prompts, s.sessions)
+	}
+}
+
+func TestHowATurnCanEndOtherwise(t *testing.T) {
+	for name, tt := range map[string]struct {
+		messages, status, asked string
+		want                    podapi.State
+		say                     string
+	}{
+		"an error":   {`[` + userTurn + `,{"info":{"id":"m2","role":"assistant","time":{"completed":1},"error":{"name":"APIError","data":{"message":"401 no key"}}}}]`, "{}", "[]", podapi.Failed, "401 no key"},
+		"a question": {`[` + userTurn + `]`, `{"ses_1":{"type":"busy"}}`, `[{"sessionID":"ses_1","questions":[{"question":"which one?"}]}]`, podapi.Asking, "which one?"},
+		"retries":    {`[` + userTurn + `]`, `{"ses_1":{"type":"retry","attempt":2,"message":"overloaded"}}`, "[]", podapi.Working, "overloaded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStub()
+			s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+			s.set(tt.messages, tt.status, tt.asked, 0)
+			d := run(t, s)
+			wait(t, d, "there", func(sum podapi.Summary) bool {
+				return sum.State == tt.want && strings.Contains(sum.Error+sum.Question+sum.Activity, tt.say)
+			})
+		})
+	}
+}
+
+func TestAnInterruptedTurnIsTakenUpOnce(t *testing.T) {
+	s := newStub()
+	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+	cut := `[` + userTurn + `,{"info":{"id":"m2","role":"assistant"},"parts":[{"id":"p","type":"tool","tool":"bash","state":{"status":"running"}}]}]`
+	s.set(cut, "{}", "[]", 0)
+	d := run(t, s)
+	wait(t, d, "going on", func(sum podapi.Summary) bool { return sum.State == podapi.Working })
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		s.mu.Lock()
+		n := len(s.prompts)
+		s.mu.Unlock()
+		if n == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("never asked to go on")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	s.set(cut, "{}", "[]", 0)
+	if sum := wait(t, d, "failed", state(podapi.Failed)); !strings.Contains(sum.Error, "interrupted") {
+		t.Errorf("%+v", sum)
+	}
+}
+
+func TestASocketThatTheAgentReplacedIsNotFollowed(t *testing.T) {
+	s := newStub()
+	dir := t.TempDir()
+	real, link := filepath.Join(dir, "service.sock"), filepath.Join(dir, "agent.sock")
+	l, err := net.Listen("unix", real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(s)
+	server.Listener = l
+	server.Start()
+	defer server.Close()
+	if err := os.Symlink(real, link); err != nil {
+		t.Fatal(err)
+	}
+	d := drive(t, link, s)
+	time.Sleep(500 * time.Millisecond)
+	now := d.Summary().State
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.sessions) != 0 || now != podapi.Starting {
+		t.Errorf("the link was followed: %v", s.sessions)
+	}
+}
