@@ -20,7 +20,7 @@ type Volume struct {
 	Labels map[string]string
 }
 
-// A Pod's containers share its network, on which its ports are published.
+// A Pod is containers that share a network, on which its ports are published.
 type Pod struct {
 	Name   string
 	Labels map[string]string

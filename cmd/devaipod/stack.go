@@ -166,7 +166,7 @@ func end(ctx context.Context, pid int, patience time.Duration) error {
 		return ignoreGone(err)
 	}
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		if syscall.Kill(pid, 0) != nil {
+		if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
 			return nil
 		}
 		select {

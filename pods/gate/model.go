@@ -141,20 +141,28 @@ func dialModel(ctx context.Context, service func(context.Context) (net.Conn, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	fail := func(err error) (net.Conn, error) { return nil, errors.Join(err, conn.Close()) }
-	if _, err := io.WriteString(conn, "GET /dial/model HTTP/1.1\r\nHost: service\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"); err != nil {
-		return fail(err)
-	}
 	br := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(br, nil)
-	if err != nil {
-		return fail(err)
-	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		text, err := io.ReadAll(io.LimitReader(resp.Body, 500))
-		return fail(errors.Join(fmt.Errorf("the service said: %s", strings.TrimSpace(string(text))), err))
+	if err := upgrade(conn, br); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
 	return buffered{conn, br}, nil
+}
+
+// upgrade asks for the bare connection.
+func upgrade(conn net.Conn, br *bufio.Reader) error {
+	if _, err := io.WriteString(conn, "GET /dial/model HTTP/1.1\r\nHost: service\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 500))
+	return errors.Join(fmt.Errorf("the service said: %s", strings.TrimSpace(string(text))), err)
 }
 
 // buffered reads first what came along with the upgrade's answer.

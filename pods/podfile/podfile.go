@@ -122,7 +122,7 @@ func Write(dir string, f *File) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
+	defer func() { _ = os.Remove(tmp.Name()) }() // gone after the rename
 	if _, err := tmp.Write(b); err != nil {
 		return errors.Join(err, tmp.Close())
 	}

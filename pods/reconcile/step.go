@@ -252,6 +252,9 @@ func orNothing(s string) string {
 	return s
 }
 
+// apiWithin is how long a pod's API may take to be up.
+const apiWithin = 20 * time.Second
+
 // summary asks the pod; one that is not whole is started again, a few times.
 func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
 	if !pod.Whole {
@@ -271,13 +274,13 @@ func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
 		}
 	}
 	sum, err := l.cfg.Pods.Summary(ctx, pod.Key)
-	if err != nil && pod.Whole {
-		return Summary{}, fmt.Errorf("asking %s how it is: %w", pod.Name, err)
+	switch {
+	case err == nil:
+		return sum, nil
+	case !pod.Whole || time.Since(pod.Started) < apiWithin:
+		return Summary{State: AgentStarting}, nil // its pod-api is not up yet
 	}
-	if err != nil { // just started: its pod-api is not up yet
-		return Summary{State: AgentStarting}, nil
-	}
-	return sum, nil
+	return Summary{}, fmt.Errorf("asking %s how it is: %w", pod.Name, err)
 }
 
 // pull finds the pod's pull request; its number is 0 when there is none. One
