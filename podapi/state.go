@@ -97,12 +97,16 @@ func (j *Journal) Add(kind, text string) {
 }
 
 // After returns the events with a greater id, and a channel that is closed
-// when there are more.
+// when there are more. An id that there has not been yet is of an earlier life
+// of the pod-api: all events come after that.
 func (j *Journal) After(id int64) ([]Event, <-chan struct{}) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.wake == nil {
 		j.wake = make(chan struct{})
+	}
+	if id > j.last {
+		id = 0
 	}
 	for i, e := range j.events {
 		if e.ID > id {

@@ -64,11 +64,22 @@ func dialSocket(ctx context.Context, path string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(fd))
 }
 
+// How long an answer may take. An opencode that is just starting accepts
+// connections that it never answers; later ones go well.
+const (
+	answerWithin      = 20 * time.Second
+	firstAnswerWithin = 2 * time.Second
+)
+
 // call makes one request about the repository's directory.
 func (a *api) call(ctx context.Context, method, path string, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	return a.ask(ctx, answerWithin, method, path, nil, in, out)
+}
+
+func (a *api) ask(ctx context.Context, within time.Duration, method, path string, query url.Values, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	resp, err := a.open(ctx, method, path, in)
+	resp, err := a.open(ctx, method, path, query, in)
 	if err != nil {
 		return err
 	}
@@ -79,6 +90,9 @@ func (a *api) call(ctx context.Context, method, path string, in, out any) error 
 	}
 	if len(b) > maxAnswer {
 		return fmt.Errorf("opencode's answer to %s is larger than %d bytes", path, maxAnswer)
+	}
+	if resp.StatusCode == http.StatusNotFound {
+		return fmt.Errorf("opencode has no %s: %w", path, errGone)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return fmt.Errorf("opencode answered %s to %s %s: %.300s", resp.Status, method, path, b)
@@ -93,7 +107,10 @@ func (a *api) call(ctx context.Context, method, path string, in, out any) error 
 	return json.Unmarshal(b, out)
 }
 
-func (a *api) open(ctx context.Context, method, path string, in any) (*http.Response, error) {
+// errGone is what opencode no longer has.
+var errGone = errors.New("it is gone")
+
+func (a *api) open(ctx context.Context, method, path string, query url.Values, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -102,7 +119,11 @@ func (a *api) open(ctx context.Context, method, path string, in any) (*http.Resp
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://opencode"+path+"?directory="+url.QueryEscape(a.dir), body)
+	if query == nil {
+		query = url.Values{}
+	}
+	query.Set("directory", a.dir)
+	req, err := http.NewRequestWithContext(ctx, method, "http://opencode"+path+"?"+query.Encode(), body)
 	if err != nil {
 		return nil, err
 	}
@@ -164,9 +185,13 @@ func (m message) text() string {
 // interrupted tells a message that a killed opencode has left behind.
 func (m message) interrupted() bool { return m.Info.Role == "assistant" && m.Info.Time.Completed == 0 }
 
-func (a *api) sessions(ctx context.Context) ([]session, error) {
+// sessions lists the sessions with a title, leaving out those that others
+// have started for a subtask. It is the first call to an opencode that may not
+// be up yet.
+func (a *api) sessions(ctx context.Context, title string) ([]session, error) {
 	var out []session
-	return out, a.call(ctx, http.MethodGet, "/session", nil, &out)
+	query := url.Values{"roots": {"true"}, "search": {title}, "limit": {"1000"}}
+	return out, a.ask(ctx, firstAnswerWithin, http.MethodGet, "/session", query, nil, &out)
 }
 
 func (a *api) newSession(ctx context.Context, title string) (session, error) {
@@ -174,9 +199,14 @@ func (a *api) newSession(ctx context.Context, title string) (session, error) {
 	return out, a.call(ctx, http.MethodPost, "/session", map[string]any{"title": title}, &out)
 }
 
+// newest is how many messages a look reads: a step of the agent is one, and
+// the whole of a long session would be too much to ask for every second.
+const newest = "30"
+
+// messages are the session's newest, oldest first.
 func (a *api) messages(ctx context.Context, id string) ([]message, error) {
 	var out []message
-	return out, a.call(ctx, http.MethodGet, "/session/"+url.PathEscape(id)+"/message", nil, &out)
+	return out, a.ask(ctx, answerWithin, http.MethodGet, "/session/"+url.PathEscape(id)+"/message", url.Values{"limit": {newest}}, nil, &out)
 }
 
 func (a *api) prompt(ctx context.Context, id, text string) error {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -46,10 +47,21 @@ type Driver struct {
 	sum podapi.Summary
 
 	// Of Run's goroutine alone.
+	own       session           // the task's, once found
 	seen      map[string]string // what was journaled of each part
 	idleSince time.Time         // since when all signals say that the turn is over
 	nudged    bool              // an interrupted turn was taken up again
+	sentAt    time.Time         // when a prompt was sent that opencode does not show yet
+	sentAfter string            // the newest message then, "" for none
+	answered  time.Time         // when opencode answered last
 }
+
+const (
+	// takeUp is how long opencode may take to show a prompt that it accepted.
+	takeUp = 10 * time.Second
+	// silence is how long opencode may not answer in the middle of a turn.
+	silence = 5 * time.Minute
+)
 
 // New returns a driver that does nothing yet.
 func New(cfg Config) *Driver {
@@ -58,6 +70,7 @@ func New(cfg Config) *Driver {
 	}
 	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]string{}}
 	d.sum.State, d.sum.Since = podapi.Starting, time.Now().UTC()
+	d.answered = time.Now()
 	return d
 }
 
@@ -104,7 +117,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := d.look(ctx); err != nil && ctx.Err() == nil {
 			d.cfg.Log.Debug("opencode does not answer", "err", err)
-			d.away(err)
+			d.away()
 		}
 		select {
 		case <-ctx.Done():
@@ -117,14 +130,20 @@ func (d *Driver) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// away notes that opencode does not answer. A turn that was over stays over.
-func (d *Driver) away(error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// away notes that opencode does not answer. A turn that was over stays over; a
+// container that ended is for others to see, but one that lives and is silent
+// is not waited for without end.
+func (d *Driver) away() {
 	d.idleSince = time.Time{}
-	if d.sum.State == podapi.Working {
-		d.sum.Activity = "opencode does not answer"
+	sum := d.Summary()
+	if sum.State != podapi.Working && sum.State != podapi.Asking {
+		return
 	}
+	sum.Activity = "opencode does not answer"
+	if time.Since(d.answered) > silence {
+		sum.State, sum.Error = podapi.Failed, fmt.Sprintf("opencode has not answered for %s", silence)
+	}
+	d.set(sum)
 }
 
 // look asks for everything and works out the state.
@@ -134,20 +153,27 @@ func (d *Driver) look(ctx context.Context) error {
 		return err
 	}
 	all, err := d.api.messages(ctx, s.ID)
+	if errors.Is(err, errGone) {
+		d.own = session{}
+	}
 	if err != nil {
 		return err
 	}
-	if len(all) == 0 {
-		d.cfg.Log.Info("giving the agent its task", "session", s.ID)
-		if err := d.api.prompt(ctx, s.ID, d.cfg.Prompt); err != nil {
-			return err
-		}
-		d.set(podapi.Summary{State: podapi.Working, Session: s.ID, Activity: "reading the task"})
+	d.answered = time.Now()
+	if d.pending(all) {
 		return nil
 	}
 	st, err := d.api.status(ctx, s.ID)
 	if err != nil {
 		return err
+	}
+	if len(all) == 0 && st.Type != "" {
+		return nil // it is being written down
+	}
+	if len(all) == 0 {
+		d.cfg.Log.Info("giving the agent its task", "session", s.ID)
+		d.set(podapi.Summary{State: podapi.Working, Session: s.ID, Activity: "reading the task"})
+		return d.prompt(ctx, all, d.cfg.Prompt)
 	}
 	question := ""
 	if st.Type != "" {
@@ -162,16 +188,43 @@ func (d *Driver) look(ctx context.Context) error {
 // session finds the task's session or makes it: a pod-api that was started
 // again goes on with the one it had.
 func (d *Driver) session(ctx context.Context) (session, error) {
-	all, err := d.api.sessions(ctx)
+	if d.own.ID != "" {
+		return d.own, nil
+	}
+	all, err := d.api.sessions(ctx, d.cfg.Key)
 	if err != nil {
 		return session{}, err
 	}
 	for _, s := range all {
 		if s.Title == d.cfg.Key {
+			d.own = s
 			return s, nil
 		}
 	}
-	return d.api.newSession(ctx, d.cfg.Key)
+	d.own, err = d.api.newSession(ctx, d.cfg.Key)
+	return d.own, err
+}
+
+// prompt sends text, and remembers it until opencode shows it: what is not
+// there yet must not be sent again.
+func (d *Driver) prompt(ctx context.Context, all []message, text string) error {
+	d.sentAt, d.sentAfter, d.idleSince = time.Now(), newestID(all), time.Time{}
+	return d.api.prompt(ctx, d.own.ID, text)
+}
+
+// pending tells whether a prompt is on its way.
+func (d *Driver) pending(all []message) bool {
+	if newestID(all) != d.sentAfter || time.Since(d.sentAt) > takeUp {
+		d.sentAt = time.Time{}
+	}
+	return !d.sentAt.IsZero()
+}
+
+func newestID(all []message) string {
+	if len(all) == 0 {
+		return ""
+	}
+	return all[len(all)-1].Info.ID
 }
 
 // settle is how long all signals must agree that a turn is over.
@@ -194,7 +247,7 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 			d.idleSince = time.Now()
 		}
 		if time.Since(d.idleSince) >= settle {
-			return d.over(ctx, sum, last)
+			return d.over(ctx, sum, all)
 		}
 		d.set(sum)
 		return nil
@@ -205,7 +258,8 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 }
 
 // over judges a turn that has ended, by its last message.
-func (d *Driver) over(ctx context.Context, sum podapi.Summary, last message) error {
+func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) error {
+	last := all[len(all)-1]
 	sum.Activity = ""
 	switch {
 	case last.Info.Error != nil:
@@ -216,13 +270,13 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, last message) err
 			sum.State, sum.Error = podapi.Failed, "the agent's turn was interrupted and did not go on when it was asked to"
 			break
 		}
-		d.nudged, d.idleSince = true, time.Time{}
+		d.nudged = true
 		d.cfg.Journal.Add(podapi.EventError, "the turn was interrupted; asking the agent to go on")
 		sum.Activity = "going on after an interruption"
 		d.set(sum)
-		return d.api.prompt(ctx, sum.Session, "You were interrupted. Go on with the task from where you were, and push your work when it is done.")
+		return d.prompt(ctx, all, "You were interrupted. Go on with the task from where you were, and push your work when it is done.")
 	default:
-		sum.State = podapi.Done
+		sum.State, d.nudged = podapi.Done, false
 	}
 	d.set(sum)
 	return nil
@@ -336,7 +390,7 @@ func (d *Driver) journalPart(m message, p part) {
 // for again.
 func (d *Driver) listen(ctx context.Context, wake chan<- struct{}) {
 	for ctx.Err() == nil {
-		resp, err := d.api.open(ctx, http.MethodGet, "/event", nil)
+		resp, err := d.api.open(ctx, http.MethodGet, "/event", nil, nil)
 		if err == nil {
 			lines := bufio.NewReaderSize(io.LimitReader(resp.Body, 1<<30), 64<<10)
 			for err == nil {
