@@ -274,13 +274,20 @@ func (a *app) stopStack(ctx context.Context, p *podman.Client) error {
 	if err != nil {
 		return err
 	}
+	var names []string
 	for _, c := range stack.Containers {
-		st, err := p.State(ctx, c.Name)
+		names = append(names, c.Name)
+	}
+	for _, pod := range stack.Pods {
+		names = append(names, pod.Name+"-infra") // it holds the network and the port
+	}
+	for _, name := range names {
+		st, err := p.State(ctx, name)
 		if err != nil {
 			return err
 		}
 		if st.Running {
-			if err := p.StopContainer(ctx, c.Name, 10*time.Second); err != nil {
+			if err := p.StopContainer(ctx, name, 10*time.Second); err != nil {
 				return err
 			}
 		}
