@@ -112,7 +112,7 @@ func (c *call) repo() error {
 	if err := api.Post(c.ctx, "/repos/"+repo+"/contents/AGENTS.md", agents, nil); err != nil {
 		return err
 	}
-	return c.until("", func() (bool, error) {
+	return c.until("the labels of "+repo, func() (bool, error) {
 		var labels []testkit.Label
 		err := api.Get(c.ctx, "/repos/"+repo+"/labels", &labels)
 		return slices.Contains(labels, testkit.Label{Name: "devaipod"}), err
@@ -333,7 +333,7 @@ func (c *call) service() error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return err
 	}
-	return c.until("", func() (bool, error) { return syscall.Kill(pid, 0) != nil, nil })
+	return c.until("its end", func() (bool, error) { return syscall.Kill(pid, 0) != nil, nil })
 }
 
 // secrets are what must not be found where an agent or a stranger could look.

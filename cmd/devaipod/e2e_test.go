@@ -102,7 +102,13 @@ func TestEndToEnd(t *testing.T) {
 	}
 	t.Run("together", func(t *testing.T) { running.s.scripts(t, together...) })
 	for _, name := range slices.Concat(alone, last) {
-		t.Run("alone", func(t *testing.T) { running.s.scripts(t, name) })
+		t.Run("alone", func(t *testing.T) {
+			// The one before may have failed with the service down.
+			if err := running.s.Run(suiteContext, testkit.Call{Args: []string{"forge", "up", "-d"}}); err != nil {
+				t.Fatal(err)
+			}
+			running.s.scripts(t, name)
+		})
 	}
 }
 
