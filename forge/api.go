@@ -28,6 +28,7 @@ var (
 	ErrNotFound  = errors.New("not found")
 	ErrForbidden = errors.New("not allowed")
 	ErrConflict  = errors.New("there already")
+	ErrInvalid   = errors.New("not accepted")
 )
 
 // An Error is an answer of the forge that is not a success.
@@ -50,6 +51,8 @@ func (e *Error) Is(target error) bool {
 		return e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden
 	case ErrConflict:
 		return e.Status == http.StatusConflict
+	case ErrInvalid:
+		return e.Status == http.StatusUnprocessableEntity
 	}
 	return false
 }

@@ -160,7 +160,7 @@ func (c *Client) CanWrite(ctx context.Context, r Repo, user string) (bool, error
 		}
 		return false, err
 	}
-	if u.ProhibitLogin || !strings.EqualFold(u.UserName, user) {
+	if u.ProhibitLogin || !u.IsActive || !strings.EqualFold(u.UserName, user) {
 		return false, nil
 	}
 	var repo sdk.Repository

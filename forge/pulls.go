@@ -189,7 +189,9 @@ func pullOf(p pullJSON) Pull {
 		Draft: strings.HasPrefix(p.Title, draftPrefix), Author: login(p.Poster), URL: p.HTMLURL,
 	}
 	if p.Head != nil {
-		out.HeadBranch, out.HeadSHA = p.Head.Ref, p.Head.Sha
+		// The label keeps the branch's name when the branch is gone and the ref
+		// has become refs/pull/N/head.
+		out.HeadBranch, out.HeadSHA = p.Head.Name, p.Head.Sha
 	}
 	if p.Base != nil {
 		out.Base = p.Base.Ref
@@ -263,7 +265,7 @@ func (c *Client) EnsurePull(ctx context.Context, r Repo, spec PullSpec) (p Pull,
 }
 
 // RequestReview asks somebody for a review, as the bot. Asking again somebody
-// who is asked already changes nothing.
+// who is asked already changes nothing; ErrInvalid for who can't be asked.
 func (c *Client) RequestReview(ctx context.Context, r Repo, n int64, user string) error {
 	return c.do(ctx, call{method: "POST", path: r.path("/pulls/%d/requested_reviewers", n), body: map[string][]string{"reviewers": {user}}, bot: true}, nil)
 }

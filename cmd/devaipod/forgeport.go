@@ -150,5 +150,9 @@ func (p forgePort) PutPull(ctx context.Context, k reconcile.Key, branch, base st
 }
 
 func (p forgePort) RequestReview(ctx context.Context, k reconcile.Key, pull int64, user string) error {
-	return p.client.RequestReview(ctx, repoOf(k), pull, user)
+	err := p.client.RequestReview(ctx, repoOf(k), pull, user)
+	if errors.Is(err, forge.ErrInvalid) {
+		return fmt.Errorf("%w: %w", reconcile.ErrRefused, err)
+	}
+	return err
 }

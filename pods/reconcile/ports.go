@@ -11,6 +11,9 @@ import (
 // (any more).
 var ErrGone = errors.New("gone")
 
+// ErrRefused is what a Forge answers when it will never do what was asked.
+var ErrRefused = errors.New("refused")
+
 // A Key names one issue.
 type Key struct {
 	Owner, Repo string
@@ -100,7 +103,7 @@ type Forge interface {
 	Changes(ctx context.Context, k Key, pull int64) ([]FileChange, error)
 	// PutPull opens the pull request, or brings the open one to text.
 	PutPull(ctx context.Context, k Key, branch, base string, text PullText) (Pull, error)
-	// RequestReview asks somebody, once.
+	// RequestReview asks somebody, once; ErrRefused for who can't be asked.
 	RequestReview(ctx context.Context, k Key, pull int64, user string) error
 }
 

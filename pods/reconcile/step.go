@@ -309,7 +309,11 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 		l.cfg.Log.Info("pull request opened", "issue", i.Key.String(), "pull", pull.Number)
 	}
 	if v.State == Review && pull.Draft {
-		if err := l.cfg.Forge.RequestReview(ctx, i.Key, pull.Number, pod.Labeler); err != nil {
+		err := l.cfg.Forge.RequestReview(ctx, i.Key, pull.Number, pod.Labeler)
+		switch {
+		case errors.Is(err, ErrRefused): // may push, and may not see pull requests
+			l.cfg.Log.Warn("the labeler can't be asked for a review", "issue", i.Key.String(), "labeler", pod.Labeler, "err", err)
+		case err != nil:
 			return v, fmt.Errorf("asking %s for a review of pull request %d: %w", pod.Labeler, pull.Number, err)
 		}
 	}
