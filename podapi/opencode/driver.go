@@ -270,11 +270,12 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 			sum.State, sum.Error = podapi.Failed, "the agent's turn was interrupted and did not go on when it was asked to"
 			break
 		}
-		d.nudged = true
 		d.cfg.Journal.Add(podapi.EventError, "the turn was interrupted; asking the agent to go on")
 		sum.Activity = "going on after an interruption"
 		d.set(sum)
-		return d.prompt(ctx, all, "You were interrupted. Go on with the task from where you were, and push your work when it is done.")
+		err := d.prompt(ctx, all, "You were interrupted. Go on with the task from where you were, and push your work when it is done.")
+		d.nudged = err == nil
+		return err
 	default:
 		sum.State, d.nudged = podapi.Done, false
 	}

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
+	"time"
 )
 
 // A Dialer opens the far side of one connection.
@@ -41,6 +43,14 @@ func Serve(ctx context.Context, l net.Listener, dial Dialer, log *slog.Logger) e
 			if ctx.Err() != nil {
 				return nil
 			}
+			if passing(err) {
+				log.Warn("relay: accepting; trying again", "err", err)
+				select {
+				case <-ctx.Done():
+				case <-time.After(50 * time.Millisecond):
+				}
+				continue
+			}
 			return errors.Join(err, l.Close())
 		}
 		wg.Add(1)
@@ -55,6 +65,17 @@ func Serve(ctx context.Context, l net.Listener, dial Dialer, log *slog.Logger) e
 			Join(ctx, near, far)
 		}()
 	}
+}
+
+// passing tells errors of accept(2) after which it can go on: whoever opens too
+// many connections does not close the door for good.
+func passing(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED, syscall.ENOBUFS, syscall.ENOMEM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // Join copies both ways until both are done or ctx ends, and closes both.

@@ -41,8 +41,8 @@ func (c *Config) clone(ctx context.Context) error {
 	defer cancel()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err := c.cloneOnce(ctx)
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, ErrNoBase) {
+			return err
 		}
 		if ctx.Err() != nil {
 			return errors.Join(fmt.Errorf("cloning %s: %w", c.Repo, err), ctx.Err())
@@ -55,6 +55,13 @@ func (c *Config) clone(ctx context.Context) error {
 	}
 }
 
+// ErrNoBase is returned by [Run] when the repository is there and does not
+// have the branch to start from, as an empty one; trying again is of no use.
+var ErrNoBase = errors.New("the repository has no such branch to start from; push a first commit to it")
+
+// noBase is git ls-remote's exit code for refs that are not there.
+const noBase = 2
+
 func (c *Config) cloneOnce(ctx context.Context) error {
 	tmp := c.RepoDir + ".new"
 	if err := os.RemoveAll(tmp); err != nil {
@@ -62,6 +69,13 @@ func (c *Config) cloneOnce(ctx context.Context) error {
 	}
 	url := "http://" + c.GateAddr + "/work/" + c.Repo + ".git"
 	c.Log.Info("cloning", "repo", c.Repo, "branch", c.Branch, "base", c.Base)
+	err := c.git(ctx, "", "ls-remote", "--quiet", "--exit-code", "--", url, "refs/heads/"+c.Base)
+	if exit := new(exec.ExitError); errors.As(err, &exit) && exit.ExitCode() == noBase {
+		return fmt.Errorf("cloning %s: %w (%s)", c.Repo, ErrNoBase, c.Base)
+	}
+	if err != nil {
+		return err
+	}
 	if err := c.git(ctx, "", "clone", "--quiet", "--no-recurse-submodules", "--branch", c.Base, "--", url, tmp); err != nil {
 		return err
 	}

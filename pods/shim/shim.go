@@ -82,6 +82,9 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 	}
 	serve(gate, relay.Unix(cfg.SocketDir+"/"+podfile.GateSocket))
 	if err := cfg.clone(ctx); err != nil {
+		if ctx.Err() != nil {
+			return 128 + int(syscall.SIGTERM), nil // told to stop
+		}
 		return 1, err
 	}
 	if len(cfg.Command) == 0 {
