@@ -23,7 +23,7 @@ const stateScope = "agent/"
 // DefaultLabels are the label that starts an agent and the scoped, exclusive
 // ones that tell its state.
 func DefaultLabels(trigger string) []Label {
-	labels := []Label{{Name: trigger, Color: "#6f42c1", Description: "Start a coding agent on this issue"}}
+	var labels []Label
 	for _, s := range []struct{ state, color, text string }{
 		{"queued", "#bfbfbf", "Waiting to start"},
 		{"working", "#1d76db", "An agent is working on this"},
@@ -34,7 +34,8 @@ func DefaultLabels(trigger string) []Label {
 	} {
 		labels = append(labels, Label{Name: stateScope + s.state, Color: s.color, Description: s.text, Exclusive: true})
 	}
-	return labels
+	// Last: where it is, the others are.
+	return append(labels, Label{Name: trigger, Color: "#6f42c1", Description: "Start a coding agent on this issue"})
 }
 
 // labelJSON is the SDK's Label and the exclusive that it lacks.

@@ -267,11 +267,11 @@ func (s *service) prepareRepositories(ctx context.Context) {
 }
 
 func prepareRepository(ctx context.Context, client *forge.Client, repo forge.Repo, label string) error {
-	if _, err := client.EnsureLabels(ctx, repo, forge.DefaultLabels(label)); err != nil {
-		return fmt.Errorf("making the labels of %s: %w", repo, err)
-	}
 	if err := client.EnsureBot(ctx, repo); err != nil {
 		return fmt.Errorf("letting the bot push to %s: %w", repo, err)
+	}
+	if _, err := client.EnsureLabels(ctx, repo, forge.DefaultLabels(label)); err != nil {
+		return fmt.Errorf("making the labels of %s: %w", repo, err)
 	}
 	return nil
 }
