@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
@@ -162,7 +163,7 @@ func (a *app) startService(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting the service: %w", err)
 	}
-	if err := writeFile(a.cfg.file("service.pid"), fmt.Appendln(nil, cmd.Process.Pid)); err != nil {
+	if err := podfile.Replace(a.cfg.file("service.pid"), fmt.Appendln(nil, cmd.Process.Pid)); err != nil {
 		return err
 	}
 	exited := make(chan error, 1)

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -34,27 +33,4 @@ func listenTCP(addr, key string) (net.Listener, error) {
 		return nil, fmt.Errorf("%s is taken by another program (see: ss -ltnp); stop it or set %s to another port", addr, key)
 	}
 	return l, err
-}
-
-// join copies both ways until both are done, passing each half-close on.
-func join(a net.Conn, fromA io.Reader, b net.Conn) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		pipe(b, fromA)
-	}()
-	pipe(a, b)
-	<-done
-}
-
-// pipe copies src to dst and ends dst's input. An error of either end shows
-// to the other as the end of the stream; there is nobody else to tell.
-func pipe(dst net.Conn, src io.Reader) {
-	_, err := io.Copy(dst, src)
-	half, ok := dst.(interface{ CloseWrite() error })
-	if err != nil || !ok {
-		_ = dst.Close()
-		return
-	}
-	_ = half.CloseWrite()
 }

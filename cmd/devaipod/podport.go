@@ -19,6 +19,7 @@ import (
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
+	"codeberg.org/devaipod/devaipod/pods/relay"
 )
 
 // podPort is the pods as the reconcile loop sees them. It also keeps each
@@ -197,7 +198,10 @@ func (p *podPort) dialModel(w http.ResponseWriter, r *http.Request) {
 	if err := buf.Flush(); err != nil {
 		return
 	}
-	join(conn, buf, up)
+	if buf.Reader.Buffered() > 0 {
+		return // a gate waits for the answer before it speaks
+	}
+	relay.Join(r.Context(), conn, up)
 }
 
 // modelAddress tells the host:port of a model on this host's loopback, ""

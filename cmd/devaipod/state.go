@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
 
 // credentials are the service's own accounts and tokens on the forge: what
@@ -48,23 +49,7 @@ func (a *app) writeCredentials(c credentials) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(a.cfg.file(credentialsFile), b)
-}
-
-// writeFile replaces a file atomically, mode 0600, durable when it returns.
-func writeFile(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // gone after the rename
-	if _, err := tmp.Write(data); err != nil {
-		return errors.Join(err, tmp.Close())
-	}
-	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	return podfile.Replace(a.cfg.file(credentialsFile), b)
 }
 
 // makeStateDir makes the state directory for this user alone.

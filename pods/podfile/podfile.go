@@ -111,25 +111,31 @@ type Task struct {
 	Prompt string `json:"prompt"`
 }
 
-// Write stores f as pod.json in dir, mode 0600, replacing an older one
-// atomically.
+// Write stores f as pod.json in dir.
 func Write(dir string, f *File) error {
 	b, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(dir, FileName+".*") // CreateTemp makes it 0600
+	return Replace(filepath.Join(dir, FileName), b)
+}
+
+// Replace writes a file that only its owner may read (0600), atomically: a
+// reader, and a kill, finds the old content or the new. It is durable when
+// Replace returns.
+func Replace(path string, data []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*") // CreateTemp makes it 0600
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.Remove(tmp.Name()) }() // gone after the rename
-	if _, err := tmp.Write(b); err != nil {
+	if _, err := tmp.Write(data); err != nil {
 		return errors.Join(err, tmp.Close())
 	}
 	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
-	return os.Rename(tmp.Name(), filepath.Join(dir, FileName))
+	return os.Rename(tmp.Name(), path)
 }
 
 // Read loads pod.json from dir. The error matches fs.ErrNotExist when there is
