@@ -29,7 +29,6 @@ var allowed = map[string][]string{
 	"pods/shim":       {"pods/podfile", "pods/relay"},
 	"pods/relay":      {},
 	"pods/reconcile":  {},
-	"forge/forgetest": {},
 }
 
 // heavy must never be linked into what runs inside pods.
