@@ -176,7 +176,7 @@ func (a *app) startService(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-exited:
-			return fmt.Errorf("the service ended at once (%w): see %s", err, a.cfg.file("service.log"))
+			return fmt.Errorf("the service ended at once (%w): %s\nsee %s", err, a.lastLogLine(), a.cfg.file("service.log"))
 		case <-timeout:
 			return fmt.Errorf("the service is not ready after a minute: see %s", a.cfg.file("service.log"))
 		case <-tick.C:
@@ -185,6 +185,16 @@ func (a *app) startService(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// lastLogLine is the service's last word.
+func (a *app) lastLogLine() string {
+	b, err := os.ReadFile(a.cfg.file("service.log"))
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.TrimPrefix(lines[len(lines)-1], "devaipod: ")
 }
 
 func (a *app) forgeDownCmd() *cobra.Command {

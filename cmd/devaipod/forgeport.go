@@ -93,6 +93,11 @@ func (p forgePort) DefaultBranch(ctx context.Context, k reconcile.Key) (string, 
 	return r.DefaultBranch, err == nil && !r.Empty && r.DefaultBranch != "", err
 }
 
+func (p forgePort) HasBranch(ctx context.Context, k reconcile.Key, name string) (bool, error) {
+	_, ok, err := p.client.Branch(ctx, repoOf(k), name)
+	return ok, err
+}
+
 func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.State) error {
 	_, err := p.client.SetState(ctx, forge.Issue{Repo: repoOf(i.Key), Number: i.Issue, Labels: i.Labels}, string(s))
 	return err

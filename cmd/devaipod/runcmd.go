@@ -118,6 +118,13 @@ func (a *app) runJob(ctx context.Context, j job) error {
 	if err != nil {
 		return &exitError{codeUsage, err}
 	}
+	if j.base != "" {
+		if _, ok, err := client.Branch(ctx, repo, j.base); err != nil {
+			return unreachable(err)
+		} else if !ok {
+			return usagef("%s has no branch %q to start from (or is not on the forge)", repo, j.base)
+		}
+	}
 	title, body := titleOf(j.task)
 	if j.model != "" {
 		body += "\n\n/model " + j.model

@@ -83,6 +83,9 @@ func (w *world) Comments(context.Context, reconcile.Key) ([]reconcile.Comment, e
 func (w *world) DefaultBranch(context.Context, reconcile.Key) (string, bool, error) {
 	return "main", !w.empty, nil
 }
+func (w *world) HasBranch(_ context.Context, _ reconcile.Key, name string) (bool, error) {
+	return name != "nowhere", nil
+}
 func (w *world) SetState(_ context.Context, _ reconcile.Issue, s reconcile.State) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -224,6 +227,7 @@ func TestWhatMayNotStartAPod(t *testing.T) {
 		"a label by nobody known":      {func(w *world) { w.trigger = reconcile.Trigger{} }, "who put the label on"},
 		"a text changed after":         {func(w *world) { w.issue.Updated = at.Add(2 * time.Second) }, "changed after"},
 		"an empty repository":          {func(w *world) { w.empty = true }, "empty"},
+		"a branch that is not there":   {func(w *world) { w.issue.Ref = "nowhere" }, "`nowhere`"},
 		"a question without an answer": {func(w *world) { w.canErr = errors.New("forge is down") }, ""},
 		"an issue that was closed":     {func(w *world) { w.issue.Open = false }, ""},
 		"an issue without the label":   {func(w *world) { w.issue.Labels = nil }, ""},

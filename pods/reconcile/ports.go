@@ -86,6 +86,8 @@ type Forge interface {
 	Comments(ctx context.Context, k Key) ([]Comment, error)
 	// DefaultBranch names the repository's; ok is false for an empty repository.
 	DefaultBranch(ctx context.Context, k Key) (name string, ok bool, err error)
+	// HasBranch tells whether the repository has a branch.
+	HasBranch(ctx context.Context, k Key, name string) (bool, error)
 
 	// SetState makes agent/<state> the issue's only state label; "" takes it off.
 	SetState(ctx context.Context, i Issue, s State) error

@@ -143,7 +143,12 @@ func (l *Loop) base(ctx context.Context, i Issue) (name, why string, err error) 
 	case i.Ref == "":
 		return def, "", nil
 	}
-	return strings.TrimPrefix(i.Ref, "refs/heads/"), "", nil
+	name = strings.TrimPrefix(i.Ref, "refs/heads/")
+	ok, err = l.cfg.Forge.HasBranch(ctx, i.Key, name)
+	if err == nil && !ok {
+		return "", fmt.Sprintf("the issue is about the branch %s, which the repository does not have; choose another, then take the label off and put it on again", code(name)), nil
+	}
+	return name, "", err
 }
 
 // refuse tells once, politely, and starts nothing.
