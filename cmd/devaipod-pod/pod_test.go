@@ -90,7 +90,7 @@ type pod struct {
 
 func newPod(t *testing.T, issue string) *pod {
 	t.Helper()
-	p := &pod{t: t, dir: shortDir(t), opencode: opencodeBinary(t), log: &lockedBuffer{}}
+	p := &pod{t: t, dir: t.TempDir(), opencode: opencodeBinary(t), log: &lockedBuffer{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(p.log.String())
@@ -119,21 +119,6 @@ func newPod(t *testing.T, issue string) *pod {
 		t.Fatal(err)
 	}
 	return p
-}
-
-// shortDir is a temporary directory whose sockets' paths fit into 108 bytes.
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "dp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }
 
 func (p *pod) path(name string) string { return filepath.Join(p.dir, name) }
@@ -342,6 +327,16 @@ func extractOpencode() (string, error) {
 	bin := filepath.Join(dir, "opencode")
 	if _, err := os.Stat(bin); err == nil {
 		return bin, nil
+	}
+	// As the images' build does with tars: older ones go.
+	old, err := filepath.Glob(filepath.Join(filepath.Dir(image), "agent-*.bin"))
+	if err != nil {
+		return "", err
+	}
+	for _, d := range old {
+		if err := os.RemoveAll(d); err != nil {
+			return "", err
+		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
