@@ -115,7 +115,8 @@ func (c *call) repo() error {
 	return c.until("the labels of "+repo, func() (bool, error) {
 		var labels []testkit.Label
 		err := api.Get(c.ctx, "/repos/"+repo+"/labels", &labels)
-		return slices.Contains(labels, testkit.Label{Name: "devaipod"}), err
+		// The six states, and the one that starts.
+		return slices.Contains(labels, testkit.Label{Name: "devaipod"}) && len(labels) >= 7, err
 	})
 }
 

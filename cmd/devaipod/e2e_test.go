@@ -77,7 +77,7 @@ var suiteContext context.Context
 // after the others; last is the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"restart-service", "edited-after-label"}
+	alone = []string{"agent-dies", "restart-service", "edited-after-label"}
 	last  = []string{"purge"}
 )
 
