@@ -75,8 +75,15 @@ func (d *demo) up(ctx context.Context) error {
 	}
 	if d.healthy(ctx) {
 		d.say("The demo is up already; this run opens another issue in it")
-		if string(before) != string(after) {
-			d.say("The model is another one: restarting")
+		why := ""
+		switch {
+		case string(before) != string(after):
+			why = "The configuration is another one"
+		case d.rebuilt():
+			why = "devaipod was built anew"
+		}
+		if why != "" {
+			d.say("%s: restarting", why)
 			if err := d.devaipod(ctx, "", "forge", "down"); err != nil {
 				return err
 			}
@@ -170,6 +177,17 @@ func (d *demo) healthy(ctx context.Context) bool {
 		return false
 	}
 	return d.stack.Run(ctx, testkit.Call{Args: []string{"forge", "status"}}) == nil
+}
+
+// rebuilt tells whether the service that runs is of an older build: its file
+// was replaced.
+func (d *demo) rebuilt() bool {
+	pid, err := os.ReadFile(filepath.Join(d.stack.StateDir, "service.pid"))
+	if err != nil {
+		return false
+	}
+	exe, err := os.Readlink("/proc/" + strings.TrimSpace(string(pid)) + "/exe")
+	return err == nil && strings.HasSuffix(exe, " (deleted)")
 }
 
 // start brings up images, model, forge and service, and the sample repository.
