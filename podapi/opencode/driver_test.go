@@ -31,6 +31,7 @@ type stub struct {
 	asked    string // JSON of /question
 	prompts  []string
 	inFlight int
+	slow     bool // a prompt does not show in the messages
 }
 
 func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -52,6 +53,10 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "POST /session/ses_1/prompt_async":
 		b, _ := io.ReadAll(r.Body)
 		s.prompts = append(s.prompts, string(b))
+		if s.slow {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
 		s.messages = `[{"info":{"id":"m1","role":"user"}}]`
 		s.status = `{"ses_1":{"type":"busy"}}`
 		w.WriteHeader(http.StatusNoContent)
@@ -240,5 +245,89 @@ func TestASocketThatTheAgentReplacedIsNotFollowed(t *testing.T) {
 	defer s.mu.Unlock()
 	if len(s.sessions) != 0 || now != podapi.Starting {
 		t.Errorf("the link was followed: %v", s.sessions)
+	}
+}
+
+func TestAPromptThatOpencodeIsSlowToShowIsNotSentTwice(t *testing.T) {
+	s := newStub()
+	s.slow = true
+	d := run(t, s)
+	wait(t, d, "working", state(podapi.Working))
+	time.Sleep(time.Second) // some fifty looks
+	s.set(`[`+userTurn+`]`, `{"ses_1":{"type":"busy"}}`, "[]", 0)
+	time.Sleep(100 * time.Millisecond)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.prompts) != 1 {
+		t.Errorf("prompts: %q", s.prompts)
+	}
+}
+
+// An opencode that is just starting accepts connections and never answers
+// them.
+func TestConnectionsThatAreNeverAnsweredDoNotHoldUpTheStart(t *testing.T) {
+	s := newStub()
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	deaf, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := drive(t, socket, s)
+	for range 2 { // the event stream's and the first look's
+		c, err := deaf.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	server := httptest.NewUnstartedServer(s)
+	server.Listener = deaf
+	server.Start()
+	defer server.Close()
+	start := time.Now()
+	wait(t, d, "working", state(podapi.Working))
+	if took := time.Since(start); took > 8*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// What answers in the agent's container may be anything.
+func TestAnswersThatAreTooLargeOrNoneAreNotTaken(t *testing.T) {
+	for name, answer := range map[string]http.HandlerFunc{
+		"without an end": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			junk := []byte(strings.Repeat(" ", 1<<20))
+			for range 40 {
+				if _, err := w.Write(junk); err != nil {
+					return
+				}
+			}
+			_, _ = io.WriteString(w, "[]")
+		},
+		"of another shape": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"id":{"id":[]}}`)
+		},
+		"elsewhere": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStub()
+			socket := filepath.Join(t.TempDir(), "s")
+			l, err := net.Listen("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := httptest.NewUnstartedServer(answer)
+			server.Listener = l
+			server.Start()
+			t.Cleanup(server.Close)
+			d := drive(t, socket, s)
+			time.Sleep(700 * time.Millisecond)
+			if sum := d.Summary(); sum.State != podapi.Starting {
+				t.Errorf("%+v", sum)
+			}
+		})
 	}
 }

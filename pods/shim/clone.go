@@ -89,6 +89,27 @@ func (c *Config) cloneOnce(ctx context.Context) error {
 	return os.Rename(tmp, c.RepoDir)
 }
 
+// tellGit writes the way to the gate into the user's own git configuration
+// (git-config(1), FILES), for commands that people start beside us: they do
+// not have our environment.
+func (c *Config) tellGit() error {
+	home := c.Home
+	if home == "" {
+		home = os.Getenv("HOME")
+	}
+	dir := filepath.Join(home, ".config", "git")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	text := fmt.Sprintf("# Written by devaipod at each start.\n[http %q]\n\textraHeader = %q\n[safe]\n\tdirectory = *\n",
+		"http://"+c.GateAddr+"/", "Authorization: Bearer "+c.Token)
+	tmp := filepath.Join(dir, "config.new")
+	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, "config"))
+}
+
 func (c *Config) git(ctx context.Context, dir string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "git", args...)
 	cmd.Dir, cmd.Env = dir, c.env()

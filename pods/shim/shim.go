@@ -88,6 +88,10 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 		return 1, err
 	}
 	if len(cfg.Command) == 0 {
+		if err := cfg.tellGit(); err != nil {
+			// An image may have a home that is read-only.
+			cfg.Log.Warn("git in this container will not know the gate", "err", err)
+		}
 		return cfg.idle(ctx)
 	}
 	agent, err := listenSocket(cfg.SocketDir + "/" + podfile.AgentSocket)

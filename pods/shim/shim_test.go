@@ -283,6 +283,24 @@ func gone(pid int) bool {
 	return err != nil || strings.Contains(string(b), ") Z ")
 }
 
+func TestAPersonsGitFindsTheGateInTheWorkspace(t *testing.T) {
+	p := newPlace(t)
+	p.commit("main", "a")
+	p.openGate()
+	ctx, cancel := context.WithCancel(t.Context())
+	p.cfg.Role = "workspace"
+	done := p.start(ctx)
+	eventually(t, "git fetches", func() bool {
+		cmd := exec.Command("git", "-C", p.cfg.RepoDir, "fetch", "-q")
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.cfg.Home, "GIT_TERMINAL_PROMPT=0"}
+		return cmd.Run() == nil
+	})
+	cancel()
+	if o := <-done; o.code != 0 || o.err != nil {
+		t.Errorf("%+v", o)
+	}
+}
+
 func TestTheAgentsServerIsReachedThroughItsSocket(t *testing.T) {
 	p := newPlace(t)
 	p.commit("main", "a")
