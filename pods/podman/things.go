@@ -64,14 +64,16 @@ func (c *Client) EnsureVolume(ctx context.Context, name string, labels map[strin
 	return err == nil, wrap("making volume", name, err)
 }
 
-// EnsureNetwork makes the bridge network unless one of that name is there.
+// EnsureNetwork makes the bridge network unless one of that name is there. Its
+// containers use the host's name servers: they have no neighbours to resolve,
+// and so need no name server of the network's own.
 func (c *Client) EnsureNetwork(ctx context.Context, name string, labels map[string]string) (created bool, err error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	if ok, err := network.Exists(conn, name, nil); err != nil || ok {
 		return false, wrap("looking for network", name, err)
 	}
-	_, err = network.Create(conn, &nettypes.Network{Name: name, Driver: "bridge", Labels: labels, DNSEnabled: true})
+	_, err = network.Create(conn, &nettypes.Network{Name: name, Driver: "bridge", Labels: labels})
 	return err == nil, wrap("making network", name, err)
 }
 
