@@ -120,8 +120,9 @@ func (w *World) namespaces(ctx context.Context) []string {
 	return found
 }
 
-// Processes are those that were started with this world's environment, by pid;
-// this process and those that started it are never among them.
+// Processes are, by pid, those that were started with this world's environment
+// and those whose root is one of its containers'; this process and those that
+// started it are never among them.
 func (w *World) Processes() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -139,11 +140,27 @@ func (w *World) Processes() ([]int, error) {
 		if err != nil {
 			continue
 		}
-		if slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool { return string(kv) == w.mark() }) {
+		marked := slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool { return string(kv) == w.mark() })
+		if marked || w.contains(pid) {
 			pids = append(pids, pid)
 		}
 	}
 	return pids, nil
+}
+
+// contains tells whether a process has its root in the world's storage: one of
+// a container whose podman was killed.
+func (w *World) contains(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return false // gone, or not ours to read
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == "/" {
+			return strings.Contains(line, w.path("g")+"/")
+		}
+	}
+	return false
 }
 
 // ancestors are this process and those above it.

@@ -112,7 +112,7 @@ type Call struct {
 	Env            []string // on top of Environ
 	Dir            string   // "" for the current one
 	Stdin          string
-	Stdout, Stderr io.Writer // nil to drop
+	Stdout, Stderr io.Writer // nil to drop; the same pointer for both is fine
 }
 
 // Run runs devaipod as a person would.
@@ -131,6 +131,9 @@ func (s *Stack) exec(ctx context.Context, program string, c Call) error {
 	cmd.Stderr = &last
 	if c.Stderr != nil {
 		cmd.Stderr = io.MultiWriter(c.Stderr, &last)
+	}
+	if c.Stdout != nil && c.Stdout == c.Stderr {
+		cmd.Stdout = cmd.Stderr // so that exec writes to it from one goroutine
 	}
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", filepath.Base(program), strings.Join(c.Args, " "), err, strings.TrimSpace(string(last)))
