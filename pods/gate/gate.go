@@ -34,7 +34,10 @@ type Config struct {
 	Key string
 	// Service dials the service's socket.
 	Service func(ctx context.Context) (net.Conn, error)
-	Log     *slog.Logger
+	// Patience is how long a request waits for a service that is away, such as
+	// one that is being started again; a minute when 0.
+	Patience time.Duration
+	Log      *slog.Logger
 }
 
 // A Gate admits what a pod may reach. Its handlers are safe for concurrent use.
@@ -55,6 +58,10 @@ func New(cfg Config) (*Gate, error) {
 	if cfg.File.AgentToken == "" || cfg.File.WorkspaceToken == "" {
 		return nil, errors.New("the podfile has no tokens")
 	}
+	if cfg.Patience == 0 {
+		cfg.Patience = time.Minute
+	}
+	cfg.Service = patient(cfg.Service, cfg.Patience)
 	g := &Gate{cfg: cfg, model: u}
 	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	modelTransport := &http.Transport{
@@ -69,6 +76,27 @@ func New(cfg Config) (*Gate, error) {
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return cfg.Service(ctx) },
 	}}
 	return g, nil
+}
+
+// patient dials again until somebody answers, a request's patience is over, or
+// its client has gone.
+func patient(dial func(context.Context) (net.Conn, error), patience time.Duration) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		over := time.After(patience)
+		for {
+			conn, err := dial(ctx)
+			if err == nil {
+				return conn, nil
+			}
+			select {
+			case <-ctx.Done():
+				return nil, err
+			case <-over:
+				return nil, err
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
 }
 
 // Handler is the door of one role.

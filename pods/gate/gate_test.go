@@ -3,6 +3,7 @@ package gate_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -228,6 +230,40 @@ func TestGitGoesToTheServiceWithoutCredentials(t *testing.T) {
 	for _, saw := range p.serviceSaw {
 		if saw.Header.Get("Authorization") != "" || saw.Header.Get("Cookie") != "" || saw.URL.RequestURI() != "/work/ann/hello.git/info/refs?service=git-upload-pack" {
 			t.Errorf("the service saw %s with %q", saw.URL, saw.Header)
+		}
+	}
+}
+
+func TestARequestWaitsForAServiceThatIsAway(t *testing.T) {
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "back again") }))
+	defer service.Close()
+	for name, tt := range map[string]struct {
+		away   int64
+		status int
+		body   string
+	}{
+		"for a while": {3, 200, "back again"},
+		"for good":    {1 << 60, 502, "the service does not answer"},
+	} {
+		var dials atomic.Int64
+		g, err := gate.New(gate.Config{
+			File: &podfile.File{Repo: "ann/hello", AgentToken: agentTok, WorkspaceToken: workTok, Model: podfile.Model{API: podfile.APIOpenAI, BaseURL: "http://model"}},
+			Service: func(context.Context) (net.Conn, error) {
+				if dials.Add(1) <= tt.away {
+					return nil, errors.New("nobody there")
+				}
+				return net.Dial("tcp", service.Listener.Addr().String())
+			},
+			Patience: 3 * time.Second, Log: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		agent := httptest.NewServer(g.Handler(gate.Agent))
+		resp, body := ask(t, agent, "POST", "/work/ann/hello.git/git-receive-pack", agentTok, "pack")
+		agent.Close()
+		if resp.StatusCode != tt.status || !strings.Contains(body, tt.body) {
+			t.Errorf("%s: %s %q", name, resp.Status, body)
 		}
 	}
 }
