@@ -89,7 +89,10 @@ type Config struct {
 	// ServiceUser is Token's account.
 	ServiceUser string
 	HTTP        *http.Client // nil for one of its own
-	Log         *slog.Logger
+	// Fault, when not nil, is called with a name before each call that changes
+	// something; tests end the process there.
+	Fault func(point string)
+	Log   *slog.Logger
 }
 
 // A Client talks to one forge. Its methods are safe for concurrent use.
@@ -191,6 +194,9 @@ func (c *Client) once(ctx context.Context, in call, out any) (http.Header, error
 	}
 	if in.sudo != "" {
 		req.Header.Set("Sudo", in.sudo)
+	}
+	if c.cfg.Fault != nil && in.method != http.MethodGet {
+		c.cfg.Fault("forge: " + in.method + " " + in.path)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -22,7 +22,10 @@ type Config struct {
 	Instance string
 	StateDir string // the instance's, 0700
 	Podman   *podman.Client
-	Log      *slog.Logger
+	// Fault, when not nil, is called with a name before each change of a file;
+	// tests end the process there. Podman has its own.
+	Fault func(point string)
+	Log   *slog.Logger
 }
 
 // A Manager makes and ends the pods of one instance. Its methods may be called
@@ -40,6 +43,12 @@ func New(cfg Config) (*Manager, error) {
 		return nil, errors.New("pods: Instance, StateDir, Podman and Log must be set")
 	}
 	return &Manager{cfg: cfg, podman: cfg.Podman, log: cfg.Log}, nil
+}
+
+func (m *Manager) change(what string, k Key) {
+	if m.cfg.Fault != nil {
+		m.cfg.Fault("file: " + what + " " + k.String())
+	}
 }
 
 // RunDir is the pod's directory on the host: sockets, and files for control.
@@ -63,13 +72,16 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, fmt.Errorf("making the run directory of %s: %w", s.Key, err)
 	}
+	m.change("tokens", s.Key)
 	t, err := m.tokens(dir)
 	if err != nil {
 		return false, err
 	}
+	m.change("specification", s.Key)
 	if err := writeJSON(filepath.Join(dir, specFile), s); err != nil {
 		return false, fmt.Errorf("keeping the specification of %s: %w", s.Key, err)
 	}
+	m.change("podfile", s.Key)
 	err = podfile.Write(dir, &podfile.File{
 		Instance: m.cfg.Instance, Pod: Name(m.cfg.Instance, s.Key), Repo: s.Owner + "/" + s.Repo, Issue: s.Issue,
 		Branch: s.Branch, BranchPrefix: BranchPrefix(s.Issue), Base: s.Base,
@@ -166,6 +178,7 @@ func (m *Manager) Remove(ctx context.Context, k Key) error {
 	if err := m.podman.RemoveByLabels(ctx, own); err != nil {
 		return err
 	}
+	m.change("remove run directory", k)
 	return os.RemoveAll(m.RunDir(k))
 }
 

@@ -76,7 +76,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
-	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Log: a.log})
+	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Fault: fault, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 func (a *app) serviceForge(creds credentials) (*forge.Client, error) {
 	return forge.New(forge.Config{
 		URL: a.cfg.forgeURL(), Token: creds.ServiceToken, BotToken: creds.BotToken,
-		BotUser: creds.Bot, ServiceUser: creds.Service, Log: a.log,
+		BotUser: creds.Bot, ServiceUser: creds.Service, Fault: fault, Log: a.log,
 	})
 }
 

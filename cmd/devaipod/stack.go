@@ -29,7 +29,11 @@ func (a *app) podman(ctx context.Context) (*podman.Client, error) {
 	if err != nil {
 		return nil, &exitError{codeUnreachable, err}
 	}
-	return podman.Connect(ctx, uri)
+	p, err := podman.Connect(ctx, uri)
+	if err != nil {
+		return nil, err
+	}
+	return p.WithFault(fault), nil
 }
 
 // tools makes the image that holds devaipod-pod, which lies beside this binary.

@@ -26,7 +26,8 @@ import (
 // A Client talks to one podman API service. Its methods are safe for
 // concurrent use.
 type Client struct {
-	conn context.Context // carries the bindings' connection, nothing else
+	conn  context.Context // carries the bindings' connection, nothing else
+	fault func(point string)
 }
 
 // Connect opens a connection to the service at uri (unix:///path).
@@ -38,6 +39,21 @@ func Connect(ctx context.Context, uri string) (*Client, error) {
 		return nil, fmt.Errorf("connecting to podman at %s: %w", uri, err)
 	}
 	return &Client{conn: conn}, nil
+}
+
+// WithFault returns a client that calls f, with a name, before each call that
+// makes, starts, stops or removes something: tests end the process there. A nil
+// f is none.
+func (c *Client) WithFault(f func(point string)) *Client {
+	d := *c
+	d.fault = f
+	return &d
+}
+
+func (c *Client) change(what, name string) {
+	if c.fault != nil {
+		c.fault("podman: " + what + " " + name)
+	}
 }
 
 // with joins the connection with a caller's deadline and cancellation.

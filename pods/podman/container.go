@@ -95,6 +95,7 @@ func (c *Client) EnsureContainer(ctx context.Context, want Container) (created b
 	case !notFound(err):
 		return false, fmt.Errorf("looking at container %s: %w", want.Name, err)
 	}
+	c.change("make container", want.Name)
 	spec := specOf(want)
 	spec.Labels[specLabel] = hash
 	if _, err := containers.CreateWithSpec(conn, spec, nil); err != nil {
@@ -177,6 +178,7 @@ func addMount(s *specgen.SpecGenerator, m Mount) {
 func (c *Client) StartContainer(ctx context.Context, name string) error {
 	conn, cancel := c.with(ctx)
 	defer cancel()
+	c.change("start container", name)
 	if err := containers.Start(conn, name, nil); err != nil {
 		return fmt.Errorf("starting container %s: %w", name, err)
 	}
@@ -188,6 +190,7 @@ func (c *Client) StartContainer(ctx context.Context, name string) error {
 func (c *Client) StopContainer(ctx context.Context, name string, patience time.Duration) error {
 	conn, cancel := c.with(ctx)
 	defer cancel()
+	c.change("stop container", name)
 	err := containers.Stop(conn, name, new(containers.StopOptions).WithTimeout(seconds(patience)).WithIgnore(true))
 	if err != nil && !notFound(err) {
 		return fmt.Errorf("stopping container %s: %w", name, err)
@@ -200,6 +203,7 @@ func (c *Client) StopContainer(ctx context.Context, name string, patience time.D
 func (c *Client) RemoveContainer(ctx context.Context, name string) error {
 	conn, cancel := c.with(ctx)
 	defer cancel()
+	c.change("remove container", name)
 	reports, err := containers.Remove(conn, name, new(containers.RemoveOptions).WithForce(true).WithVolumes(true).WithIgnore(true).WithTimeout(1))
 	for _, r := range reports {
 		err = errors.Join(err, r.Err)

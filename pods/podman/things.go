@@ -32,6 +32,7 @@ func (c *Client) EnsurePod(ctx context.Context, p PodSpec) (created bool, err er
 	if ok, err := pods.Exists(conn, p.Name, nil); err != nil || ok {
 		return false, wrap("looking for pod", p.Name, err)
 	}
+	c.change("make pod", p.Name)
 	gen := specgen.PodSpecGenerator{}
 	gen.Name, gen.Labels, gen.NoInfra = p.Name, p.Labels, !p.Infra
 	if p.Infra {
@@ -60,6 +61,7 @@ func (c *Client) EnsureVolume(ctx context.Context, name string, labels map[strin
 	if ok, err := volumes.Exists(conn, name, nil); err != nil || ok {
 		return false, wrap("looking for volume", name, err)
 	}
+	c.change("make volume", name)
 	_, err = volumes.Create(conn, types.VolumeCreateOptions{Name: name, Labels: labels}, nil)
 	return err == nil, wrap("making volume", name, err)
 }
@@ -73,6 +75,7 @@ func (c *Client) EnsureNetwork(ctx context.Context, name string, labels map[stri
 	if ok, err := network.Exists(conn, name, nil); err != nil || ok {
 		return false, wrap("looking for network", name, err)
 	}
+	c.change("make network", name)
 	_, err = network.Create(conn, &nettypes.Network{Name: name, Driver: "bridge", Labels: labels})
 	return err == nil, wrap("making network", name, err)
 }
@@ -166,6 +169,7 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		if !carries(p.Labels, labels) {
 			continue
 		}
+		c.change("remove pod", p.Name)
 		if _, err := pods.Remove(conn, p.Name, new(pods.RemoveOptions).WithForce(true).WithTimeout(1)); err != nil && !notFound(err) {
 			return fmt.Errorf("removing pod %s: %w", p.Name, err)
 		}
@@ -175,6 +179,7 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		return err
 	}
 	for _, v := range vols {
+		c.change("remove volume", v.Name)
 		if err := volumes.Remove(conn, v.Name, nil); err != nil && !notFound(err) {
 			return fmt.Errorf("removing volume %s: %w", v.Name, err)
 		}
@@ -187,6 +192,7 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		if !carries(n.Labels, labels) {
 			continue
 		}
+		c.change("remove network", n.Name)
 		if _, err := network.Remove(conn, n.Name, nil); err != nil && !notFound(err) {
 			return fmt.Errorf("removing network %s: %w", n.Name, err)
 		}
