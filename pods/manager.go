@@ -72,14 +72,15 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, fmt.Errorf("making the run directory of %s: %w", s.Key, err)
 	}
+	// First: by it the pod is found, however little else there is.
+	m.change("specification", s.Key)
+	if err := writeJSON(filepath.Join(dir, specFile), s); err != nil {
+		return false, fmt.Errorf("keeping the specification of %s: %w", s.Key, err)
+	}
 	m.change("tokens", s.Key)
 	t, err := m.tokens(dir)
 	if err != nil {
 		return false, err
-	}
-	m.change("specification", s.Key)
-	if err := writeJSON(filepath.Join(dir, specFile), s); err != nil {
-		return false, fmt.Errorf("keeping the specification of %s: %w", s.Key, err)
 	}
 	m.change("podfile", s.Key)
 	err = podfile.Write(dir, &podfile.File{
@@ -145,20 +146,35 @@ func (m *Manager) needImage(ctx context.Context, ref string) error {
 // Resume makes a pod whole and starts it, from the specification that Ensure
 // kept.
 func (m *Manager) Resume(ctx context.Context, k Key) error {
-	dir := m.RunDir(k)
-	b, err := os.ReadFile(filepath.Join(dir, specFile))
+	s, err := readSpec(m.RunDir(k))
 	if err != nil {
 		return fmt.Errorf("the specification of %s is lost (%w): put its label on again", k, err)
 	}
-	var s Spec
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("reading the specification of %s: %w", k, err)
+	_, err = m.Ensure(ctx, s)
+	return err
+}
+
+// readSpec reads what Ensure kept in a pod's run directory.
+func readSpec(dir string) (s Spec, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, specFile))
+	if err == nil {
+		err = json.Unmarshal(b, &s)
 	}
-	t, err := m.tokens(dir)
 	if err != nil {
-		return err
+		return s, fmt.Errorf("reading the specification in %s: %w", dir, err)
 	}
-	_, err = m.build(ctx, s, t)
+	return s, nil
+}
+
+// Sweep removes what a process that was killed has left of run directories:
+// those without a specification. It must not run beside other methods.
+func (m *Manager) Sweep() error {
+	dirs, err := filepath.Glob(filepath.Join(m.cfg.StateDir, "p", "*"))
+	for _, dir := range dirs {
+		if _, e := os.Stat(filepath.Join(dir, specFile)); errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}
 	return err
 }
 
@@ -205,21 +221,14 @@ type Pod struct {
 	Agent, Control, Workspace podman.ContainerState
 }
 
-// List finds the instance's pods by their labels alone. A pod whose containers
-// are gone is told by its volumes.
+// List finds the instance's pods, by the specifications kept of them and by the
+// labels of their volumes and containers: one that is half made or half removed
+// is there too.
 func (m *Manager) List(ctx context.Context) ([]Pod, error) {
 	own := map[string]string{labelInstance: m.cfg.Instance}
-	vols, err := m.podman.Volumes(ctx, own)
-	if err != nil {
-		return nil, err
-	}
 	found := map[string]*Pod{}
 	var order []string
-	see := func(labels map[string]string) *Pod {
-		k, ok := keyOf(labels)
-		if !ok {
-			return nil // the forge's, for one
-		}
+	see := func(k Key) *Pod {
 		name := Name(m.cfg.Instance, k)
 		if found[name] == nil {
 			found[name] = &Pod{Key: k, Name: name}
@@ -227,16 +236,25 @@ func (m *Manager) List(ctx context.Context) ([]Pod, error) {
 		}
 		return found[name]
 	}
+	if err := m.kept(see); err != nil {
+		return nil, err
+	}
+	vols, err := m.podman.Volumes(ctx, own)
+	if err != nil {
+		return nil, err
+	}
 	for _, v := range vols {
-		see(v.Labels)
+		if k, ok := keyOf(v.Labels); ok { // others are the forge's, for one
+			see(k)
+		}
 	}
 	containers, err := m.podman.Containers(ctx, own)
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range containers {
-		if p := see(c.Labels); p != nil {
-			p.take(c)
+		if k, ok := keyOf(c.Labels); ok {
+			see(k).take(c)
 		}
 	}
 	var out []Pod
@@ -246,8 +264,28 @@ func (m *Manager) List(ctx context.Context) ([]Pod, error) {
 	return out, nil
 }
 
-// take notes one container of the pod. The pin is the agent's: of a pod that
-// is being made anew, that one is made last but for the workspace.
+// kept sees the pods of which a specification is kept.
+func (m *Manager) kept(see func(Key) *Pod) error {
+	files, err := filepath.Glob(filepath.Join(m.cfg.StateDir, "p", "*", specFile))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		s, err := readSpec(filepath.Dir(file))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		p := see(s.Key)
+		p.Branch, p.Base, p.Pin = s.Branch, s.Base, s.Pin
+	}
+	return nil
+}
+
+// take notes one container of the pod. The agent's pin beats the one that is
+// kept: in a pod that is being made anew it tells what the pod still is.
 func (p *Pod) take(c podman.Thing) {
 	st := podman.ContainerState{Exists: true, Running: c.Running, Exited: c.Exited, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Labels: c.Labels}
 	switch c.Labels[labelRole] {

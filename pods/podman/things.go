@@ -144,8 +144,8 @@ func filter(labels map[string]string) map[string][]string {
 	return map[string][]string{"label": want}
 }
 
-// RemoveByLabels removes the containers, pods, volumes and networks that carry
-// all of labels, and nothing else. It refuses an empty set.
+// RemoveByLabels removes the containers, pods, networks and volumes that carry
+// all of labels, in this order, and nothing else. It refuses an empty set.
 func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) error {
 	if len(labels) == 0 {
 		return errors.New("removing by labels: no labels given, which would be everything")
@@ -174,16 +174,6 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 			return fmt.Errorf("removing pod %s: %w", p.Name, err)
 		}
 	}
-	vols, err := c.Volumes(ctx, labels)
-	if err != nil {
-		return err
-	}
-	for _, v := range vols {
-		c.change("remove volume", v.Name)
-		if err := volumes.Remove(conn, v.Name, nil); err != nil && !notFound(err) {
-			return fmt.Errorf("removing volume %s: %w", v.Name, err)
-		}
-	}
 	nets, err := network.List(conn, new(network.ListOptions).WithFilters(filter(labels)))
 	if err != nil {
 		return fmt.Errorf("listing networks: %w", err)
@@ -195,6 +185,16 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		c.change("remove network", n.Name)
 		if _, err := network.Remove(conn, n.Name, nil); err != nil && !notFound(err) {
 			return fmt.Errorf("removing network %s: %w", n.Name, err)
+		}
+	}
+	vols, err := c.Volumes(ctx, labels)
+	if err != nil {
+		return err
+	}
+	for _, v := range vols {
+		c.change("remove volume", v.Name)
+		if err := volumes.Remove(conn, v.Name, nil); err != nil && !notFound(err) {
+			return fmt.Errorf("removing volume %s: %w", v.Name, err)
 		}
 	}
 	return nil

@@ -353,19 +353,21 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 	return l.show(ctx, i, v)
 }
 
-// merged ends it all: the pod is removed, and the label too where the merge
-// did not close the issue, so that nothing starts again.
+// merged ends it all: the label is taken off where the merge did not close the
+// issue, so that nothing starts again, it is told, and the pod is removed. The
+// pod goes last: while it is there, a kill in between is made good.
 func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, branch string) error {
-	if err := l.cfg.Pods.Remove(ctx, i.Key); err != nil {
-		return err
-	}
 	if i.Open && slices.Contains(i.Labels, l.cfg.Label) {
 		if err := l.cfg.Forge.Unlabel(ctx, i.Key); err != nil {
 			return err
 		}
 	}
-	return l.show(ctx, i, View{State: Done, Branch: branch, Pull: pull.Number, PullRequest: pull.URL,
+	err := l.show(ctx, i, View{State: Done, Branch: branch, Pull: pull.Number, PullRequest: pull.URL,
 		Why: fmt.Sprintf("Pull request %d was merged.", pull.Number)})
+	if err != nil {
+		return err
+	}
+	return l.cfg.Pods.Remove(ctx, i.Key)
 }
 
 func firstLine(s string) string {
