@@ -55,10 +55,10 @@ test-fast: modules ## the tests that need no forge, no podman and no image
 	@$(TEST) $(FAST) </dev/null
 
 .PHONY: soak
-soak: install images build ## the end-to-end suite N=5 times, until the first failure
+soak: install images build ## the end-to-end suite N=5 times, with 200 kills each, until the first failure
 	@for i in $$(seq $(N)); do \
 	  echo "Round $$i of $(N)" >&2; \
-	  $(TEST) -count=1 $(E2E) </dev/null; \
+	  TEST_KILLS=200 $(TEST) -count=1 $(E2E) </dev/null; \
 	done
 
 .PHONY: demo

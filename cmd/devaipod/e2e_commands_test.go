@@ -38,6 +38,7 @@ func commands() map[string]func(*call) error {
 		"podman":     (*call).podman,     // podman ARG…
 		"pods":       (*call).pods,       // pods: what podman has of the issue, a line each
 		"service":    (*call).service,    // service pid | kill | start
+		"survive":    (*call).survive,    // survive steps | random | end: kill the service again and again
 		"noleak":     (*call).noleak,     // noleak FILE…: none of our secrets in them
 		"processes":  (*call).processes,  // processes: pids of the world's processes
 		"task":       (*call).task,       // task SCENARIO TITLE FILE: what `run` is given; sets $SUM

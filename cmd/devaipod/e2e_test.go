@@ -46,6 +46,7 @@ type suite struct {
 	password string
 	model    *http.Server
 	script   *scriptedmodel.Server
+	keeper   *keeper // while a script survives
 }
 
 // running is the suite once a test needed it.
@@ -77,7 +78,7 @@ var suiteContext context.Context
 // after the others; last is the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"agent-dies", "restart-service", "edited-after-label"}
+	alone = []string{"agent-dies", "restart-service", "edited-after-label", "killed-between-steps", "killed-at-random"}
 	last  = []string{"purge"}
 )
 
@@ -150,6 +151,7 @@ func (s *suite) setup(env *testscript.Env) error {
 		env.Setenv(k, v)
 	}
 	env.Defer(func() {
+		s.endKeeper()
 		if tb, ok := env.T().(testing.TB); ok && tb.Failed() {
 			env.T().Log(s.dump(env.Getenv("REPO")))
 		}
@@ -217,9 +219,9 @@ func (s *suite) prepare(ctx context.Context) error {
 	}, nil)
 }
 
-// build compiles what is tested, as the Makefile does.
+// build compiles what is tested, as the Makefile does, but with fault points.
 func (s *suite) build(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", tags, "-o", s.Bin+"/", "./cmd/devaipod", "./cmd/devaipod-pod")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", tags+" faults", "-o", s.Bin+"/", "./cmd/devaipod", "./cmd/devaipod-pod")
 	cmd.Dir = s.Root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

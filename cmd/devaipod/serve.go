@@ -170,6 +170,9 @@ func (s *service) repositoryChanged() {
 func (s *service) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if err := s.pods.manager.Sweep(); err != nil {
+		return fmt.Errorf("removing what a killed service left: %w", err)
+	}
 	if err := s.pods.openAll(ctx); err != nil {
 		return fmt.Errorf("finding the pods that run: %w", err)
 	}
