@@ -67,6 +67,25 @@ func (c *Client) LabeledIssues(ctx context.Context, label string) ([]Issue, erro
 	return out, nil
 }
 
+// ChangedIssues lists the issues and pull requests, in whatever state, that
+// changed at since or later, in all repositories that the service can see. The
+// forge answers from an index that follows changes within seconds.
+func (c *Client) ChangedIssues(ctx context.Context, since time.Time) ([]Issue, error) {
+	found, err := pages[sdk.Issue](ctx, c, call{method: "GET", path: "/repos/issues/search",
+		query: url.Values{"state": {"all"}, "since": {since.UTC().Format(time.RFC3339)}}})
+	if err != nil {
+		return nil, err
+	}
+	var out []Issue
+	for _, i := range found {
+		if i.Repository != nil {
+			owner, name, _ := strings.Cut(i.Repository.FullName, "/")
+			out = append(out, issueOf(Repo{owner, name}, i))
+		}
+	}
+	return out, nil
+}
+
 // Issue reads one; ErrNotFound when there is none.
 func (c *Client) Issue(ctx context.Context, r Repo, n int64) (Issue, error) {
 	var i sdk.Issue

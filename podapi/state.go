@@ -20,10 +20,27 @@ const (
 	Failed   State = "failed"
 )
 
+// Cause is why an agent asks or has failed.
+type Cause string
+
+// The causes.
+const (
+	CauseQuestion    Cause = "question"    // it asked something
+	CausePermission  Cause = "permission"  // it wants to be allowed something
+	CauseRefused     Cause = "refused"     // the model refused: key, name or request
+	CauseLimited     Cause = "limited"     // the model's limit of use is reached
+	CauseModel       Cause = "model"       // the model does not answer, or nonsense
+	CauseStalled     Cause = "stalled"     // no progress, also after being asked to go on
+	CauseInterrupted Cause = "interrupted" // killed in its turn, and did not go on
+	CauseSilent      Cause = "silent"      // the agent's server does not answer
+	CauseError       Cause = "error"       // anything else that it reported
+)
+
 // A Summary is GET /summary.
 type Summary struct {
 	State    State     `json:"state"`
 	Since    time.Time `json:"since"`              // when State last changed
+	Cause    Cause     `json:"cause,omitempty"`    // when asking or failed
 	Activity string    `json:"activity,omitempty"` // one line: what it does now
 	Message  string    `json:"message,omitempty"`  // its last words
 	Question string    `json:"question,omitempty"` // when asking

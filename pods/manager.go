@@ -259,7 +259,13 @@ func (m *Manager) List(ctx context.Context) ([]Pod, error) {
 	}
 	var out []Pod
 	for _, name := range order {
-		out = append(out, *found[name])
+		p := found[name]
+		if p.Agent.Exited && p.Control.Running { // by itself: only a look at it tells why
+			if p.Agent, err = m.podman.State(ctx, m.container(p.Key, RoleAgent)); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, *p)
 	}
 	return out, nil
 }
@@ -287,7 +293,7 @@ func (m *Manager) kept(see func(Key) *Pod) error {
 // take notes one container of the pod. The agent's pin beats the one that is
 // kept: in a pod that is being made anew it tells what the pod still is.
 func (p *Pod) take(c podman.Thing) {
-	st := podman.ContainerState{Exists: true, Running: c.Running, Exited: c.Exited, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Labels: c.Labels}
+	st := podman.ContainerState{Exists: true, Running: c.Running, Exited: c.Exited, ExitCode: c.ExitCode, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, Labels: c.Labels}
 	switch c.Labels[labelRole] {
 	case RoleControl:
 		p.Control = st

@@ -57,7 +57,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	}
 	journal := &podapi.Journal{}
 	driver := opencode.New(opencode.Config{
-		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt,
+		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall,
 		Traffic: func() opencode.Traffic { return opencode.Traffic(g.Traffic()) }, Journal: journal, Log: log,
 	})
 	return serveControl(ctx, log, driver, []door{

@@ -39,6 +39,10 @@ type config struct {
 		Image  string `mapstructure:"image"`
 		Memory string `mapstructure:"memory"`
 		Max    int    `mapstructure:"max"`
+
+		Stall    time.Duration `mapstructure:"stall"`
+		Deadline time.Duration `mapstructure:"deadline"`
+		Rest     time.Duration `mapstructure:"rest"`
 	} `mapstructure:"agent"`
 	Model struct {
 		API  string `mapstructure:"api"`
@@ -67,6 +71,9 @@ func defaults() map[string]any {
 		"agent.image":    "localhost/devaipod/agent:latest",
 		"agent.memory":   "4GiB",
 		"agent.max":      4,
+		"agent.stall":    "10m",
+		"agent.deadline": "4h",
+		"agent.rest":     "24h",
 		"model.api":      "openai",
 		"model.url":      "https://api.openai.com/v1",
 		"model.name":     "",
@@ -239,6 +246,11 @@ func (c config) validate() error {
 	}
 	if c.Agent.Max < 0 {
 		return fmt.Errorf("agent.max = %d: want 0 (no limit) or more", c.Agent.Max)
+	}
+	for key, d := range map[string]time.Duration{"agent.stall": c.Agent.Stall, "agent.deadline": c.Agent.Deadline, "agent.rest": c.Agent.Rest} {
+		if d < time.Second {
+			return fmt.Errorf("%s = %q: want 1s or more", key, d)
+		}
 	}
 	if _, err := parseBytes(c.Agent.Memory); err != nil {
 		return fmt.Errorf("agent.memory = %q: %w", c.Agent.Memory, err)

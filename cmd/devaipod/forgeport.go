@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
@@ -34,7 +35,7 @@ func issueOf(i forge.Issue) reconcile.Issue {
 	return reconcile.Issue{
 		Key:   reconcile.Key{Owner: i.Repo.Owner, Repo: i.Repo.Name, Issue: i.Number},
 		Title: i.Title, Body: i.Body, Author: i.Author, Ref: i.Ref, Open: i.State == "open",
-		Labels: i.Labels, Updated: i.Updated, URL: i.URL,
+		Labels: i.Labels, Updated: i.Updated, URL: i.URL, IsPull: i.IsPull,
 	}
 }
 
@@ -45,9 +46,19 @@ func (p forgePort) Wanted(ctx context.Context) ([]reconcile.Issue, error) {
 	}
 	var out []reconcile.Issue
 	for _, i := range found {
-		if !i.IsPull {
-			out = append(out, issueOf(i))
-		}
+		out = append(out, issueOf(i))
+	}
+	return out, nil
+}
+
+func (p forgePort) Changed(ctx context.Context, since time.Time) ([]reconcile.Issue, error) {
+	found, err := p.client.ChangedIssues(ctx, since)
+	if err != nil {
+		return nil, err
+	}
+	var out []reconcile.Issue
+	for _, i := range found {
+		out = append(out, issueOf(i))
 	}
 	return out, nil
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -29,6 +31,7 @@ type podPort struct {
 	manager *pods.Manager
 	work    *mirror.Work
 	spec    func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
+	keep    string // directory of tasks that have not started yet
 	model   string // host:port that /dial/model leads to, "" for none
 	log     *slog.Logger
 
@@ -47,8 +50,9 @@ func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
 	for _, f := range found {
 		pod := reconcile.Pod{
 			Key: reconcile.Key(f.Key), Name: f.Name, TriggerID: f.Pin.EventID, TriggerAt: f.Pin.At, Labeler: f.Pin.Labeler,
-			Branch: f.Branch, Base: f.Base, Started: f.Agent.StartedAt,
-			Whole: f.Agent.Running && f.Control.Running && f.Workspace.Running,
+			Branch: f.Branch, Base: f.Base, Created: f.Agent.CreatedAt, Started: f.Agent.StartedAt,
+			Whole:   f.Agent.Running && f.Control.Running && f.Workspace.Running,
+			Stopped: f.Agent.Exited && f.Control.Exited && f.Workspace.Exited,
 		}
 		if f.Agent.Exited {
 			pod.Exit = fmt.Sprintf("the agent's container ended with code %d", f.Agent.ExitCode)
@@ -100,8 +104,46 @@ func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summa
 		return reconcile.Summary{}, err
 	}
 	return reconcile.Summary{
-		State: reconcile.AgentState(s.State), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
+		State: reconcile.AgentState(s.State), Since: s.Since, Cause: reconcile.Cause(s.Cause), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
 	}, nil
+}
+
+// keepFile is where a task is kept that may start and has not yet.
+func (p *podPort) keepFile(k reconcile.Key) string {
+	return filepath.Join(p.keep, pods.Name("task", pods.Key(k))+".json")
+}
+
+func (p *podPort) Keep(k reconcile.Key, t *reconcile.Task) error {
+	if t == nil {
+		err := os.Remove(p.keepFile(k))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	b, err := json.Marshal(t)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(p.keep, 0o700); err != nil {
+		return err
+	}
+	return podfile.Replace(p.keepFile(k), b)
+}
+
+func (p *podPort) Kept(k reconcile.Key) (*reconcile.Task, error) {
+	b, err := os.ReadFile(p.keepFile(k))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var t reconcile.Task
+	if err := json.Unmarshal(b, &t); err != nil {
+		return nil, fmt.Errorf("reading the task in %s: %w; remove the file and put the label on again", p.keepFile(k), err)
+	}
+	return &t, nil
 }
 
 // open makes the pod's door, once.

@@ -92,14 +92,14 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, repos: make(chan struct{}, 1)}
 	s.pods = &podPort{
-		manager: manager, work: work, log: a.log, model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
+		manager: manager, work: work, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
 		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, manager, tools) },
 	}
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
 	s.loop, err = reconcile.New(reconcile.Config{
 		Forge: forgePort{client: client, label: a.cfg.Label, instance: a.cfg.Instance, bot: creds.Bot},
 		Pods:  s.pods, Label: a.cfg.Label, Ours: []string{creds.Bot, creds.Service}, Max: a.cfg.Agent.Max,
-		Resync: a.cfg.Service.Resync, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
+		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
 	return s, err
 }
@@ -135,7 +135,7 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, manager *pods.Mana
 	}
 	return pods.Spec{
 		Key:    pods.Key(t.Key),
-		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt},
+		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt, Stall: s.cfg.Agent.Stall},
 		Branch: t.Branch, Base: t.Base,
 		Model:       podfile.Model{API: s.cfg.Model.API, Name: name, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
 		ModelSecret: secret, AgentImage: s.cfg.Agent.Image, ToolsImage: tools, MemoryBytes: memory,

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"codeberg.org/devaipod/devaipod/podapi"
 )
 
 // maxAnswer bounds what is read of one answer: it comes from the agent's
@@ -147,7 +149,8 @@ type message struct {
 		Error  *struct {
 			Name string `json:"name"`
 			Data struct {
-				Message string `json:"message"`
+				Message    string `json:"message"`
+				StatusCode int    `json:"statusCode"`
 			} `json:"data"`
 		} `json:"error"`
 		Time struct {
@@ -235,8 +238,14 @@ func (a *api) status(ctx context.Context, id string) (sessionStatus, error) {
 	return sessionStatus{}, err
 }
 
-// asks returns what the agent waits for somebody to answer, "" for nothing.
-func (a *api) asks(ctx context.Context, id string) (string, error) {
+// asked is what the agent waits for somebody to answer; its text is "" for
+// nothing.
+type asked struct {
+	cause podapi.Cause
+	text  string
+}
+
+func (a *api) asks(ctx context.Context, id string) (asked, error) {
 	var questions []struct {
 		SessionID string `json:"sessionID"`
 		Questions []struct {
@@ -244,11 +253,11 @@ func (a *api) asks(ctx context.Context, id string) (string, error) {
 		} `json:"questions"`
 	}
 	if err := a.call(ctx, http.MethodGet, "/question", nil, &questions); err != nil {
-		return "", err
+		return asked{}, err
 	}
 	for _, q := range questions {
 		if q.SessionID == id && len(q.Questions) > 0 {
-			return q.Questions[0].Question, nil
+			return asked{podapi.CauseQuestion, q.Questions[0].Question}, nil
 		}
 	}
 	var permissions []struct {
@@ -257,12 +266,12 @@ func (a *api) asks(ctx context.Context, id string) (string, error) {
 		Patterns   []string `json:"patterns"`
 	}
 	if err := a.call(ctx, http.MethodGet, "/permission", nil, &permissions); err != nil {
-		return "", err
+		return asked{}, err
 	}
 	for _, p := range permissions {
 		if p.SessionID == id {
-			return fmt.Sprintf("May it do this: %s %s?", p.Permission, strings.Join(p.Patterns, ", ")), nil
+			return asked{podapi.CausePermission, fmt.Sprintf("May it do this: %s %s?", p.Permission, strings.Join(p.Patterns, ", "))}, nil
 		}
 	}
-	return "", nil
+	return asked{}, nil
 }

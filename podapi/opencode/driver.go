@@ -21,6 +21,7 @@ type Traffic struct {
 	InFlight                  int
 	Requests                  int64
 	LastRequest, LastResponse time.Time
+	Received                  int64 // bytes of answers that were no errors
 	LastStatus                int
 	LastError                 string
 }
@@ -35,7 +36,10 @@ type Config struct {
 	Traffic func() Traffic
 	Journal *podapi.Journal
 	Poll    time.Duration // between two looks; 1 s when 0
-	Log     *slog.Logger
+	// Stall is how long opencode may take to start, may not answer, or may make
+	// no progress in a turn; 10 minutes when 0.
+	Stall time.Duration
+	Log   *slog.Logger
 }
 
 // A Driver drives one opencode through one task. It implements podapi.Driver.
@@ -54,19 +58,21 @@ type Driver struct {
 	sentAt    time.Time         // when a prompt was sent that opencode does not show yet
 	sentAfter string            // the newest message then, "" for none
 	answered  time.Time         // when opencode answered last
+	mark      string            // what there was of the turn when it moved last
+	moved     time.Time         // when that was
+	urged     bool              // it was asked to go on after a stall
 }
 
-const (
-	// takeUp is how long opencode may take to show a prompt that it accepted.
-	takeUp = 10 * time.Second
-	// silence is how long opencode may not answer in the middle of a turn.
-	silence = 5 * time.Minute
-)
+// takeUp is how long opencode may take to show a prompt that it accepted.
+const takeUp = 10 * time.Second
 
 // New returns a driver that does nothing yet.
 func New(cfg Config) *Driver {
 	if cfg.Poll == 0 {
 		cfg.Poll = time.Second
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = 10 * time.Minute
 	}
 	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]string{}}
 	d.sum.State, d.sum.Since = podapi.Starting, time.Now().UTC()
@@ -136,12 +142,18 @@ func (d *Driver) Run(ctx context.Context) error {
 func (d *Driver) away() {
 	d.idleSince = time.Time{}
 	sum := d.Summary()
-	if sum.State != podapi.Working && sum.State != podapi.Asking {
+	if sum.State == podapi.Done || sum.State == podapi.Failed {
 		return
 	}
-	sum.Activity = "opencode does not answer"
-	if time.Since(d.answered) > silence {
-		sum.State, sum.Error = podapi.Failed, fmt.Sprintf("opencode has not answered for %s", silence)
+	if sum.State != podapi.Starting {
+		sum.Activity = "opencode does not answer"
+	}
+	if time.Since(d.answered) > d.cfg.Stall {
+		what := "has not answered"
+		if sum.State == podapi.Starting {
+			what = "did not start"
+		}
+		sum.State, sum.Cause, sum.Error = podapi.Failed, podapi.CauseSilent, fmt.Sprintf("opencode %s for %s", what, d.cfg.Stall)
 	}
 	d.set(sum)
 }
@@ -175,14 +187,14 @@ func (d *Driver) look(ctx context.Context) error {
 		d.set(podapi.Summary{State: podapi.Working, Session: s.ID, Activity: "reading the task"})
 		return d.prompt(ctx, all, d.cfg.Prompt)
 	}
-	question := ""
+	var ask asked
 	if st.Type != "" {
-		if question, err = d.api.asks(ctx, s.ID); err != nil {
+		if ask, err = d.api.asks(ctx, s.ID); err != nil {
 			return err
 		}
 	}
 	d.journal(all)
-	return d.judge(ctx, s, all, st, question)
+	return d.judge(ctx, s, all, st, ask)
 }
 
 // session finds the task's session or makes it: a pod-api that was started
@@ -232,12 +244,12 @@ const settle = 1500 * time.Millisecond
 
 // judge works out the state from opencode's status, its last message, and the
 // model's traffic at the gate.
-func (d *Driver) judge(ctx context.Context, s session, all []message, st sessionStatus, question string) error {
+func (d *Driver) judge(ctx context.Context, s session, all []message, st sessionStatus, ask asked) error {
 	last := all[len(all)-1]
 	sum := podapi.Summary{State: podapi.Working, Session: s.ID, Activity: activity(last), Message: podapi.Clip(lastWords(all), 32<<10)}
 	switch {
-	case question != "":
-		sum.State, sum.Question = podapi.Asking, podapi.Clip(question, 4<<10)
+	case ask.text != "":
+		sum.State, sum.Cause, sum.Question = podapi.Asking, ask.cause, podapi.Clip(ask.text, 4<<10)
 	case st.Type == "retry":
 		sum.Activity = podapi.Line(fmt.Sprintf("the model is asked again (try %d): %s", st.Attempt, st.Message), 300)
 	case st.Type != "", d.cfg.Traffic().InFlight > 0:
@@ -253,8 +265,51 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 		return nil
 	}
 	d.idleSince = time.Time{}
+	if sum.State == podapi.Working {
+		return d.progress(ctx, sum, all)
+	}
+	d.moved = time.Time{} // it waits for a person
 	d.set(sum)
 	return nil
+}
+
+// progress looks whether a busy turn moves. One that does not is broken off and
+// asked to go on, once; the second time it is given up.
+func (d *Driver) progress(ctx context.Context, sum podapi.Summary, all []message) error {
+	if mark := fmt.Sprint(d.cfg.Traffic().Received, " ", size(all)); mark != d.mark || d.moved.IsZero() {
+		d.mark, d.moved = mark, time.Now()
+	}
+	if time.Since(d.moved) < d.cfg.Stall {
+		d.set(sum)
+		return nil
+	}
+	if d.urged {
+		sum.State, sum.Cause = podapi.Failed, podapi.CauseStalled
+		sum.Error = fmt.Sprintf("the agent made no progress for %s, and has been asked to go on once before; it was at: %s", d.cfg.Stall, sum.Activity)
+		d.set(sum)
+		return nil
+	}
+	d.cfg.Journal.Add(podapi.EventError, fmt.Sprintf("no progress for %s; breaking off and asking the agent to go on", d.cfg.Stall))
+	d.set(sum)
+	if err := d.api.abort(ctx, sum.Session); err != nil {
+		return err
+	}
+	d.urged, d.moved = true, time.Time{}
+	return d.prompt(ctx, all, fmt.Sprintf("There was no progress for %s, so what was running has been broken off. Go on with the task in another way, and push your work when it is done.", d.cfg.Stall))
+}
+
+// size changes with all that an agent does.
+func size(all []message) (n int) {
+	for _, m := range all {
+		n++
+		for _, p := range m.Parts {
+			n += 1 + len(p.Text)
+			if p.State != nil {
+				n += len(p.State.Status) + len(p.State.Output) + len(p.State.Error)
+			}
+		}
+	}
+	return n
 }
 
 // over judges a turn that has ended, by its last message.
@@ -263,11 +318,11 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 	sum.Activity = ""
 	switch {
 	case last.Info.Error != nil:
-		sum.State, sum.Error = podapi.Failed, podapi.Clip(d.why(last), 4<<10)
+		sum.State, sum.Cause, sum.Error = podapi.Failed, d.cause(last), podapi.Clip(d.why(last), 4<<10)
 	case last.Info.Role == "user" || last.interrupted() || last.Info.Finish == "tool-calls":
 		// Nobody works on it: opencode was killed in the middle.
 		if d.nudged {
-			sum.State, sum.Error = podapi.Failed, "the agent's turn was interrupted and did not go on when it was asked to"
+			sum.State, sum.Cause, sum.Error = podapi.Failed, podapi.CauseInterrupted, "the agent's turn was interrupted and did not go on when it was asked to"
 			break
 		}
 		d.cfg.Journal.Add(podapi.EventError, "the turn was interrupted; asking the agent to go on")
@@ -281,6 +336,25 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 	}
 	d.set(sum)
 	return nil
+}
+
+// cause sorts a failed turn: by what the gate saw of the model, and for what
+// the gate itself refused, by the status that opencode noted.
+func (d *Driver) cause(last message) podapi.Cause {
+	t := d.cfg.Traffic()
+	status := t.LastStatus
+	if t.LastError == "" {
+		status = last.Info.Error.Data.StatusCode
+	}
+	switch {
+	case status == http.StatusTooManyRequests:
+		return podapi.CauseLimited
+	case status >= 400 && status < 500:
+		return podapi.CauseRefused
+	case t.LastError != "", status >= 500:
+		return podapi.CauseModel
+	}
+	return podapi.CauseError
 }
 
 // why tells of a failed turn; the gate knows the model's own words.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -32,6 +33,9 @@ type stub struct {
 	prompts  []string
 	inFlight int
 	slow     bool // a prompt does not show in the messages
+	aborted  int
+	stall    time.Duration
+	traffic  opencode.Traffic
 }
 
 func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -60,6 +64,9 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.messages = `[{"info":{"id":"m1","role":"user"}}]`
 		s.status = `{"ses_1":{"type":"busy"}}`
 		w.WriteHeader(http.StatusNoContent)
+	case "POST /session/ses_1/abort":
+		s.aborted++
+		say("true")
 	case "GET /session/status":
 		say(s.status)
 	case "GET /question":
@@ -92,11 +99,13 @@ func run(t *testing.T, s *stub) *opencode.Driver {
 func drive(t *testing.T, socket string, s *stub) *opencode.Driver {
 	t.Helper()
 	d := opencode.New(opencode.Config{
-		Socket: socket, Dir: "/workspace/repo", Key: "ann/hello#3@7", Prompt: "do it", Poll: 20 * time.Millisecond,
+		Socket: socket, Dir: "/workspace/repo", Key: "ann/hello#3@7", Prompt: "do it", Poll: 20 * time.Millisecond, Stall: s.stall,
 		Traffic: func() opencode.Traffic {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			return opencode.Traffic{InFlight: s.inFlight}
+			t := s.traffic
+			t.InFlight = s.inFlight
+			return t
 		},
 		Journal: &podapi.Journal{}, Log: slog.New(slog.DiscardHandler),
 	})
@@ -220,6 +229,88 @@ func TestAnInterruptedTurnIsTakenUpOnce(t *testing.T) {
 	s.set(cut, "{}", "[]", 0)
 	if sum := wait(t, d, "failed", state(podapi.Failed)); !strings.Contains(sum.Error, "interrupted") {
 		t.Errorf("%+v", sum)
+	}
+}
+
+// busyAt is a turn that has come to a tool with some output.
+func busyAt(output string) string {
+	return `[` + userTurn + `,{"info":{"id":"m2","role":"assistant"},"parts":[{"id":"p","type":"tool","tool":"bash","state":{"status":"running","output":"` + output + `","input":{"command":"make"}}}]}]`
+}
+
+func TestAStallIsNudgedOnceAndThenTold(t *testing.T) {
+	s := newStub()
+	s.stall = 400 * time.Millisecond
+	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+	busy := `{"ses_1":{"type":"busy"}}`
+	s.set(busyAt(""), busy, "[]", 0)
+	d := run(t, s)
+	// What moves is no stall, by whatever it moves.
+	for i := range 6 {
+		time.Sleep(100 * time.Millisecond)
+		s.set(busyAt(strings.Repeat(".", i)), busy, "[]", 0)
+	}
+	for i := range 6 {
+		time.Sleep(100 * time.Millisecond)
+		s.mu.Lock()
+		s.traffic.Received = int64(i)
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	if s.aborted != 0 || len(s.prompts) != 0 {
+		t.Errorf("while it moved: broken off %d times, prompts %q", s.aborted, s.prompts)
+	}
+	s.mu.Unlock()
+	// A person's time to answer is no stall either.
+	s.set(busyAt("x"), busy, `[{"sessionID":"ses_1","questions":[{"question":"which?"}]}]`, 0)
+	time.Sleep(time.Second)
+	if sum := d.Summary(); sum.State != podapi.Asking || sum.Cause != podapi.CauseQuestion {
+		t.Errorf("while it asks: %+v", sum)
+	}
+	s.set(busyAt("x"), busy, "[]", 0)
+	wait(t, d, "nudged", func(podapi.Summary) bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.prompts) == 1 })
+	s.set(busyAt("xy"), busy, "[]", 0)
+	sum := wait(t, d, "given up", state(podapi.Failed))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sum.Cause != podapi.CauseStalled || !strings.Contains(sum.Error, "bash make") || s.aborted != 1 || len(s.prompts) != 1 || !strings.Contains(s.prompts[0], "no progress") {
+		t.Errorf("%+v, broken off %d times, prompts %q", sum, s.aborted, s.prompts)
+	}
+}
+
+func TestAnAgentThatNeverStartsIsTold(t *testing.T) {
+	s := newStub()
+	s.stall = 300 * time.Millisecond
+	d := drive(t, filepath.Join(t.TempDir(), "nobody.sock"), s)
+	if sum := wait(t, d, "told", state(podapi.Failed)); sum.Cause != podapi.CauseSilent || !strings.Contains(sum.Error, "did not start") {
+		t.Errorf("%+v", sum)
+	}
+}
+
+func TestAFailureIsSortedByWhatTheGateSaw(t *testing.T) {
+	failed := `[` + userTurn + `,{"info":{"id":"m2","role":"assistant","time":{"completed":1},"error":{"name":"APIError","data":{"message":"it says","statusCode":%d}}}}]`
+	for name, tt := range map[string]struct {
+		traffic opencode.Traffic
+		status  int
+		want    podapi.Cause
+	}{
+		"the key is wrong":       {opencode.Traffic{LastStatus: 401, LastError: "the model answered 401"}, 401, podapi.CauseRefused},
+		"the gate refused":       {opencode.Traffic{LastStatus: 200}, 400, podapi.CauseRefused},
+		"too many requests":      {opencode.Traffic{LastStatus: 429, LastError: "the model answered 429"}, 429, podapi.CauseLimited},
+		"the model is broken":    {opencode.Traffic{LastStatus: 500, LastError: "the model answered 500"}, 500, podapi.CauseModel},
+		"the model is not there": {opencode.Traffic{LastError: "the model does not answer"}, 502, podapi.CauseModel},
+		"half an answer":         {opencode.Traffic{LastStatus: 200, LastError: "the model's answer broke off"}, 0, podapi.CauseModel},
+		"something else":         {opencode.Traffic{LastStatus: 200}, 0, podapi.CauseError},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each takes as long as a turn's end must be sure
+			s := newStub()
+			s.traffic = tt.traffic
+			s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+			s.set(fmt.Sprintf(failed, tt.status), "{}", "[]", 0)
+			if sum := wait(t, run(t, s), "failed", state(podapi.Failed)); sum.Cause != tt.want {
+				t.Errorf("%+v", sum)
+			}
+		})
 	}
 }
 

@@ -194,6 +194,7 @@ type Traffic struct {
 	Requests     int64
 	LastRequest  time.Time
 	LastResponse time.Time
+	Received     int64  // bytes of answers that were no errors
 	LastStatus   int    // HTTP status, 0 when the model did not answer
 	LastError    string // in words, "" when the last request went well
 }
@@ -216,6 +217,13 @@ func (t *traffic) begin() {
 	t.t.InFlight++
 	t.t.Requests++
 	t.t.LastRequest = time.Now()
+}
+
+// received counts what came of an answer, as it comes.
+func (t *traffic) received(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.t.Received += int64(n)
 }
 
 func (t *traffic) end(status int, failure string) {

@@ -83,7 +83,11 @@ func (g *Gate) relayModel(w http.ResponseWriter, out *http.Request) (status int,
 	w.WriteHeader(resp.StatusCode)
 	var head bytes.Buffer
 	body := newRedactor(w, g.cfg.Key)
-	err = stream(body, w, resp.Body, &head)
+	from := io.Reader(resp.Body)
+	if resp.StatusCode == http.StatusOK {
+		from = counter{resp.Body, g.traffic.received}
+	}
+	err = stream(body, w, from, &head)
 	if err == nil {
 		err = body.flush()
 	}
@@ -94,6 +98,18 @@ func (g *Gate) relayModel(w http.ResponseWriter, out *http.Request) (status int,
 		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, redact(head.String(), g.cfg.Key))
 	}
 	return resp.StatusCode, failure
+}
+
+// A counter tells what is read through it.
+type counter struct {
+	io.Reader
+	read func(n int)
+}
+
+func (c counter) Read(b []byte) (int, error) {
+	n, err := c.Reader.Read(b)
+	c.read(n)
+	return n, err
 }
 
 // cause leaves the URL out of an HTTP client's error.

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // Paths and ports inside a pod's containers.
@@ -105,6 +106,9 @@ type Model struct {
 
 // Task is what the agent is asked to do.
 type Task struct {
+	// Stall is how long the agent may make no progress before it is asked to go
+	// on, and then again before it is given up; 10 minutes when 0.
+	Stall time.Duration `json:"stall"`
 	// Key names this run of the task; a new key (a new label event) makes a
 	// new session, the same key finds the old one.
 	Key    string `json:"key"`

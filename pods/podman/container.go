@@ -218,7 +218,7 @@ func (c *Client) RemoveContainer(ctx context.Context, name string) error {
 type ContainerState struct {
 	Exists, Running, Exited, OOMKilled bool
 	ExitCode                           int
-	StartedAt                          time.Time
+	CreatedAt, StartedAt               time.Time
 	Labels                             map[string]string
 }
 
@@ -233,7 +233,7 @@ func (c *Client) State(ctx context.Context, name string) (ContainerState, error)
 	if err != nil {
 		return ContainerState{}, fmt.Errorf("looking at container %s: %w", name, err)
 	}
-	st := ContainerState{Exists: true}
+	st := ContainerState{Exists: true, CreatedAt: d.Created}
 	if d.State != nil {
 		st.Running, st.OOMKilled, st.ExitCode, st.StartedAt = d.State.Running, d.State.OOMKilled, int(d.State.ExitCode), d.State.StartedAt
 	}

@@ -87,6 +87,7 @@ type Thing struct {
 	Running   bool // containers alone
 	Exited    bool // it has run and does no more
 	ExitCode  int
+	CreatedAt time.Time
 	StartedAt time.Time
 }
 
@@ -101,7 +102,7 @@ func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]Th
 	var out []Thing
 	for _, f := range found {
 		if len(f.Names) > 0 && carries(f.Labels, labels) {
-			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", Exited: f.State == "exited" || f.State == "stopped", ExitCode: int(f.ExitCode), StartedAt: time.Unix(f.StartedAt, 0)})
+			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", Exited: f.State == "exited" || f.State == "stopped", ExitCode: int(f.ExitCode), CreatedAt: f.Created, StartedAt: time.Unix(f.StartedAt, 0)})
 		}
 	}
 	return out, nil

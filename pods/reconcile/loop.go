@@ -22,14 +22,19 @@ type Config struct {
 	Ours []string
 	// Max is how many agents may work at a time; 0 is no limit.
 	Max int
-	// Resync is the time between two passes over everything.
+	// Resync is the time between two passes over what has changed.
 	Resync time.Duration
+	// Deadline is how long an agent may work on an issue, from its pod's making;
+	// Rest how long a pod whose agent waits for a person keeps its processes.
+	// 0 is without end.
+	Deadline, Rest time.Duration
 	// Watch is the time between two looks at the working agents; 2 s when 0.
 	Watch time.Duration
 	// Harmless takes the force out of text that an agent wrote.
 	Harmless func(string) string
 	// BranchName is the branch for an issue.
 	BranchName func(issue int64, title string) string
+	Now        func() time.Time // the clock; time.Now when nil
 	Log        *slog.Logger
 }
 
@@ -49,9 +54,10 @@ type Loop struct {
 
 	// Of the goroutine in Run alone.
 	said    map[Key]said
-	errs    map[Key]int  // consecutive errors
-	resumes map[Key]int  // how often a pod was started again
-	pins    map[Key]Task // what may start and has not yet
+	errs    map[Key]int       // consecutive errors
+	resumes map[Key]int       // how often a pod was started again
+	away    map[Key]time.Time // since when a pod-api has not answered
+	feed    feed
 }
 
 // said remembers our last comment, so that an unchanged one costs no call.
@@ -76,9 +82,13 @@ func New(cfg Config) (*Loop, error) {
 	if cfg.Watch == 0 {
 		cfg.Watch = 2 * time.Second
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	return &Loop{
 		cfg: cfg, changed: make(chan struct{}, 1), passed: make(chan struct{}), all: true,
-		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{}, pins: map[Key]Task{},
+		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
+		away: map[Key]time.Time{}, feed: newFeed(),
 	}, nil
 }
 
@@ -188,18 +198,14 @@ func (l *Loop) pass(ctx context.Context) error {
 		pods[p.Key] = p
 	}
 	if all {
-		wanted, err := l.cfg.Forge.Wanted(ctx)
+		changed, err := l.news(ctx, pods)
 		if err != nil {
 			l.remember(dirty, all)
-			return fmt.Errorf("listing labeled issues: %w", err)
+			return err
 		}
-		for _, i := range wanted {
-			dirty[i.Key] = true
-		}
-		for k := range pods {
+		for _, k := range changed {
 			dirty[k] = true
 		}
-		l.forget(dirty)
 	}
 	for _, k := range sortedKeys(dirty) {
 		if ctx.Err() != nil {
@@ -240,22 +246,16 @@ func (l *Loop) remember(dirty map[Key]bool, all bool) {
 	l.all = l.all || all
 }
 
-// forget drops what is neither wanted nor there any more.
-func (l *Loop) forget(alive map[Key]bool) {
+// forget drops what is known of an issue that is neither wanted nor has a pod.
+func (l *Loop) forget(k Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for k, v := range l.views {
-		if !alive[k] && v.State != Done {
-			delete(l.views, k)
-		}
+	if v, ok := l.views[k]; ok && v.State != Done && v.State != Stopped {
+		delete(l.views, k)
 	}
-	for k := range l.said {
-		if !alive[k] {
-			delete(l.said, k)
-			delete(l.resumes, k)
-			delete(l.pins, k)
-		}
-	}
+	delete(l.said, k)
+	delete(l.resumes, k)
+	delete(l.away, k)
 }
 
 func sortedKeys(m map[Key]bool) []Key {
@@ -267,21 +267,40 @@ func sortedKeys(m map[Key]bool) []Key {
 	return out
 }
 
-// watch looks at the working agents and kicks those that have something new.
+// watch looks at the working agents and kicks those that have something new,
+// whose time is over, and those that wait for a place that is free now.
 func (l *Loop) watch(ctx context.Context) {
+	now := l.cfg.Now()
+	working := 0
 	for _, v := range l.Views() {
-		if v.State != Working && v.State != Asking {
-			continue
+		if v.State == Working {
+			working++
 		}
-		sum, err := l.cfg.Pods.Summary(ctx, v.Key)
-		switch {
-		case err != nil: // perhaps gone: look properly
-			l.Kick(v.Key)
-		case settled(sum.State) != settled(agentState(v.State)):
-			l.Kick(v.Key)
-		case sum.Activity != v.Activity && time.Since(l.said[v.Key].at) >= chatter:
+	}
+	for _, v := range l.Views() {
+		switch v.State {
+		case Queued:
+			if v.limit && working < l.cfg.Max {
+				l.Kick(v.Key)
+			}
+		case Working, Asking:
+			l.watchOne(ctx, v)
+		}
+		if !v.until.IsZero() && now.After(v.until) {
 			l.Kick(v.Key)
 		}
+	}
+}
+
+func (l *Loop) watchOne(ctx context.Context, v View) {
+	sum, err := l.cfg.Pods.Summary(ctx, v.Key)
+	switch {
+	case err != nil: // perhaps gone: look properly
+		l.Kick(v.Key)
+	case settled(sum.State) != settled(agentState(v.State)):
+		l.Kick(v.Key)
+	case sum.Activity != v.Activity && l.cfg.Now().Sub(l.said[v.Key].at) >= chatter:
+		l.Kick(v.Key)
 	}
 }
 
@@ -296,16 +315,21 @@ func agentState(s State) AgentState {
 // settled tells whether the agent waits for somebody else.
 func settled(s AgentState) bool { return s != AgentStarting && s != AgentWorking }
 
-// show stores the view, and tells it on the issue when it has changed.
-func (l *Loop) show(ctx context.Context, i Issue, v View) error {
+// keepView stores what is known of an issue.
+func (l *Loop) keepView(i Issue, v View) View {
 	v.Key, v.Issue, v.Title, v.URL = i.Key, i.Key.String(), i.Title, i.URL
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.views[i.Key] = v
-	l.mu.Unlock()
+	return v
+}
 
+// show stores the view, and tells it on the issue when it has changed.
+func (l *Loop) show(ctx context.Context, i Issue, v View) error {
+	v = l.keepView(i, v)
 	last := l.said[i.Key]
 	body := v.comment(l.cfg.Label, l.cfg.Harmless)
-	if body == last.body || (v.State == last.state && v.State == Working && time.Since(last.at) < chatter) {
+	if body == last.body || (v.State == last.state && v.State == Working && l.cfg.Now().Sub(last.at) < chatter) {
 		return nil
 	}
 	if v.State != last.state {
@@ -316,6 +340,6 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 	if err := l.cfg.Forge.Say(ctx, i.Key, "status", body); err != nil {
 		return fmt.Errorf("telling %s on %s: %w", v.State, i.Key, err)
 	}
-	l.said[i.Key] = said{body: body, state: v.State, at: time.Now()}
+	l.said[i.Key] = said{body: body, state: v.State, at: l.cfg.Now()}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -30,6 +31,10 @@ type world struct {
 	commits  []reconcile.Commit
 	asked    []string
 	pod      *reconcile.Pod
+	kept     *reconcile.Task
+	now      time.Time
+	sumErr   error
+	resumed  int
 	task     reconcile.Task
 	begun    int
 	beginErr error
@@ -48,18 +53,30 @@ func newWorld() *world {
 		},
 		trigger: reconcile.Trigger{ID: 7, User: "ann", At: at},
 		writers: map[string]bool{"ann": true, "demo-bot": true}, said: map[string]string{},
-		summary: reconcile.Summary{State: reconcile.AgentWorking},
+		summary: reconcile.Summary{State: reconcile.AgentWorking}, now: at.Add(time.Minute),
 	}
 }
 
 func (w *world) Wanted(context.Context) ([]reconcile.Issue, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.issue.Open && len(w.issue.Labels) > 0 {
+	if w.issue.Open && slices.Contains(w.issue.Labels, "devaipod") {
 		return []reconcile.Issue{w.issue}, nil
 	}
 	return nil, nil
 }
+
+func (w *world) Changed(_ context.Context, since time.Time) ([]reconcile.Issue, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.issue.Updated.Before(since) {
+		return nil, nil
+	}
+	return []reconcile.Issue{w.issue}, nil
+}
+
+func (w *world) Keep(_ reconcile.Key, t *reconcile.Task) error { w.kept = t; return nil }
+func (w *world) Kept(reconcile.Key) (*reconcile.Task, error)   { return w.kept, nil }
 
 func (w *world) Issue(_ context.Context, k reconcile.Key) (reconcile.Issue, error) {
 	w.mu.Lock()
@@ -90,6 +107,10 @@ func (w *world) SetState(_ context.Context, _ reconcile.Issue, s reconcile.State
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state = s
+	w.issue.Labels = slices.DeleteFunc(w.issue.Labels, func(l string) bool { return strings.HasPrefix(l, "agent/") })
+	if s != "" {
+		w.issue.Labels = append(w.issue.Labels, "agent/"+string(s))
+	}
 	w.issue.Updated = w.issue.Updated.Add(time.Hour)
 	return nil
 }
@@ -140,29 +161,45 @@ func (w *world) Begin(_ context.Context, t reconcile.Task) error {
 		return w.beginErr
 	}
 	w.task = t
-	w.pod = &reconcile.Pod{Key: t.Key, Name: "pod", TriggerID: t.Trigger.ID, TriggerAt: t.Trigger.At, Labeler: t.Trigger.User, Branch: t.Branch, Base: t.Base, Whole: true}
+	w.pod = &reconcile.Pod{Key: t.Key, Name: "pod", TriggerID: t.Trigger.ID, TriggerAt: t.Trigger.At, Labeler: t.Trigger.User, Branch: t.Branch, Base: t.Base, Whole: true, Created: w.now, Started: w.now}
 	return nil
 }
-func (w *world) Resume(context.Context, reconcile.Key) error { w.pod.Whole = true; return nil }
+func (w *world) Resume(context.Context, reconcile.Key) error {
+	w.resumed++
+	w.pod.Whole, w.pod.Stopped = true, false
+	return nil
+}
 func (w *world) Stop(context.Context, reconcile.Key) error {
 	w.stopped++
-	w.pod.Whole = false
+	w.pod.Whole, w.pod.Stopped = false, true
 	return nil
 }
 func (w *world) Remove(context.Context, reconcile.Key) error { w.removed++; w.pod = nil; return nil }
 func (w *world) Summary(context.Context, reconcile.Key) (reconcile.Summary, error) {
-	return w.summary, nil
+	return w.summary, w.sumErr
+}
+
+// config is one whose loop makes a pass when it is told to, and else waits.
+func (w *world) config() reconcile.Config {
+	return reconcile.Config{
+		Forge: w, Pods: w, Label: "devaipod", Ours: []string{"demo-bot"}, Resync: time.Hour, Watch: time.Hour,
+		Harmless:   func(s string) string { return strings.ReplaceAll(s, "@", "(at)") },
+		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
+		Now:        func() time.Time { return w.now }, Deadline: 4 * time.Hour, Rest: 24 * time.Hour,
+		Log: slog.New(slog.DiscardHandler),
+	}
 }
 
 // pass runs a new loop, as after a restart, until its first pass is done.
 func (w *world) pass(t *testing.T) reconcile.View {
 	t.Helper()
-	l, err := reconcile.New(reconcile.Config{
-		Forge: w, Pods: w, Label: "devaipod", Ours: []string{"demo-bot"}, Resync: time.Hour, Watch: time.Hour,
-		Harmless:   func(s string) string { return strings.ReplaceAll(s, "@", "(at)") },
-		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
-		Log:        slog.New(slog.DiscardHandler),
-	})
+	return w.with(t, w.config(), func(*reconcile.Loop) {})
+}
+
+// with runs a loop until its first pass is done, and then f beside it.
+func (w *world) with(t *testing.T, c reconcile.Config, f func(*reconcile.Loop)) reconcile.View {
+	t.Helper()
+	l, err := reconcile.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,12 +207,23 @@ func (w *world) pass(t *testing.T) reconcile.View {
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
 	<-l.Passed()
+	f(l)
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 	v, _ := l.View(w.issue.Key)
 	return v
+}
+
+// until waits for something that a running loop does.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never %s", what)
+		}
+	}
 }
 
 func TestALabelByAWriterStartsOnePod(t *testing.T) {
@@ -293,7 +341,7 @@ func TestEndsOfAPod(t *testing.T) {
 		"no commits at the end":  {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentDone, Message: "nothing to do"} }, reconcile.Asking, "nothing to do", nil},
 		"a question":             {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentAsking, Question: "which one?"} }, reconcile.Asking, "which one?", nil},
 		"an error":               {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentFailed, Error: "401"} }, reconcile.Failed, "401", nil},
-		"a merge to some branch": {func(w *world) { w.pull = &reconcile.Pull{Number: 4, Merged: true, ClosedAt: at.Add(time.Hour)} }, reconcile.Done, "merged", func(w *world) bool { return w.removed == 1 && len(w.issue.Labels) == 0 }},
+		"a merge to some branch": {func(w *world) { w.pull = &reconcile.Pull{Number: 4, Merged: true, ClosedAt: at.Add(time.Hour)} }, reconcile.Done, "merged", func(w *world) bool { return w.removed == 1 && !slices.Contains(w.issue.Labels, "devaipod") }},
 		"a pull request refused": {func(w *world) { w.pull = &reconcile.Pull{Number: 4, ClosedAt: at.Add(time.Hour)} }, "", "closed without a merge", func(w *world) bool { return w.stopped == 1 }},
 		"an earlier run's merge": {func(w *world) { w.pull = &reconcile.Pull{Number: 4, Merged: true, ClosedAt: at.Add(-time.Hour)} }, reconcile.Working, "working", func(w *world) bool { return w.removed == 0 }},
 		"a new label event":      {func(w *world) { w.trigger = reconcile.Trigger{ID: 9, User: "ann", At: w.issue.Updated} }, reconcile.Working, "working", func(w *world) bool { return w.begun == 2 }},
@@ -316,28 +364,144 @@ func TestEndsOfAPod(t *testing.T) {
 func TestAPodThatCannotStartIsToldAndTriedAgainWithItsPin(t *testing.T) {
 	w := newWorld()
 	w.beginErr = errors.New("image x is not here\nstack")
-	l, err := reconcile.New(reconcile.Config{
-		Forge: w, Pods: w, Label: "devaipod", Resync: 10 * time.Millisecond, Watch: time.Hour, Harmless: func(s string) string { return s },
-		BranchName: func(int64, string) string { return "agent/3-x" }, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
+	w.pass(t)
+	hash := w.kept.TextHash
+	// Our own words moved the issue's time of update; the pin is from before.
+	w.beginErr = nil
+	if v := w.pass(t); v.State != reconcile.Working || w.begun != 2 || w.said["refused"] != "" {
+		t.Errorf("%+v, begun %d, said %q", v, w.begun, w.said)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
-	deadline := time.Now().Add(10 * time.Second)
-	for v, _ := l.View(w.issue.Key); v.State != reconcile.Queued; v, _ = l.View(w.issue.Key) {
-		if time.Now().After(deadline) {
-			t.Fatal("never queued")
+	if w.task.TextHash != hash || w.kept != nil {
+		t.Errorf("started with %q, kept %+v", w.task.TextHash, w.kept)
+	}
+}
+
+func TestThePlacesAreLimited(t *testing.T) {
+	w := newWorld()
+	other := reconcile.Pod{Key: reconcile.Key{Owner: "ann", Repo: "other", Issue: 1}, Whole: true}
+	c := w.config()
+	c.Max, c.Watch = 1, time.Millisecond
+	full := true
+	c.Pods = both{w, func() []reconcile.Pod {
+		if full {
+			return []reconcile.Pod{other}
 		}
-		time.Sleep(time.Millisecond)
+		return nil
+	}}
+	w.with(t, c, func(l *reconcile.Loop) {
+		if v, _ := l.View(w.issue.Key); v.State != reconcile.Queued || w.state != reconcile.Queued || !strings.Contains(w.said["status"], "agent.max") {
+			t.Errorf("%+v, label %s, said %q", v, w.state, w.said["status"])
+		}
+	})
+	// Also after a restart, with the text as it was.
+	full = false
+	w.issue.Body = "changed while it waited"
+	if v := w.pass(t); v.State != reconcile.Working || strings.Contains(w.task.Prompt, "changed while") {
+		t.Errorf("%+v with\n%s", v, w.task.Prompt)
 	}
-	l.Kick(w.issue.Key)
-	time.Sleep(50 * time.Millisecond)
-	cancel()
-	<-done
-	if w.begun < 2 || w.said["refused"] != "" || !strings.Contains(w.said["status"], "image x is not here.") {
-		t.Errorf("begun %d, said %q", w.begun, w.said)
+}
+
+// both are a world's pods and others.
+type both struct {
+	*world
+	others func() []reconcile.Pod
+}
+
+func (b both) Stop(ctx context.Context, k reconcile.Key) error {
+	if k != b.issue.Key {
+		return nil
+	}
+	return b.world.Stop(ctx, k)
+}
+
+func (b both) List(ctx context.Context) ([]reconcile.Pod, error) {
+	own, err := b.world.List(ctx)
+	return append(own, b.others()...), err
+}
+
+func TestAnUnlabeledIssueWaitsNoMore(t *testing.T) {
+	w := newWorld()
+	w.beginErr = errors.New("no")
+	w.pass(t)
+	w.issue.Labels = []string{"agent/queued"}
+	w.with(t, w.config(), func(l *reconcile.Loop) {
+		l.Kick(w.issue.Key)
+		until(t, "left", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.state == "" })
+	})
+	if w.kept != nil {
+		t.Error("its task is still kept")
+	}
+}
+
+func TestEveryCauseIsToldWithWhatToDo(t *testing.T) {
+	for cause, want := range map[reconcile.Cause]string{
+		reconcile.CauseQuestion: "Answer it", reconcile.CausePermission: "Answer it",
+		reconcile.CauseRefused: "devaipod secret set", reconcile.CauseLimited: "limit", reconcile.CauseModel: "model.url",
+		reconcile.CauseStalled: "devaipod logs", reconcile.CauseInterrupted: "devaipod logs", reconcile.CauseSilent: "devaipod logs",
+		reconcile.CauseError: "devaipod logs",
+	} {
+		w := newWorld()
+		w.summary = reconcile.Summary{State: reconcile.AgentFailed, Cause: cause, Error: "what it was"}
+		if cause == reconcile.CauseQuestion || cause == reconcile.CausePermission {
+			w.summary = reconcile.Summary{State: reconcile.AgentAsking, Cause: cause, Question: "what it was"}
+		}
+		w.pass(t)
+		v := w.pass(t)
+		if said := w.said["status"]; v.Cause != cause || !strings.Contains(said, want) || !strings.Contains(said, "what it was") {
+			t.Errorf("%s: told %q", cause, said)
+		}
+	}
+}
+
+func TestEveryStateHasADeadline(t *testing.T) {
+	lost := errors.New("no answer")
+	for name, tt := range map[string]struct {
+		change func(*world)
+		after  time.Duration
+		state  reconcile.State
+		cause  reconcile.Cause
+		say    string
+	}{
+		"working for long":  {func(*world) {}, 5 * time.Hour, reconcile.Failed, reconcile.CauseDeadline, "agent.deadline"},
+		"starting for long": {func(w *world) { w.summary.State = reconcile.AgentStarting }, 5 * time.Hour, reconcile.Failed, reconcile.CauseDeadline, "agent.deadline"},
+		"a question for long": {func(w *world) {
+			w.summary = reconcile.Summary{State: reconcile.AgentAsking, Since: w.now, Question: "?"}
+		}, 25 * time.Hour, reconcile.Asking, "", "stopped"},
+		"a review for long": {func(w *world) {
+			w.summary = reconcile.Summary{State: reconcile.AgentDone, Since: w.now}
+			w.commits = []reconcile.Commit{{}}
+		}, 25 * time.Hour, reconcile.Review, "", "stopped"},
+		"failed for long":          {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentFailed, Since: w.now} }, 25 * time.Hour, reconcile.Failed, "", "stopped"},
+		"a pod that never answers": {func(w *world) { w.sumErr = lost }, 5 * time.Minute, reconcile.Failed, reconcile.CauseUnreachable, "not answered"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.pass(t)
+			tt.change(w)
+			c := w.config()
+			c.Now = func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now }
+			v := w.with(t, c, func(l *reconcile.Loop) {
+				for _, step := range []time.Duration{30 * time.Second, tt.after} {
+					w.mu.Lock()
+					w.now = w.now.Add(step)
+					w.mu.Unlock()
+					l.Kick(w.issue.Key)
+					time.Sleep(20 * time.Millisecond)
+				}
+				until(t, string(tt.state), func() bool { v, _ := l.View(w.issue.Key); return v.State == tt.state })
+				l.Kick(w.issue.Key)
+				time.Sleep(20 * time.Millisecond)
+			})
+			if v.State != tt.state || v.Cause != tt.cause || w.state != tt.state || !strings.Contains(w.said["status"], tt.say) {
+				t.Errorf("%+v, label %s, said\n%s", v, w.state, w.said["status"])
+			}
+			if tt.cause == reconcile.CauseUnreachable {
+				return
+			}
+			// It rests, and a restart does not wake it.
+			if said := w.said["status"]; w.stopped != 1 || w.pass(t).State != tt.state || w.resumed != 0 || w.said["status"] != said || w.stopped != 1 {
+				t.Errorf("stopped %d, resumed %d times, said %q", w.stopped, w.resumed, w.said["status"])
+			}
+		})
 	}
 }

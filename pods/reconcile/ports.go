@@ -32,6 +32,7 @@ type Issue struct {
 	Labels              []string
 	Updated             time.Time // of the issue's text, labels or comments
 	URL                 string
+	IsPull              bool // a pull request: Changed alone tells of them
 }
 
 // A Trigger is the event that put the trigger label on an issue.
@@ -75,6 +76,9 @@ type PullText struct {
 type Forge interface {
 	// Wanted lists the open issues that carry the trigger label.
 	Wanted(ctx context.Context) ([]Issue, error)
+	// Changed lists the issues and pull requests of any state that changed at
+	// since, by the forge's clock, or later.
+	Changed(ctx context.Context, since time.Time) ([]Issue, error)
 	// Issue reads one issue; ErrGone when there is none.
 	Issue(ctx context.Context, k Key) (Issue, error)
 	// Trigger finds the event that put the trigger label there, false when
@@ -129,9 +133,11 @@ type Pod struct {
 	TriggerAt    time.Time
 	Labeler      string
 	Branch, Base string
-	// Whole says that all its parts are there and run.
-	Whole   bool
-	Started time.Time
+	// Whole says that all its parts are there and run, Stopped that all are there
+	// and none runs.
+	Whole, Stopped bool
+	Created        time.Time // when its agent's container was made, zero if it is not there
+	Started        time.Time
 	// Exit says in words how the agent's container ended, "" while it runs or
 	// when it was stopped by us.
 	Exit string
@@ -152,11 +158,34 @@ const (
 // A Summary is what the pod-api says now. Its texts are the agent's: hostile.
 type Summary struct {
 	State    AgentState
-	Activity string // one line: what it does now
-	Message  string // its last words
+	Since    time.Time // when State last changed, zero if not known
+	Cause    Cause     // why it is asking or has failed
+	Activity string    // one line: what it does now
+	Message  string    // its last words
 	Question string
 	Error    string
 }
+
+// Cause is why an agent waits for a person or has failed. What a person should
+// do about it differs.
+type Cause string
+
+// The causes. The first seven are the pod-api's, as podapi names them.
+const (
+	CauseQuestion    Cause = "question"     // it asked something
+	CausePermission  Cause = "permission"   // it wants to be allowed something
+	CauseRefused     Cause = "refused"      // the model refused: key, name or request
+	CauseLimited     Cause = "limited"      // the model's limit of use is reached
+	CauseModel       Cause = "model"        // the model does not answer, or nonsense
+	CauseStalled     Cause = "stalled"      // no progress, also after being asked to go on
+	CauseInterrupted Cause = "interrupted"  // killed in its turn, and did not go on
+	CauseSilent      Cause = "silent"       // the agent's server does not answer
+	CauseError       Cause = "error"        // anything else that it reported
+	CauseNothing     Cause = "nothing-done" // its turn ended without a pushed commit
+	CauseDied        Cause = "died"         // its containers end by themselves
+	CauseUnreachable Cause = "unreachable"  // the pod-api does not answer
+	CauseDeadline    Cause = "deadline"     // it worked for too long
+)
 
 // Pods is what the loop needs of the pods. All methods are idempotent.
 type Pods interface {
@@ -170,6 +199,11 @@ type Pods interface {
 	Stop(ctx context.Context, k Key) error
 	// Remove leaves nothing of it.
 	Remove(ctx context.Context, k Key) error
+	// Keep stores a task that may start and has not yet, for Kept to find also
+	// after a restart; nil forgets it.
+	Keep(k Key, t *Task) error
+	// Kept finds the task that was kept, nil when there is none.
+	Kept(k Key) (*Task, error)
 	// Summary asks the pod-api.
 	Summary(ctx context.Context, k Key) (Summary, error)
 }

@@ -12,19 +12,33 @@ import (
 // reconcileOne takes the next step for one issue.
 func (l *Loop) reconcileOne(ctx context.Context, k Key, pod Pod, has bool, pods map[Key]Pod) error {
 	i, err := l.cfg.Forge.Issue(ctx, k)
+	if err == nil {
+		if err = l.reconcileIssue(ctx, i, pod, has, pods); err == nil {
+			l.seen(i, pod, has)
+		}
+		return err
+	}
 	switch {
 	case errors.Is(err, ErrGone):
 		if !has {
-			return nil
+			return l.leave(k)
 		}
 		l.cfg.Log.Warn("the issue is gone; its pod is stopped and its work kept", "issue", k.String())
+		l.seen(Issue{Key: k}, pod, has)
 		return l.cfg.Pods.Stop(ctx, k)
-	case err != nil:
+	default:
 		return err
 	}
-	if !i.Open || !slices.Contains(i.Labels, l.cfg.Label) {
+}
+
+// wanted tells whether the issue asks for an agent.
+func (i Issue) wanted(label string) bool { return i.Open && slices.Contains(i.Labels, label) }
+
+func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, pods map[Key]Pod) error {
+	k := i.Key
+	if !i.wanted(l.cfg.Label) {
 		if !has {
-			return l.leave(i)
+			return errors.Join(l.leaveState(ctx, i), l.leave(k))
 		}
 		return l.finish(ctx, i, pod)
 	}
@@ -39,29 +53,40 @@ func (l *Loop) reconcileOne(ctx context.Context, k Key, pod Pod, has bool, pods 
 }
 
 // leave forgets an issue that nobody wants and that has no pod.
-func (l *Loop) leave(i Issue) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if v, ok := l.views[i.Key]; ok && v.State != Done && v.State != Stopped {
-		delete(l.views, i.Key)
+func (l *Loop) leave(k Key) error {
+	l.forget(k)
+	return l.cfg.Pods.Keep(k, nil)
+}
+
+// leaveState takes the label agent/queued off an issue that waits no more.
+func (l *Loop) leaveState(ctx context.Context, i Issue) error {
+	if !slices.Contains(i.Labels, stateScope+string(Queued)) {
+		return nil
 	}
-	return nil
+	return l.cfg.Forge.SetState(ctx, i, "")
 }
 
 // begin decides whether a label may start a pod (invariant S1) and starts it.
 // Whatever can't be found out starts nothing.
 func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pods map[Key]Pod) error {
-	task, pinned := l.pins[i.Key]
-	if !pinned || !ok || task.Trigger.ID != tr.ID {
-		why, err := l.pin(ctx, i, tr, ok)
+	kept, err := l.cfg.Pods.Kept(i.Key)
+	if err != nil {
+		return err
+	}
+	if kept == nil || !ok || kept.Trigger.ID != tr.ID {
+		task, why, err := l.pin(ctx, i, tr, ok)
 		if err != nil {
 			return err
 		}
 		if why != "" {
 			return l.refuse(ctx, i, why)
 		}
-		task = l.pins[i.Key]
+		if err := l.cfg.Pods.Keep(i.Key, &task); err != nil {
+			return fmt.Errorf("keeping the task of %s: %w", i.Key, err)
+		}
+		kept = &task
 	}
+	task := *kept
 	if pull, found, err := l.cfg.Forge.Pull(ctx, i.Key, task.Branch); err != nil {
 		return err
 	} else if found && pull.Merged && pull.ClosedAt.After(tr.At) {
@@ -69,49 +94,50 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pods map
 		return l.merged(ctx, i, pull, task.Branch)
 	}
 	if l.cfg.Max > 0 && l.busy(i.Key, pods) >= l.cfg.Max {
-		l.queue(i, tr)
-		return nil
+		return l.queue(ctx, i, task)
 	}
 	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
 	delete(l.resumes, i.Key)
-	v := View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: time.Now()}
+	v := View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now()}
 	if err := l.cfg.Pods.Begin(ctx, task); err != nil {
 		v.State, v.Activity = Queued, ""
 		v.Why = "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."
 		return errors.Join(err, l.show(ctx, i, v))
 	}
-	delete(l.pins, i.Key) // from here on the pod carries it
+	// From here on the pod carries it.
+	if err := l.cfg.Pods.Keep(i.Key, nil); err != nil {
+		return err
+	}
 	return l.show(ctx, i, v)
 }
 
-// pin asks whether the label may start a pod and, if so, keeps the text as it
-// is now; why says what forbids it. The pin is kept in memory until the pod
-// carries it: our own writes on the issue change its time of update, by which
-// an edit after the label is seen, so the question can be asked only once.
-func (l *Loop) pin(ctx context.Context, i Issue, tr Trigger, ok bool) (why string, err error) {
+// pin asks whether the label may start a pod and, if so, takes the text as it
+// is now; why says what forbids it. The pin is kept until the pod carries it:
+// our own writes on the issue change its time of update, by which an edit after
+// the label is seen, so the question can be asked only once.
+func (l *Loop) pin(ctx context.Context, i Issue, tr Trigger, ok bool) (task Task, why string, err error) {
 	if why, err := l.refusal(ctx, i, tr, ok); err != nil || why != "" {
-		return why, err
+		return Task{}, why, err
 	}
 	base, why, err := l.base(ctx, i)
 	if err != nil || why != "" {
-		return why, err
+		return Task{}, why, err
 	}
 	// Every edit, label and comment moves the issue's time of update; the forge
 	// keeps whole seconds, and takes the two times one after the other.
 	if i.Updated.After(tr.At.Add(time.Second)) {
-		return "the issue may have changed after the label was put on; please read it again, then take the label off and put it on again", nil
+		return Task{}, "the issue may have changed after the label was put on; please read it again, then take the label off and put it on again", nil
 	}
 	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
 	if err != nil {
-		return "", err
+		return Task{}, "", err
 	}
 	tx := pinned(i, comments, tr)
 	branch := l.cfg.BranchName(i.Issue, i.Title)
-	l.pins[i.Key] = Task{
+	return Task{
 		Key: i.Key, Title: i.Title, Branch: branch, Base: base, Trigger: tr,
 		Model: tx.model(tr.User), Prompt: tx.prompt(branch, base), TextHash: tx.hash(),
-	}
-	return "", nil
+	}, "", nil
 }
 
 // refusal says why a label starts nothing, "" when it may.
@@ -169,14 +195,12 @@ func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 	return nil
 }
 
-// queue shows an issue as waiting, to those who ask us.
-func (l *Loop) queue(i Issue, tr Trigger) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.views[i.Key] = View{
-		Key: i.Key, Issue: i.Key.String(), Title: i.Title, URL: i.URL, State: Queued, Labeler: tr.User,
-		Why: fmt.Sprintf("%d agents are working, and no more may at a time (agent.max)", l.cfg.Max),
-	}
+// queue tells that an issue waits for its turn.
+func (l *Loop) queue(ctx context.Context, i Issue, t Task) error {
+	return l.show(ctx, i, View{
+		State: Queued, Labeler: t.Trigger.User, Branch: t.Branch, limit: true,
+		Why: fmt.Sprintf("%d agents are working, and no more may at a time (agent.max).", l.cfg.Max),
+	})
 }
 
 // busy counts the pods whose agent works, other than k's.
@@ -199,7 +223,7 @@ func (l *Loop) busy(k Key, pods map[Key]Pod) int {
 
 // advance brings a pod's branch and pull request to where its agent is.
 func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
-	v := View{State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started}
+	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started}
 	pull, err := l.pull(ctx, pod)
 	if err != nil {
 		return err
@@ -215,6 +239,14 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
 		return l.show(ctx, i, v)
 	}
+	if state, rests := l.rests(i, pod); rests {
+		v.State, v.Resting = state, true
+		if old, ok := l.View(i.Key); ok && old.State == state {
+			v.Why, v.Cause = old.Why, old.Cause
+		}
+		l.keepView(i, v)
+		return nil
+	}
 	sum, err := l.summary(ctx, pod)
 	if err != nil {
 		return err
@@ -223,31 +255,82 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 	if err != nil {
 		return err
 	}
-	v.State, v.Why, v.Activity = judge(sum, len(commits))
+	v.judge(sum, len(commits))
 	if len(commits) > 0 {
 		if v, err = l.propose(ctx, i, pod, v, pull, sum, commits); err != nil {
 			return err
 		}
 	}
+	if err := l.limit(ctx, &v, pod, sum); err != nil {
+		return err
+	}
 	return l.show(ctx, i, v)
 }
 
-// judge turns what the agent says, and what it pushed, into a state.
-func judge(sum Summary, commits int) (s State, why, activity string) {
+// rests tells whether a pod was stopped on purpose while its agent waited for a
+// person, or had failed; the issue's label says which. It needs no processes
+// then, and is not started again.
+func (l *Loop) rests(i Issue, pod Pod) (State, bool) {
+	if !pod.Stopped {
+		return "", false
+	}
+	for _, s := range []State{Asking, Review, Failed} {
+		if slices.Contains(i.Labels, stateScope+string(s)) {
+			return s, true
+		}
+	}
+	return "", false
+}
+
+// limit ends what has gone on for too long: work at the deadline, and the
+// processes of a pod that waits for a person.
+func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
+	now := l.cfg.Now()
+	if v.State == Working {
+		if l.cfg.Deadline == 0 || pod.Created.IsZero() {
+			return nil
+		}
+		if v.until = pod.Created.Add(l.cfg.Deadline); now.Before(v.until) {
+			return nil
+		}
+		v.State, v.Cause, v.Activity = Failed, CauseDeadline, ""
+		v.Why = fmt.Sprintf("It has worked for %s, which is as long as an agent may (agent.deadline).", l.cfg.Deadline)
+		return l.stop(ctx, v)
+	}
+	if l.cfg.Rest == 0 || sum.Since.IsZero() {
+		return nil
+	}
+	if v.until = sum.Since.Add(l.cfg.Rest); now.Before(v.until) {
+		return nil
+	}
+	return l.stop(ctx, v)
+}
+
+// stop ends a pod's processes; what v says stays true.
+func (l *Loop) stop(ctx context.Context, v *View) error {
+	v.Resting, v.until = true, time.Time{}
+	return l.cfg.Pods.Stop(ctx, v.Key)
+}
+
+// judge turns what the agent says, and what it pushed, into a state. What it
+// says it pushed counts for nothing.
+func (v *View) judge(sum Summary, commits int) {
+	v.Cause = sum.Cause
 	switch sum.State {
 	case AgentDone:
-		if commits > 0 {
-			return Review, "", ""
+		if v.State = Review; commits == 0 {
+			v.State, v.Cause = Asking, CauseNothing
+			v.Why = "The agent ended without pushing a commit. It said:\n\n" + orNothing(sum.Message)
 		}
-		return Asking, "The agent ended without pushing a commit. It said:\n\n" + orNothing(sum.Message), ""
 	case AgentAsking:
-		return Asking, "The agent asks:\n\n" + orNothing(sum.Question), ""
+		v.State, v.Why = Asking, "The agent asks:\n\n"+orNothing(sum.Question)
 	case AgentFailed:
-		return Failed, orNothing(sum.Error), ""
+		v.State, v.Why = Failed, orNothing(sum.Error)
 	case AgentStarting:
-		return Working, "", "starting"
+		v.State, v.Activity = Working, "starting"
+	default:
+		v.State, v.Activity = Working, sum.Activity
 	}
-	return Working, "", sum.Activity
 }
 
 func orNothing(s string) string {
@@ -257,8 +340,12 @@ func orNothing(s string) string {
 	return s
 }
 
-// apiWithin is how long a pod's API may take to be up.
-const apiWithin = 20 * time.Second
+const (
+	// apiWithin is how long a pod's API may take to be up.
+	apiWithin = 20 * time.Second
+	// awayLimit is how long it may be away later, with its container running.
+	awayLimit = 3 * time.Minute
+)
 
 // summary asks the pod; one that is not whole is started again, a few times.
 func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
@@ -268,22 +355,31 @@ func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
 			if why == "" {
 				why = "a part of the pod ended"
 			}
-			return Summary{State: AgentFailed, Error: why + "; started again " + fmt.Sprint(maxResumes) + " times without success"}, nil
+			return Summary{State: AgentFailed, Cause: CauseDied, Error: why + "; started again " + fmt.Sprint(maxResumes) + " times without success"}, nil
 		}
 		l.cfg.Log.Warn("starting a pod again", "pod", pod.Name, "exit", pod.Exit, "tries_before", l.resumes[pod.Key])
 		if err := l.cfg.Pods.Resume(ctx, pod.Key); err != nil {
 			return Summary{}, fmt.Errorf("starting %s again: %w", pod.Name, err)
 		}
-		if pod.Exit != "" { // it ended by itself; a first start that was cut short counts not
+		if pod.Exit != "" && !pod.Stopped { // it ended by itself
 			l.resumes[pod.Key]++
 		}
 	}
 	sum, err := l.cfg.Pods.Summary(ctx, pod.Key)
-	switch {
-	case err == nil:
+	if err == nil {
+		delete(l.away, pod.Key)
 		return sum, nil
-	case !pod.Whole || time.Since(pod.Started) < apiWithin:
-		return Summary{State: AgentStarting}, nil // its pod-api is not up yet
+	}
+	now := l.cfg.Now()
+	if !pod.Whole || now.Sub(pod.Started) < apiWithin {
+		return Summary{State: AgentStarting}, nil // it is not up yet
+	}
+	since, known := l.away[pod.Key]
+	switch {
+	case !known:
+		l.away[pod.Key] = now
+	case now.Sub(since) > awayLimit:
+		return Summary{State: AgentFailed, Cause: CauseUnreachable, Error: fmt.Sprintf("The pod's control container runs and has not answered for %s: %s.", awayLimit, firstLine(err.Error()))}, nil
 	}
 	return Summary{}, fmt.Errorf("asking %s how it is: %w", pod.Name, err)
 }

@@ -38,7 +38,9 @@ type View struct {
 	Title       string    `json:"title"`
 	URL         string    `json:"url"`
 	State       State     `json:"state"`
-	Why         string    `json:"why,omitempty"` // in words, where a person has to act
+	Why         string    `json:"why,omitempty"`     // in words, where a person has to act
+	Cause       Cause     `json:"cause,omitempty"`   // of asking or failed
+	Resting     bool      `json:"resting,omitempty"` // its processes are stopped
 	Branch      string    `json:"branch,omitempty"`
 	PullRequest string    `json:"pull_request,omitempty"` // its URL
 	Pull        int64     `json:"-"`
@@ -46,7 +48,13 @@ type View struct {
 	Activity    string    `json:"activity,omitempty"`
 	Started     time.Time `json:"started,omitzero"`
 	Labeler     string    `json:"labeler,omitempty"`
+
+	limit bool      // queued because of the limit on working agents
+	until time.Time // when it has to be looked at again, zero for never
 }
+
+// stateScope is what the names of the labels that tell a state begin with.
+const stateScope = "agent/"
 
 // comment renders the status comment. What the agent wrote passes through
 // harmless, which takes the force out of mentions, keywords and images.
@@ -71,6 +79,9 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 		fmt.Fprintf(&b, "| now | %s |\n", code(v.Activity))
 	}
 	fmt.Fprintf(&b, "\n%s\n", next(v, trigger))
+	if v.Resting {
+		b.WriteString("\nIts processes are stopped; its work is kept.\n")
+	}
 	return b.String()
 }
 
@@ -93,15 +104,41 @@ func next(v View, trigger string) string {
 	case Queued, Working:
 		return stop
 	case Asking:
-		return "Say what is missing in the issue's text. " + again + " " + stop
+		return adviceOn(v) + " " + again + " " + stop
 	case Review:
 		return "Review the pull request; merging it ends the pod. " + stop
-	case Failed, Stopped:
+	case Failed:
+		return adviceOn(v) + " " + again
+	case Stopped:
 		return again
 	case Done:
 		return "Nothing is left running."
 	}
 	return ""
+}
+
+// adviceOn says what a person can do about an agent that waits or has failed.
+func adviceOn(v View) string {
+	logs := fmt.Sprintf("`devaipod logs %s` shows what it did.", v.Key)
+	switch v.Cause {
+	case CauseQuestion, CausePermission:
+		return "Answer it in a comment or in the issue's text."
+	case CauseNothing:
+		return "If something should change, say what in the issue's text. " + logs
+	case CauseRefused:
+		return "Check the model's key (`devaipod secret set NAME`), model.name and model.url."
+	case CauseLimited:
+		return "Wait until the model's limit is over, or use another key or model."
+	case CauseModel:
+		return "Check that the model's server is up and that model.url is right."
+	case CauseStalled, CauseDeadline:
+		return logs + " A smaller or clearer task may help."
+	case CauseDied:
+		return logs + " If it ran out of memory, raise agent.memory."
+	case CauseInterrupted, CauseSilent, CauseUnreachable:
+		return logs + " Its work so far is kept, and a new start goes on from it."
+	}
+	return logs
 }
 
 // code shows s as code in a table cell, whatever it holds.
