@@ -24,7 +24,6 @@ type keeper struct {
 
 	mu    sync.Mutex
 	kills int
-	pid   int
 	err   error
 }
 
