@@ -90,6 +90,11 @@ type pod struct {
 
 func newPod(t *testing.T, issue string) *pod {
 	t.Helper()
+	return newPodThatStalls(t, issue, 0)
+}
+
+func newPodThatStalls(t *testing.T, issue string, stall time.Duration) *pod {
+	t.Helper()
 	p := &pod{t: t, dir: t.TempDir(), opencode: opencodeBinary(t), log: &lockedBuffer{}}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -110,7 +115,7 @@ func newPod(t *testing.T, issue string) *pod {
 		Instance: "test", Pod: "test", Repo: "ann/hello", Issue: 3, Branch: branch, BranchPrefix: "agent/3-", Base: "main",
 		AgentToken: agentTok, WorkspaceToken: "token-of-the-workspace",
 		Model: podfile.Model{API: podfile.APIOpenAI, Name: scriptedmodel.Name, BaseURL: model.URL + "/v1", ViaService: true},
-		Task:  podfile.Task{Key: taskKey, Prompt: "THE-TASK: push it with: git push origin HEAD:" + branch + "\n\n" + issue + "\n"},
+		Task:  podfile.Task{Key: taskKey, Stall: stall, Prompt: "THE-TASK: push it with: git push origin HEAD:" + branch + "\n\n" + issue + "\n"},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -40,7 +40,16 @@ type Reply struct {
 	Status    int
 	// Wait holds the reply back until Release.
 	Wait bool
+	// Broken replies are none: Garbage, Half or Hang.
+	Broken string
 }
+
+// How a reply can be broken.
+const (
+	Garbage = "garbage" // 200, and no JSON
+	Half    = "half"    // a stream that breaks off
+	Hang    = "hang"    // nothing, for as long as the client waits
+)
 
 // A Script decides the next reply.
 type Script func(Request) Reply
@@ -106,11 +115,30 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if reply.Status != 0 {
+	switch {
+	case reply.Broken != "":
+		broken(w, r, reply, id)
+		return
+	case reply.Status != 0:
 		fail(w, reply.Status, reply.Text)
 		return
 	}
 	send(w, in.Stream, reply, id)
+}
+
+// broken answers as no model should.
+func broken(w http.ResponseWriter, r *http.Request, reply Reply, id string) {
+	if reply.Broken == Hang {
+		<-r.Context().Done()
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	if reply.Broken == Half {
+		writeJSON(w, "data: ", map[string]any{"id": id, "object": "chat.completion.chunk", "model": Name,
+			"choices": []any{map[string]any{"index": 0, "delta": map[string]any{"role": "assistant", "content": "I was about to"}}}})
+		panic(http.ErrAbortHandler)
+	}
+	fmt.Fprint(w, "data: {{{ this is no JSON\n\n")
 }
 
 // Requests are all that came so far.

@@ -31,7 +31,11 @@ const ProofFile = "NONCE.sha256"
 //	no-commits   say something and end
 //	push-main    commit, try to push to main, and tell what git said
 //	env          print everything that might hold a key
-//	model-error  answer 401
+//	model-error  answer 401; model-429 and model-500 those
+//	garbage      answer what is no JSON
+//	half         break every answer off
+//	hang         answer nothing; hang-once goes on when asked to go on
+//	lie          say that it is all done and pushed
 func Tasks() Script {
 	return func(r Request) Reply {
 		if !r.HasTools {
@@ -50,6 +54,19 @@ func Tasks() Script {
 			return lookAround(r)
 		case "model-error":
 			return Reply{Status: http.StatusUnauthorized, Text: "the scripted model refuses, as the task asks"}
+		case "model-429":
+			return Reply{Status: http.StatusTooManyRequests, Text: "the scripted model has had enough, as the task asks"}
+		case "model-500":
+			return Reply{Status: http.StatusInternalServerError, Text: "the scripted model is broken, as the task asks"}
+		case Garbage, Half, Hang:
+			return Reply{Broken: name}
+		case "hang-once":
+			if !strings.Contains(r.User, "There was no progress") {
+				return Reply{Broken: Hang}
+			}
+			return nonceTask(r, false)
+		case "lie":
+			return Reply{Text: "All is done, committed and pushed. The tests pass."}
 		default:
 			return Reply{Text: "The script knows no scenario " + name + "."}
 		}
