@@ -17,6 +17,8 @@ type forgePort struct {
 	label    string
 	instance string
 	bot      string
+	// prepare, when not nil, is asked before a repository is written to.
+	prepare func(context.Context, forge.Repo) error
 }
 
 var _ reconcile.Forge = forgePort{}
@@ -77,6 +79,11 @@ func (p forgePort) Issue(ctx context.Context, k reconcile.Key) (reconcile.Issue,
 }
 
 func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trigger, bool, error) {
+	if p.prepare != nil {
+		if err := p.prepare(ctx, repoOf(k)); err != nil {
+			return reconcile.Trigger{}, false, err
+		}
+	}
 	ev, ok, err := p.client.LabelEvent(ctx, repoOf(k), k.Issue, p.label)
 	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At}, ok, err
 }
