@@ -199,6 +199,7 @@ var repo = forge.Repo{Owner: "ann", Name: "full"}
 // client that calls the forge. A method that is not here fails the test.
 var exercises = map[string][][]any{
 	"AddLabels":        {{repo, int64(1), "devaipod"}},
+	"AnyLabeled":       {{"devaipod"}},
 	"Branch":           {{repo, "agent/1-x"}},
 	"Branches":         {{repo, "agent/"}},
 	"ChangedIssues":    {{time.Unix(1700000000, 0)}},

@@ -148,3 +148,19 @@ func TestATokenIsMintedWithThePassword(t *testing.T) {
 		t.Errorf("%q, %v", token, err)
 	}
 }
+
+func TestALabelThatNobodyMadeIsOnNoIssue(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer string
+		want   bool
+	}{
+		"the label is on one":            {`[{"number": 1, "labels": [{"name": "a"}, {"name": "devaipod"}]}]`, true},
+		"it is on none":                  {`[]`, false},
+		"there is none, so any issue is": {`[{"number": 1, "labels": [{"name": "a"}]}]`, false},
+	} {
+		c := client(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, tt.answer) }, "")
+		if got, err := c.AnyLabeled(t.Context(), "devaipod"); err != nil || got != tt.want {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"codeberg.org/devaipod/devaipod/compose"
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
@@ -121,6 +122,9 @@ func (a *app) bringUp(ctx context.Context, who person) (*podman.Client, error) {
 		return nil, err
 	}
 	if a.cfg.joined() {
+		if err := a.needPorts(ctx, p, compose.Stack{}); err != nil {
+			return nil, err
+		}
 		if err := a.joinForge(ctx); err != nil {
 			return nil, err
 		}

@@ -17,7 +17,8 @@ type forgePort struct {
 	label    string
 	instance string
 	bot      string
-	// prepare, when not nil, is asked before a repository is written to.
+	// On a forge that we joined: what readies a repository before it is written
+	// to; else nil.
 	prepare func(context.Context, forge.Repo) error
 }
 
@@ -42,6 +43,11 @@ func issueOf(i forge.Issue) reconcile.Issue {
 }
 
 func (p forgePort) Wanted(ctx context.Context) ([]reconcile.Issue, error) {
+	if p.prepare != nil {
+		if any, err := p.client.AnyLabeled(ctx, p.label); err != nil || !any {
+			return nil, err
+		}
+	}
 	found, err := p.client.LabeledIssues(ctx, p.label)
 	if err != nil {
 		return nil, err

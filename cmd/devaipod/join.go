@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -110,6 +111,10 @@ func (a *app) forgeJoin(ctx context.Context, role string) (err error) {
 		return err
 	}
 	a.step("joined   %s (%s) as %s, the %s's account", a.cfg.forgeURL(), version, *c.account(role), role)
+	var st serviceStatus
+	if role != "person" && a.api().get(ctx, "/api/status", &st) == nil {
+		a.step("the service goes on with what it had, until devaipod forge up -d")
+	}
 	return nil
 }
 
@@ -142,6 +147,8 @@ func (a *app) reach(ctx context.Context) (forge.Version, error) {
 		return v, nil
 	case err == nil || errors.As(err, &e):
 		return v, &exitError{codeUnreachable, fmt.Errorf("no forge's API answers at %s/api/v1 (%w): is forge.url right, with the sub-path if it has one?", a.cfg.forgeURL(), err)}
+	case tlsHint(err) != "":
+		return v, &exitError{codeUnreachable, err}
 	case strings.Contains(err.Error(), "reading the forge's answer"):
 		return v, &exitError{codeUnreachable, fmt.Errorf("what answers at %s/api/v1 is no forge's API (%w): is forge.url right, with the sub-path if it has one?", a.cfg.forgeURL(), err)}
 	}
@@ -171,8 +178,14 @@ func (a *app) joinForge(ctx context.Context) error {
 	if err != nil {
 		return unreachable(err)
 	}
+	// The service does without the person's token.
+	yours := slices.DeleteFunc(slices.Clone(lacks), func(l lack) bool { return l.role != "person" })
+	lacks = slices.DeleteFunc(lacks, func(l lack) bool { return l.role == "person" })
 	if err := a.refuseLacks(lacks, "nothing was made"); err != nil {
 		return err
+	}
+	for _, l := range yours {
+		a.step("lacking  %s", l)
 	}
 	if c.BotToken == "" {
 		if err := a.makeBot(ctx, &c); err != nil {

@@ -265,6 +265,23 @@ func TestJoiningMakesTheBotOnceAndFollowsTheWebhook(t *testing.T) {
 	}
 }
 
+func TestAPersonsTokenThatLacksStopsNothing(t *testing.T) {
+	f := &fakeForge{tokens: map[string]fakeToken{"given": {"svc", true, allScopes}, "mine": {"ann", false, allScopes}}, users: map[string]bool{}}
+	a, said := joining(t, f)
+	for role, token := range map[string]string{"service": "given", "person": "mine"} {
+		if err := a.joinWith(t, role, token); err != nil {
+			t.Fatal(err)
+		}
+	}
+	delete(f.tokens, "mine")
+	if err := a.joinForge(t.Context()); err != nil || !strings.Contains(said.String(), "lacking  person: a token that the forge takes") {
+		t.Errorf("%v\n%s", err, said)
+	}
+	if err := a.joinForge(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSomebodysAccountIsNotTakenForOurs(t *testing.T) {
 	f := &fakeForge{tokens: map[string]fakeToken{"given": {"svc", true, allScopes}}, users: map[string]bool{"test-bot": true}}
 	a, _ := joining(t, f)
@@ -349,6 +366,8 @@ func TestWhatIsWrongWithTheURLIsSaid(t *testing.T) {
 			tt.change(&a.cfg)
 			if _, err := a.reach(t.Context()); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v, want %q", err, tt.want)
+			} else if strings.Contains(err.Error(), "is it up?") != (name == "nobody there") {
+				t.Errorf("%v", err)
 			}
 		})
 	}
