@@ -124,9 +124,12 @@ func (c *call) second() error {
 	if len(c.args) == 1 {
 		webhook, resync = c.args[0], "10m"
 	}
-	listen, err := testkit.FreeAddr("")
-	if err != nil {
-		return err
+	listen := c.env("LISTEN2") // as before: the service may have it
+	if listen == "" {
+		var err error
+		if listen, err = testkit.FreeAddr(""); err != nil {
+			return err
+		}
 	}
 	state := filepath.Join(c.World.Dir, "j")
 	text := fmt.Sprintf(`instance = %q
@@ -155,7 +158,10 @@ key = "model"
 	c.ts.Setenv("DEVAIPOD_CONFIG", file)
 	c.ts.Setenv("SECOND", instance)
 	c.ts.Setenv("STATE2", state)
-	c.ts.Defer(func() { c.endSecond(file) })
+	if c.env("LISTEN2") == "" {
+		c.ts.Defer(func() { c.endSecond(file) })
+	}
+	c.ts.Setenv("LISTEN2", listen)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
