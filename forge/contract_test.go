@@ -2,6 +2,7 @@ package forge_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -425,6 +427,30 @@ func calledName(e ast.Expr) string {
 		return calledName(e.X)
 	}
 	return ""
+}
+
+// TestOnlyThisPackageSpeaksToTheForgesAPI keeps calls from being made where they
+// are not recorded.
+func TestOnlyThisPackageSpeaksToTheForgesAPI(t *testing.T) {
+	var seen []string
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "internal" || d.Name() == "testdata" || (strings.HasPrefix(d.Name(), ".") && d.Name() != "..")):
+			return fs.SkipDir // the test kit's, and what is no source
+		case !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if bytes.Contains(text, []byte(`/api/v1"`)) || bytes.Contains(text, []byte(`/api/v1/`)) {
+			seen = append(seen, filepath.Dir(path))
+		}
+		return err
+	})
+	if seen = slices.Compact(seen); err != nil || !slices.Equal(seen, []string{"../forge"}) {
+		t.Errorf("the forge's API is named in %q, %v", seen, err)
+	}
 }
 
 func TestACallThatForgejoLacksIsFound(t *testing.T) {

@@ -277,8 +277,12 @@ func (a *app) joinHook(ctx context.Context, c *credentials) error {
 // what we know of it is removed. What stays there is told.
 func (a *app) leaveForge(ctx context.Context) {
 	c, err := a.readCredentials()
+	if errors.Is(err, errNoForge) {
+		return // never joined
+	}
 	if err != nil {
-		return // never joined, or another forge: nothing of ours that we know of
+		a.step("what this instance made on a forge stays there: %v", err)
+		return
 	}
 	if c.Webhook != "" {
 		service, err := a.forgeWith(c.ServiceToken)
