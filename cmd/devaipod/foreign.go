@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/http/httpproxy"
+
 	"codeberg.org/devaipod/devaipod/forge"
 )
 
@@ -92,6 +94,10 @@ func (c config) forgeTransport() (http.RoundTripper, error) {
 		IdleConnTimeout:       time.Minute,
 		TLSHandshakeTimeout:   30 * time.Second,
 		ResponseHeaderTimeout: 10 * time.Minute, // receive-pack answers when it is done
+	}
+	if c.joined() {
+		proxy := httpproxy.FromEnvironment().ProxyFunc() // as git does; never for loopback
+		t.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 	}
 	if c.Forge.CA == "" {
 		return explained{t}, nil

@@ -373,6 +373,45 @@ func TestWhatIsWrongWithTheURLIsSaid(t *testing.T) {
 	}
 }
 
+func TestWithoutATokenItIsSaidWhichOneIsNeeded(t *testing.T) {
+	a, _ := joining(t, &fakeForge{})
+	if err := a.writeCredentials(credentials{Forge: a.cfg.forgeURL(), Service: "svc", ServiceToken: "given"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.serve(t.Context()); exitCode(err) != codeNeedsHuman || !strings.Contains(err.Error(), "forge up") {
+		t.Errorf("serve without the bot's: %v", err)
+	}
+	if _, err := a.personForge(credentials{}); exitCode(err) != codeNeedsHuman || !strings.Contains(err.Error(), "devaipod forge join person < token") {
+		t.Errorf("the person's: %v", err)
+	}
+}
+
+func TestTheEnvironmentsProxyIsForAForgeElsewhere(t *testing.T) {
+	t.Setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
+	for forgeURL, want := range map[string]string{
+		"https://git.example.org": "http://proxy.example.org:3128", "https://localhost:3000": "", "": "",
+	} {
+		var c config
+		c.Forge.URL, c.Forge.Listen = forgeURL, "127.0.0.1:3000"
+		rt, err := c.forgeTransport()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest("GET", c.forgeURL()+"/api/v1/version", nil)
+		got := ""
+		if proxy := rt.(explained).RoundTripper.(*http.Transport).Proxy; proxy != nil {
+			if u, err := proxy(r); err != nil {
+				t.Error(err)
+			} else if u != nil {
+				got = u.String()
+			}
+		}
+		if got != want {
+			t.Errorf("%s goes by %q, want %q", c.forgeURL(), got, want)
+		}
+	}
+}
+
 func TestAForgesURLsAreKnown(t *testing.T) {
 	a := &app{}
 	a.cfg.Forge.URL = "https://git.example.org:8443/sub/"

@@ -53,6 +53,9 @@ func (a *app) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if creds.ServiceToken == "" || creds.BotToken == "" {
+		return &exitError{codeNeedsHuman, errors.New("the service's or the bot's token is not there yet: run `devaipod forge up` once")}
+	}
 	if err := a.makeStateDir(); err != nil {
 		return err
 	}
