@@ -134,6 +134,7 @@ func (c *Client) RemoveLabel(ctx context.Context, r Repo, n int64, name string) 
 	if err != nil {
 		return err
 	}
+	r = issue.Repo
 	if !slices.Contains(issue.Labels, name) {
 		return nil
 	}
