@@ -23,13 +23,14 @@ type serviceStatus struct {
 	PID     int    `json:"pid"`
 	Version string `json:"version"`
 	Ready   bool   `json:"ready"`
+	Trouble string `json:"trouble,omitempty"` // why the last pass failed
 }
 
 // apiHandler serves the command line's own routes.
 func (s *service) apiHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
-		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load()})
+		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load(), Trouble: s.loop.Trouble()})
 	})
 	mux.HandleFunc("GET /api/pods", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.loop.Views()) })
 	const pod = "/api/pods/{owner}/{repo}/{issue}"
@@ -46,14 +47,15 @@ func (s *service) apiHandler() http.Handler {
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	mux.HandleFunc("POST "+pod+"/rm", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
-		if err := s.pods.Remove(r.Context(), k); err != nil {
+		if err := s.loop.Remove(r.Context(), k); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		s.loop.Drop(k)
 		w.WriteHeader(http.StatusNoContent)
 	}))
-	mux.HandleFunc("GET "+pod+"/events", s.keyed(s.events))
+	mux.HandleFunc("GET "+pod+"/events", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
+		s.events(w, r, s.loop.PodKey(k))
+	}))
 	return mux
 }
 

@@ -31,8 +31,9 @@ type podPort struct {
 	manager *pods.Manager
 	work    *mirror.Work
 	spec    func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
-	keep    string // directory of tasks that have not started yet
-	model   string // host:port that /dial/model leads to, "" for none
+	revive  func(context.Context) error // starts podman's service again, if it is ours
+	keep    string                      // directory of tasks that have not started yet
+	model   string                      // host:port that /dial/model leads to, "" for none
 	log     *slog.Logger
 
 	mu    sync.Mutex
@@ -43,13 +44,19 @@ var _ reconcile.Pods = (*podPort)(nil)
 
 func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
 	found, err := p.manager.List(ctx)
+	if err != nil && ctx.Err() == nil {
+		if err := p.revive(ctx); err != nil {
+			return nil, err
+		}
+		found, err = p.manager.List(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
 	var out []reconcile.Pod
 	for _, f := range found {
 		pod := reconcile.Pod{
-			Key: reconcile.Key(f.Key), Name: f.Name, TriggerID: f.Pin.EventID, TriggerAt: f.Pin.At, Labeler: f.Pin.Labeler,
+			Key: reconcile.Key(f.Key), RepoID: f.RepoID, Name: f.Name, TriggerID: f.Pin.EventID, TriggerAt: f.Pin.At, Labeler: f.Pin.Labeler,
 			Branch: f.Branch, Base: f.Base, Created: f.Agent.CreatedAt, Started: f.Agent.StartedAt,
 			Whole:   f.Agent.Running && f.Control.Running && f.Workspace.Running,
 			Stopped: f.Agent.Exited && f.Control.Exited && f.Workspace.Exited,

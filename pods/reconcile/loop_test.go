@@ -19,14 +19,21 @@ import (
 type world struct {
 	mu       sync.Mutex
 	issue    reconcile.Issue
+	formerly reconcile.Key // what it was called before its repository was renamed
 	trigger  reconcile.Trigger
 	writers  map[string]bool
 	canErr   error
+	fails    func() error // asked at each call to the forge; nil for never
+	calls    int          // to the forge
 	empty    bool
+	archived bool
+	keepErr  error
+	listErr  error
 	comments []reconcile.Comment
 	said     map[string]string
 	state    reconcile.State
 	pull     *reconcile.Pull
+	opened   int
 	text     reconcile.PullText
 	commits  []reconcile.Commit
 	asked    []string
@@ -37,6 +44,7 @@ type world struct {
 	resumed  int
 	task     reconcile.Task
 	begun    int
+	during   func() // what happens while a pod is made or stopped
 	beginErr error
 	removed  int
 	stopped  int
@@ -57,7 +65,27 @@ func newWorld() *world {
 	}
 }
 
+// up tells whether the forge answers.
+func (w *world) up() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls++
+	if w.fails != nil {
+		return w.fails()
+	}
+	return nil
+}
+
+func (w *world) set(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
 func (w *world) Wanted(context.Context) ([]reconcile.Issue, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.issue.Open && slices.Contains(w.issue.Labels, "devaipod") {
@@ -67,6 +95,9 @@ func (w *world) Wanted(context.Context) ([]reconcile.Issue, error) {
 }
 
 func (w *world) Changed(_ context.Context, since time.Time) ([]reconcile.Issue, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.issue.Updated.Before(since) {
@@ -75,19 +106,39 @@ func (w *world) Changed(_ context.Context, since time.Time) ([]reconcile.Issue, 
 	return []reconcile.Issue{w.issue}, nil
 }
 
-func (w *world) Keep(_ reconcile.Key, t *reconcile.Task) error { w.kept = t; return nil }
-func (w *world) Kept(reconcile.Key) (*reconcile.Task, error)   { return w.kept, nil }
-
-func (w *world) Issue(_ context.Context, k reconcile.Key) (reconcile.Issue, error) {
+func (w *world) Keep(_ reconcile.Key, t *reconcile.Task) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if k != w.issue.Key {
+	if w.keepErr == nil {
+		w.kept = t
+	}
+	return w.keepErr
+}
+
+func (w *world) Kept(reconcile.Key) (*reconcile.Task, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.kept, nil
+}
+
+func (w *world) Issue(_ context.Context, k reconcile.Key) (reconcile.Issue, error) {
+	if err := w.up(); err != nil {
+		return reconcile.Issue{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if k != w.issue.Key && k != w.formerly {
 		return reconcile.Issue{}, reconcile.ErrGone
 	}
 	return w.issue, nil
 }
 
 func (w *world) Trigger(context.Context, reconcile.Key) (reconcile.Trigger, bool, error) {
+	if err := w.up(); err != nil {
+		return reconcile.Trigger{}, false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return w.trigger, w.trigger.ID != 0, nil
 }
 
@@ -95,15 +146,29 @@ func (w *world) CanWrite(_ context.Context, _ reconcile.Key, user string) (bool,
 	return w.writers[user] && w.canErr == nil, w.canErr
 }
 func (w *world) Comments(context.Context, reconcile.Key) ([]reconcile.Comment, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
 	return w.comments, nil
 }
 func (w *world) DefaultBranch(context.Context, reconcile.Key) (string, bool, error) {
+	if err := w.up(); err != nil {
+		return "", false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.archived {
+		return "", false, reconcile.ErrReadOnly
+	}
 	return "main", !w.empty, nil
 }
 func (w *world) HasBranch(_ context.Context, _ reconcile.Key, name string) (bool, error) {
 	return name != "nowhere", nil
 }
 func (w *world) SetState(_ context.Context, _ reconcile.Issue, s reconcile.State) error {
+	if err := w.up(); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state = s
@@ -121,61 +186,112 @@ func (w *world) Unlabel(context.Context, reconcile.Key) error {
 	return nil
 }
 func (w *world) Say(_ context.Context, _ reconcile.Key, subject, body string) error {
+	if err := w.up(); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.archived {
+		return reconcile.ErrReadOnly
+	}
 	w.said[subject] = body
 	w.issue.Updated = w.issue.Updated.Add(time.Hour)
 	return nil
 }
 func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bool, error) {
+	if err := w.up(); err != nil {
+		return reconcile.Pull{}, false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.pull == nil {
 		return reconcile.Pull{}, false, nil
 	}
 	return *w.pull, true, nil
 }
 func (w *world) Ahead(context.Context, reconcile.Key, string, string) ([]reconcile.Commit, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return w.commits, nil
 }
 func (w *world) Changes(context.Context, reconcile.Key, int64) ([]reconcile.FileChange, error) {
 	return []reconcile.FileChange{{Path: "a`|b", Added: 1}}, nil
 }
 func (w *world) PutPull(_ context.Context, _ reconcile.Key, _, _ string, t reconcile.PullText) (reconcile.Pull, error) {
+	if err := w.up(); err != nil {
+		return reconcile.Pull{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pull == nil {
+		w.opened++
+	}
 	w.text = t
 	w.pull = &reconcile.Pull{Number: 4, URL: "http://forge/4", Open: true, Draft: t.Draft}
 	return *w.pull, nil
 }
 func (w *world) RequestReview(_ context.Context, _ reconcile.Key, _ int64, user string) error {
+	if err := w.up(); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.asked = append(w.asked, user)
 	return nil
 }
 
 func (w *world) List(context.Context) ([]reconcile.Pod, error) {
-	if w.pod == nil {
-		return nil, nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pod == nil || w.listErr != nil {
+		return nil, w.listErr
 	}
 	return []reconcile.Pod{*w.pod}, nil
 }
 func (w *world) Begin(_ context.Context, t reconcile.Task) error {
+	if w.during != nil {
+		w.during()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.begun++
 	if w.beginErr != nil {
 		return w.beginErr
 	}
 	w.task = t
-	w.pod = &reconcile.Pod{Key: t.Key, Name: "pod", TriggerID: t.Trigger.ID, TriggerAt: t.Trigger.At, Labeler: t.Trigger.User, Branch: t.Branch, Base: t.Base, Whole: true, Created: w.now, Started: w.now}
+	w.pod = &reconcile.Pod{Key: t.Key, RepoID: t.RepoID, Name: "pod", TriggerID: t.Trigger.ID, TriggerAt: t.Trigger.At, Labeler: t.Trigger.User, Branch: t.Branch, Base: t.Base, Whole: true, Created: w.now, Started: w.now}
 	return nil
 }
 func (w *world) Resume(context.Context, reconcile.Key) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.resumed++
 	w.pod.Whole, w.pod.Stopped = true, false
 	return nil
 }
 func (w *world) Stop(context.Context, reconcile.Key) error {
+	if w.during != nil {
+		w.during()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.stopped++
 	w.pod.Whole, w.pod.Stopped = false, true
 	return nil
 }
-func (w *world) Remove(context.Context, reconcile.Key) error { w.removed++; w.pod = nil; return nil }
+func (w *world) Remove(context.Context, reconcile.Key) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.removed++
+	w.pod = nil
+	return nil
+}
 func (w *world) Summary(context.Context, reconcile.Key) (reconcile.Summary, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return w.summary, w.sumErr
 }
 
@@ -185,7 +301,7 @@ func (w *world) config() reconcile.Config {
 		Forge: w, Pods: w, Label: "devaipod", Ours: []string{"demo-bot"}, Resync: time.Hour, Watch: time.Hour,
 		Harmless:   func(s string) string { return strings.ReplaceAll(s, "@", "(at)") },
 		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
-		Now:        func() time.Time { return w.now }, Deadline: 4 * time.Hour, Rest: 24 * time.Hour,
+		Now:        func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now }, Deadline: 4 * time.Hour, Rest: 24 * time.Hour,
 		Log: slog.New(slog.DiscardHandler),
 	}
 }
@@ -382,6 +498,7 @@ func TestThePlacesAreLimited(t *testing.T) {
 	c := w.config()
 	c.Max, c.Watch = 1, time.Millisecond
 	full := true
+	c.Forge = away{w}
 	c.Pods = both{w, func() []reconcile.Pod {
 		if full {
 			return []reconcile.Pod{other}
@@ -399,6 +516,16 @@ func TestThePlacesAreLimited(t *testing.T) {
 	if v := w.pass(t); v.State != reconcile.Working || strings.Contains(w.task.Prompt, "changed while") {
 		t.Errorf("%+v with\n%s", v, w.task.Prompt)
 	}
+}
+
+// away is a forge that does not tell of any other issue now.
+type away struct{ *world }
+
+func (a away) Issue(ctx context.Context, k reconcile.Key) (reconcile.Issue, error) {
+	if k != a.issue.Key {
+		return reconcile.Issue{}, errors.New("no answer")
+	}
+	return a.world.Issue(ctx, k)
 }
 
 // both are a world's pods and others.
@@ -494,9 +621,6 @@ func TestEveryStateHasADeadline(t *testing.T) {
 			})
 			if v.State != tt.state || v.Cause != tt.cause || w.state != tt.state || !strings.Contains(w.said["status"], tt.say) {
 				t.Errorf("%+v, label %s, said\n%s", v, w.state, w.said["status"])
-			}
-			if tt.cause == reconcile.CauseUnreachable {
-				return
 			}
 			// It rests, and a restart does not wake it.
 			if said := w.said["status"]; w.stopped != 1 || w.pass(t).State != tt.state || w.resumed != 0 || w.said["status"] != said || w.stopped != 1 {

@@ -10,25 +10,28 @@ import (
 )
 
 // reconcileOne takes the next step for one issue.
-func (l *Loop) reconcileOne(ctx context.Context, k Key, pod Pod, has bool, pods map[Key]Pod) error {
+func (l *Loop) reconcileOne(ctx context.Context, k Key, pods map[Key]Pod) error {
 	i, err := l.cfg.Forge.Issue(ctx, k)
-	if err == nil {
-		if err = l.reconcileIssue(ctx, i, pod, has, pods); err == nil {
-			l.seen(i, pod, has)
-		}
-		return err
-	}
-	switch {
+	switch pod, has := pods[k]; {
 	case errors.Is(err, ErrGone):
-		if !has {
-			return l.leave(k)
-		}
-		l.cfg.Log.Warn("the issue is gone; its pod is stopped and its work kept", "issue", k.String())
-		l.seen(Issue{Key: k}, pod, has)
-		return l.cfg.Pods.Stop(ctx, k)
-	default:
+		return l.gone(ctx, k, pod, has)
+	case err != nil && has:
+		return errors.Join(err, l.overdue(ctx, pod))
+	case err != nil:
 		return err
 	}
+	if i.Key != k {
+		l.renamed(k, i.Key)
+	}
+	pod, has := podOf(i, pods)
+	err = l.reconcileIssue(ctx, i, pod, has, pods)
+	if errors.Is(err, ErrReadOnly) {
+		err = l.readOnly(ctx, i, pod, has)
+	}
+	if err == nil {
+		l.seen(i, pod, has)
+	}
+	return err
 }
 
 // wanted tells whether the issue asks for an agent.
@@ -42,6 +45,9 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 		}
 		return l.finish(ctx, i, pod)
 	}
+	if other, taken := pods[k]; taken && !has {
+		return l.namesake(ctx, i, other)
+	}
 	tr, ok, err := l.cfg.Forge.Trigger(ctx, k)
 	if err != nil {
 		return fmt.Errorf("asking who labeled %s: %w", k, err)
@@ -49,12 +55,13 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 	if has && ok && pod.TriggerID == tr.ID {
 		return l.advance(ctx, i, pod)
 	}
-	return l.begin(ctx, i, tr, ok, pods)
+	return l.begin(ctx, i, tr, ok, pod, has, pods)
 }
 
 // leave forgets an issue that nobody wants and that has no pod.
 func (l *Loop) leave(k Key) error {
 	l.forget(k)
+	delete(l.pins, k)
 	return l.cfg.Pods.Keep(k, nil)
 }
 
@@ -63,52 +70,86 @@ func (l *Loop) leaveState(ctx context.Context, i Issue) error {
 	if !slices.Contains(i.Labels, stateScope+string(Queued)) {
 		return nil
 	}
+	if changed, err := l.changed(ctx, i); err != nil || changed {
+		return err
+	}
 	return l.cfg.Forge.SetState(ctx, i, "")
 }
 
 // begin decides whether a label may start a pod (invariant S1) and starts it.
 // Whatever can't be found out starts nothing.
-func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pods map[Key]Pod) error {
-	kept, err := l.cfg.Pods.Kept(i.Key)
+func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod, has bool, pods map[Key]Pod) error {
+	task, why, err := l.task(ctx, i, tr, ok)
+	if why != "" && has && !pod.Stopped { // its own label was taken off
+		err = errors.Join(err, l.cfg.Pods.Stop(ctx, pod.Key), l.cfg.Forge.SetState(ctx, i, ""))
+	}
 	if err != nil {
 		return err
 	}
-	if kept == nil || !ok || kept.Trigger.ID != tr.ID {
-		task, why, err := l.pin(ctx, i, tr, ok)
-		if err != nil {
-			return err
-		}
-		if why != "" {
-			return l.refuse(ctx, i, why)
-		}
-		if err := l.cfg.Pods.Keep(i.Key, &task); err != nil {
-			return fmt.Errorf("keeping the task of %s: %w", i.Key, err)
-		}
-		kept = &task
+	if why != "" {
+		return l.refuse(ctx, i, why)
 	}
-	task := *kept
+	if has {
+		task.Key = pod.Key
+	}
+	unkept := l.cfg.Pods.Keep(i.Key, &task)
+	if unkept != nil {
+		return l.unstarted(ctx, i, task, fmt.Errorf("keeping the task of %s: %w", i.Key, unkept))
+	}
 	if pull, found, err := l.cfg.Forge.Pull(ctx, i.Key, task.Branch); err != nil {
 		return err
 	} else if found && pull.Merged && pull.ClosedAt.After(tr.At) {
 		// Its pod was removed, and we were killed before the label was.
-		return l.merged(ctx, i, pull, task.Branch)
+		pod.Key, pod.Branch = task.Key, task.Branch
+		return l.merged(ctx, i, pull, pod)
 	}
-	if l.cfg.Max > 0 && l.busy(i.Key, pods) >= l.cfg.Max {
+	if l.cfg.Max > 0 && l.busy(task.Key, pods) >= l.cfg.Max {
 		return l.queue(ctx, i, task)
 	}
 	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
-	delete(l.resumes, i.Key)
-	v := View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now()}
+	delete(l.resumes, task.Key)
+	delete(l.exits, task.Key)
 	if err := l.cfg.Pods.Begin(ctx, task); err != nil {
-		v.State, v.Activity = Queued, ""
-		v.Why = "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."
-		return errors.Join(err, l.show(ctx, i, v))
+		return l.unstarted(ctx, i, task, err)
 	}
 	// From here on the pod carries it.
+	delete(l.pins, i.Key)
 	if err := l.cfg.Pods.Keep(i.Key, nil); err != nil {
 		return err
 	}
-	return l.show(ctx, i, v)
+	if now, ok, err := l.cfg.Forge.Trigger(ctx, i.Key); err != nil || !ok || now.ID != tr.ID {
+		l.Kick(i.Key) // taken off and perhaps put on again meanwhile
+		return err
+	}
+	return l.show(ctx, i, View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now(), pod: task.Key})
+}
+
+// task finds what was pinned for the label event, or pins it now; why says what
+// forbids it.
+func (l *Loop) task(ctx context.Context, i Issue, tr Trigger, ok bool) (task Task, why string, err error) {
+	kept, err := l.cfg.Pods.Kept(i.Key)
+	if err != nil {
+		return Task{}, "", err
+	}
+	if ok && kept != nil && kept.Trigger.ID == tr.ID {
+		return *kept, "", nil
+	}
+	if pinned, there := l.pins[i.Key]; ok && there && pinned.Trigger.ID == tr.ID {
+		return pinned, "", nil
+	}
+	if task, why, err = l.pin(ctx, i, tr, ok); err == nil && why == "" {
+		l.pins[i.Key] = task // should it not be possible to keep it
+	}
+	return task, why, err
+}
+
+// unstarted tells why a pod can't start yet, and returns the reason, so that it
+// is tried again.
+func (l *Loop) unstarted(ctx context.Context, i Issue, t Task, err error) error {
+	return errors.Join(err, l.show(ctx, i, View{
+		State: Queued, Branch: t.Branch, Labeler: t.Trigger.User,
+		Why: "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again.",
+	}))
 }
 
 // pin asks whether the label may start a pod and, if so, takes the text as it
@@ -135,7 +176,7 @@ func (l *Loop) pin(ctx context.Context, i Issue, tr Trigger, ok bool) (task Task
 	tx := pinned(i, comments, tr)
 	branch := l.cfg.BranchName(i.Issue, i.Title)
 	return Task{
-		Key: i.Key, Title: i.Title, Branch: branch, Base: base, Trigger: tr,
+		Key: i.Key, RepoID: i.RepoID, Title: i.Title, Branch: branch, Base: base, Trigger: tr,
 		Model: tx.model(tr.User), Prompt: tx.prompt(branch, base), TextHash: tx.hash(),
 	}, "", nil
 }
@@ -179,19 +220,19 @@ func (l *Loop) base(ctx context.Context, i Issue) (name, why string, err error) 
 
 // refuse tells once, politely, and starts nothing.
 func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
-	v := View{Key: i.Key, Issue: i.Key.String(), Title: i.Title, URL: i.URL, State: Refused, Why: why}
-	l.mu.Lock()
-	l.views[i.Key] = v
-	l.mu.Unlock()
+	l.keepView(i, View{State: Refused, Why: why})
 	body := fmt.Sprintf("No agent was started: %s.", l.cfg.Harmless(why))
 	if l.said[i.Key].body == body {
 		return nil
+	}
+	if changed, err := l.changed(ctx, i); err != nil || changed {
+		return err
 	}
 	l.cfg.Log.Warn("not started", "issue", i.Key.String(), "why", why)
 	if err := l.cfg.Forge.Say(ctx, i.Key, "refused", body); err != nil {
 		return fmt.Errorf("telling on %s why nothing starts: %w", i.Key, err)
 	}
-	l.said[i.Key] = said{body: body, state: Refused, at: time.Now()}
+	l.said[i.Key] = said{body: body, state: Refused, at: l.cfg.Now()}
 	return nil
 }
 
@@ -223,7 +264,7 @@ func (l *Loop) busy(k Key, pods map[Key]Pod) int {
 
 // advance brings a pod's branch and pull request to where its agent is.
 func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
-	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started}
+	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, pod: pod.Key}
 	pull, err := l.pull(ctx, pod)
 	if err != nil {
 		return err
@@ -231,9 +272,9 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 	v.Pull, v.PullRequest = pull.Number, pull.URL
 	switch {
 	case pull.Merged:
-		return l.merged(ctx, i, pull, pod.Branch)
+		return l.merged(ctx, i, pull, pod)
 	case pull.Number != 0 && !pull.Open:
-		if err := l.cfg.Pods.Stop(ctx, i.Key); err != nil {
+		if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
 			return err
 		}
 		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
@@ -247,7 +288,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 		l.keepView(i, v)
 		return nil
 	}
-	sum, err := l.summary(ctx, pod)
+	sum, err := l.summary(ctx, i, pod)
 	if err != nil {
 		return err
 	}
@@ -256,6 +297,9 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 		return err
 	}
 	v.judge(sum, len(commits))
+	if exit := l.exits[pod.Key]; exit != "" && v.State == Failed && v.Cause != CauseDied {
+		v.Why += "\n\nIt was started again before: " + exit + "."
+	}
 	if len(commits) > 0 {
 		if v, err = l.propose(ctx, i, pod, v, pull, sum, commits); err != nil {
 			return err
@@ -297,6 +341,9 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 		v.Why = fmt.Sprintf("It has worked for %s, which is as long as an agent may (agent.deadline).", l.cfg.Deadline)
 		return l.stop(ctx, v)
 	}
+	if v.Cause == CauseDied || v.Cause == CauseUnreachable { // nothing more comes of it
+		return l.stop(ctx, v)
+	}
 	if l.cfg.Rest == 0 || sum.Since.IsZero() {
 		return nil
 	}
@@ -309,7 +356,7 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 // stop ends a pod's processes; what v says stays true.
 func (l *Loop) stop(ctx context.Context, v *View) error {
 	v.Resting, v.until = true, time.Time{}
-	return l.cfg.Pods.Stop(ctx, v.Key)
+	return l.cfg.Pods.Stop(ctx, v.pod)
 }
 
 // judge turns what the agent says, and what it pushed, into a state. What it
@@ -348,8 +395,12 @@ const (
 )
 
 // summary asks the pod; one that is not whole is started again, a few times.
-func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
+func (l *Loop) summary(ctx context.Context, i Issue, pod Pod) (Summary, error) {
 	if !pod.Whole {
+		// In an archived repository nothing can come of it.
+		if _, _, err := l.cfg.Forge.DefaultBranch(ctx, i.Key); err != nil {
+			return Summary{}, err
+		}
 		if l.resumes[pod.Key] >= maxResumes {
 			why := pod.Exit
 			if why == "" {
@@ -363,6 +414,7 @@ func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
 		}
 		if pod.Exit != "" && !pod.Stopped { // it ended by itself
 			l.resumes[pod.Key]++
+			l.exits[pod.Key] = pod.Exit
 		}
 	}
 	sum, err := l.cfg.Pods.Summary(ctx, pod.Key)
@@ -430,16 +482,16 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 
 // finish ends the pod of an issue that is closed or has lost its label.
 func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
-	v := View{State: Stopped, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started}
+	v := View{State: Stopped, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, pod: pod.Key}
 	pull, err := l.pull(ctx, pod)
 	if err != nil {
 		return err
 	}
 	if pull.Merged {
-		return l.merged(ctx, i, pull, pod.Branch)
+		return l.merged(ctx, i, pull, pod)
 	}
 	v.Pull, v.PullRequest = pull.Number, pull.URL
-	if err := l.cfg.Pods.Stop(ctx, i.Key); err != nil {
+	if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
 		return err
 	}
 	v.Why = "The label was taken off."
@@ -452,21 +504,25 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 // merged ends it all: the label is taken off where the merge did not close the
 // issue, so that nothing starts again, it is told, and the pod is removed. The
 // pod goes last: while it is there, a kill in between is made good.
-func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, branch string) error {
+func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
 	if i.Open && slices.Contains(i.Labels, l.cfg.Label) {
 		if err := l.cfg.Forge.Unlabel(ctx, i.Key); err != nil {
 			return err
 		}
+		var err error
+		if i, err = l.cfg.Forge.Issue(ctx, i.Key); err != nil {
+			return err
+		}
 	}
-	err := l.show(ctx, i, View{State: Done, Branch: branch, Pull: pull.Number, PullRequest: pull.URL,
+	err := l.show(ctx, i, View{State: Done, Branch: pod.Branch, pod: pod.Key, Pull: pull.Number, PullRequest: pull.URL,
 		Why: fmt.Sprintf("Pull request %d was merged.", pull.Number)})
 	if err != nil {
 		return err
 	}
-	return l.cfg.Pods.Remove(ctx, i.Key)
+	return l.cfg.Pods.Remove(ctx, pod.Key)
 }
 
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
-	return strings.TrimSuffix(clip(line, 500), ".")
+	return strings.TrimSuffix(clipLine(line, 500), ".")
 }
