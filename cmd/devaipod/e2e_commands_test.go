@@ -39,10 +39,18 @@ func commands() map[string]func(*call) error {
 		"pods":       (*call).pods,       // pods: what podman has of the issue, a line each
 		"service":    (*call).service,    // service pid | kill | start
 		"survive":    (*call).survive,    // survive steps | random | end: kill the service again and again
+		"hostile":    (*call).hostile,    // hostile: an issue whose title and body are full of tricks, 1 MB long
+		"lock":       (*call).lock,       // lock: locks the conversation of the issue, in the browser
+		"hook":       (*call).hook,       // hook [-secret S]: the webhook of the label once more, as the forge would send it
+		"flap":       (*call).flap,       // flap DURATION: puts the label on and off ten times a second, on at last
+		"full":       (*call).full,       // full DIR | -off DIR: a disk that is full
+		"rundir":     (*call).rundir,     // rundir: the pod's directory
+		"reboot":     (*call).reboot,     // reboot: what a machine without power does
 		"noleak":     (*call).noleak,     // noleak FILE…: none of our secrets in them
 		"processes":  (*call).processes,  // processes: pids of the world's processes
 		"task":       (*call).task,       // task SCENARIO TITLE FILE: what `run` is given; sets $SUM
 		"release":    (*call).release,    // release: the model goes on in the scenario slow
+		"letgo":      (*call).letgo,      // letgo: the same, until the agent has tried to push
 		"capture":    (*call).capture,    // capture NAME: the last stdout as a variable
 		"gitconfig":  (*call).gitconfig,  // gitconfig FILE: one whose credential helper is the person's
 		"waitfor":    (*call).waitfor,    // waitfor PATTERN COMMAND ARG…: until it prints that
@@ -126,7 +134,12 @@ func (c *call) issue() error {
 		return errors.New("usage: issue SCENARIO TITLE…")
 	}
 	p := testkit.NewProof()
-	i, err := c.api(person).CreateIssue(c.ctx, c.env("REPO"), strings.Join(c.args[1:], " "), p.Task(c.args[0]))
+	return c.open(p, strings.Join(c.args[1:], " "), p.Task(c.args[0]))
+}
+
+// open opens an issue whose text asks for a proof.
+func (c *call) open(p testkit.Proof, title, body string) error {
+	i, err := c.api(person).CreateIssue(c.ctx, c.env("REPO"), title, body)
 	if err != nil {
 		return err
 	}
@@ -472,10 +485,10 @@ func (c *call) always() error {
 	return nil
 }
 
-// until asks cond until it holds, for two minutes; its errors are passing ones
+// until asks cond until it holds, for four minutes; its errors are passing ones
 // until then.
 func (c *call) until(what string, cond func() (bool, error)) error {
-	const limit = 2 * time.Minute
+	const limit = 4 * time.Minute
 	for end := time.Now().Add(limit); ; {
 		ok, err := cond()
 		if ok && err == nil {
