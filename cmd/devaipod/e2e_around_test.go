@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/cookiejar"
@@ -16,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -175,6 +178,39 @@ func (c *call) full() error {
 		return fmt.Errorf("%s is not full: %w", dir, err)
 	}
 	return nil
+}
+
+// grow commits what no compression makes smaller.
+func (c *call) grow() error {
+	mb := int64(64)
+	if text := os.Getenv("TEST_BIG_MB"); text != "" {
+		var err error
+		if mb, err = strconv.ParseInt(text, 10, 64); err != nil {
+			return fmt.Errorf("TEST_BIG_MB: %w", err)
+		}
+	}
+	api, dir := c.api(person), c.ts.MkAbs("big")
+	git := func(args ...string) error {
+		return c.Git(c.ctx, testkit.Call{Args: append([]string{"-c", "core.compression=0", "-c", "pack.window=0"}, args...), Dir: c.ts.MkAbs("."), Env: api.GitEnv(), Stdout: &c.out, Stderr: &c.out})
+	}
+	if err := git("clone", "--quiet", api.URL+"/"+c.env("REPO")+".git", dir); err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(dir, "big"))
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyN(f, rand.Reader, mb<<20)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"add", "big"}, {"commit", "--quiet", "--message", "Grow"}, {"push", "--quiet", "origin", "HEAD:main"}} {
+		if err := git(append([]string{"-C", dir}, args...)...); err != nil {
+			return err
+		}
+	}
+	c.printf("%d MB\n", mb)
+	return os.RemoveAll(dir)
 }
 
 func (c *call) rundir() error {

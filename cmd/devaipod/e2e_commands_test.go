@@ -44,6 +44,7 @@ func commands() map[string]func(*call) error {
 		"hook":       (*call).hook,       // hook [-secret S]: the webhook of the label once more, as the forge would send it
 		"flap":       (*call).flap,       // flap DURATION: puts the label on and off ten times a second, on at last
 		"full":       (*call).full,       // full DIR | -off DIR: a disk that is full
+		"grow":       (*call).grow,       // grow: makes $REPO TEST_BIG_MB large (64)
 		"rundir":     (*call).rundir,     // rundir: the pod's directory
 		"reboot":     (*call).reboot,     // reboot: what a machine without power does
 		"noleak":     (*call).noleak,     // noleak FILE…: none of our secrets in them

@@ -14,12 +14,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
 )
@@ -62,14 +64,26 @@ func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
 			Stopped: f.Agent.Exited && f.Control.Exited && f.Workspace.Exited,
 		}
 		if f.Agent.Exited {
-			pod.Exit = fmt.Sprintf("the agent's container ended with code %d", f.Agent.ExitCode)
-			if f.Agent.OOMKilled {
-				pod.Exit = "the agent's container ran out of memory (agent.memory)"
-			}
+			pod.Exit = exitWords(f.Agent)
 		}
 		out = append(out, pod)
 	}
 	return out, nil
+}
+
+// killed is the exit code of what SIGKILL has ended.
+const killed = 128 + int(syscall.SIGKILL)
+
+// exitWords says how a container ended. Not every runtime tells podman that it
+// was for memory.
+func exitWords(st podman.ContainerState) string {
+	switch {
+	case st.OOMKilled:
+		return "the agent's container ran out of memory (agent.memory)"
+	case st.ExitCode == killed:
+		return fmt.Sprintf("the agent was killed (code %d), as the kernel does with what runs out of memory (agent.memory)", killed)
+	}
+	return fmt.Sprintf("the agent's container ended with code %d", st.ExitCode)
 }
 
 func (p *podPort) Begin(ctx context.Context, t reconcile.Task) error {
