@@ -86,6 +86,24 @@ func TestTheForgeIsAwayForAnHour(t *testing.T) {
 	}
 }
 
+func TestAForgeThatIsAwayIsNotAskedAllTheTime(t *testing.T) {
+	w := newWorld()
+	c := w.config()
+	c.Watch = time.Millisecond
+	w.with(t, c, func(l *reconcile.Loop) {
+		w.set(func() {
+			w.calls, w.fails, w.now = 0, func() error { return errAway }, w.now.Add(time.Hour)
+		})
+		for n := range 100 { // the agent goes on
+			w.set(func() { w.summary.Activity = fmt.Sprint("step ", n) })
+			time.Sleep(2 * time.Millisecond)
+		}
+		if w.calls > 5 {
+			t.Errorf("asked %d times", w.calls)
+		}
+	})
+}
+
 func TestTheForgeIsAwayAtTheStart(t *testing.T) {
 	w := newWorld()
 	w.fails = func() error { return errAway }
@@ -337,6 +355,16 @@ func TestALabelPutOnWhileWeWriteIsSeen(t *testing.T) {
 			t.Errorf("for %d, want %d; said %q", w.pod.TriggerID, w.trigger.ID, w.said)
 		}
 	})
+	t.Run("while the pod is made, within one second of the first", func(t *testing.T) {
+		w := newWorld()
+		w.during = sync.OnceFunc(func() { w.set(func() { w.trigger.ID += 2 }) })
+		w.with(t, w.config(), func(l *reconcile.Loop) {
+			until(t, "begun again", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.begun == 2 && w.state == reconcile.Working })
+		})
+		if w.said["refused"] != "" {
+			t.Errorf("said %q", w.said)
+		}
+	})
 	t.Run("while the pod is stopped", func(t *testing.T) {
 		w := newWorld()
 		w.pass(t)
@@ -411,6 +439,10 @@ func TestAnotherRepositoryOfTheSameNameGetsNothingOfTheOld(t *testing.T) {
 	w.issue.RepoID = 5
 	w.pass(t)
 	w.issue.RepoID = 6
+	w.unlabel()
+	if v := w.pass(t); v.State != reconcile.Stopped || !w.pod.Stopped || w.said["refused"] != "" {
+		t.Errorf("without the label: %+v, said %q", v.State, w.said)
+	}
 	w.label("ann")
 	if v := w.pass(t); v.State != reconcile.Refused || !strings.Contains(w.said["refused"], "devaipod rm ann/hello#3") || w.begun != 1 || !w.pod.Stopped {
 		t.Errorf("%+v, said %q, begun %d", v.State, w.said, w.begun)

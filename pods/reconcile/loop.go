@@ -332,6 +332,9 @@ func (l *Loop) watch(ctx context.Context) {
 		}
 	}
 	for _, v := range l.Views() {
+		if l.errs[v.Key] > 0 {
+			continue // it is looked at again anyway, and not too often
+		}
 		switch v.State {
 		case Queued:
 			if v.limit && working < l.cfg.Max {

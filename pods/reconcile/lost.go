@@ -92,8 +92,10 @@ func (l *Loop) renamed(from, to Key) {
 	}
 }
 
-// namesake refuses an issue whose pod's name is taken by a pod of an earlier
-// repository with the same name: its volumes hold another repository's work.
+// namesake is about an issue whose pod's name is taken by a pod of an earlier
+// repository with the same name. That one's volumes hold another repository's
+// work: it is stopped, unless it goes on under another name, and the issue gets
+// no pod until a person has removed it.
 func (l *Loop) namesake(ctx context.Context, i Issue, other Pod) error {
 	elsewhere := false
 	for _, v := range l.Views() {
@@ -104,7 +106,14 @@ func (l *Loop) namesake(ctx context.Context, i Issue, other Pod) error {
 			return err
 		}
 	}
-	return l.refuse(ctx, i, fmt.Sprintf("the pod of an issue with this number, in another repository that was called %s/%s before, is still here with its work; when that is not needed, run `devaipod rm %s`, then take the label off and put it on again", i.Owner, i.Repo, i.Key))
+	why := fmt.Sprintf("the pod of an issue with this number, in another repository that was called %s/%s before, is still here with its work; when that is not needed, run `devaipod rm %s`, then take the label off and put it on again", i.Owner, i.Repo, i.Key)
+	if i.wanted(l.cfg.Label) {
+		return l.refuse(ctx, i, why)
+	}
+	if !elsewhere {
+		l.end(i, other, why)
+	}
+	return nil
 }
 
 // PodKey is the key of the pod that works on an issue: what it was called when

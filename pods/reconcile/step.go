@@ -39,14 +39,14 @@ func (i Issue) wanted(label string) bool { return i.Open && slices.Contains(i.La
 
 func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, pods map[Key]Pod) error {
 	k := i.Key
+	if other, taken := pods[k]; taken && !has {
+		return l.namesake(ctx, i, other)
+	}
 	if !i.wanted(l.cfg.Label) {
 		if !has {
 			return errors.Join(l.leaveState(ctx, i), l.leave(k))
 		}
 		return l.finish(ctx, i, pod)
-	}
-	if other, taken := pods[k]; taken && !has {
-		return l.namesake(ctx, i, other)
 	}
 	tr, ok, err := l.cfg.Forge.Trigger(ctx, k)
 	if err != nil {
@@ -297,7 +297,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 		return err
 	}
 	v.judge(sum, len(commits))
-	if exit := l.exits[pod.Key]; exit != "" && v.State == Failed && v.Cause != CauseDied {
+	if exit := l.exits[pod.Key]; exit != "" && (v.Cause == CauseNothing || v.State == Failed && v.Cause != CauseDied) {
 		v.Why += "\n\nIt was started again before: " + exit + "."
 	}
 	if len(commits) > 0 {

@@ -193,6 +193,7 @@ func pushMain(r Request) Reply {
 // eatMemory makes the agent's server the first that the kernel ends.
 func eatMemory(r Request) Reply {
 	eat := bash("for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' <$p/cmdline)\" in *devaipod-pod*) ;; *opencode*) echo 1000 >$p/oom_score_adj;; esac; done; tail /dev/zero; echo survived", "Eats memory")
+	eat.ok = contains("survived")
 	if reply, done := play(r, []step{eat}); !done {
 		return reply
 	}
