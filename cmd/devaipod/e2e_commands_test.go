@@ -135,21 +135,20 @@ func (c *call) issue() error {
 		return errors.New("usage: issue SCENARIO TITLE…")
 	}
 	p := testkit.NewProof()
-	return c.open(p, strings.Join(c.args[1:], " "), p.Task(c.args[0]))
+	i, err := c.api(person).CreateIssue(c.ctx, c.env("REPO"), strings.Join(c.args[1:], " "), p.Task(c.args[0]))
+	if err == nil {
+		c.about(p, i)
+	}
+	return err
 }
 
-// open opens an issue whose text asks for a proof.
-func (c *call) open(p testkit.Proof, title, body string) error {
-	i, err := c.api(person).CreateIssue(c.ctx, c.env("REPO"), title, body)
-	if err != nil {
-		return err
-	}
+// about makes an issue the one that the script is about.
+func (c *call) about(p testkit.Proof, i testkit.Issue) {
 	c.ts.Setenv("ISSUE", strconv.FormatInt(i.Number, 10))
 	c.ts.Setenv("KEY", fmt.Sprintf("%s#%d", c.env("REPO"), i.Number))
 	c.ts.Setenv("NONCE", p.Nonce)
 	c.ts.Setenv("SUM", p.Sum)
 	c.printf("%s\n", i.URL)
-	return nil
 }
 
 func (c *call) label() error {

@@ -299,7 +299,7 @@ func (w *world) Summary(context.Context, reconcile.Key) (reconcile.Summary, erro
 func (w *world) config() reconcile.Config {
 	return reconcile.Config{
 		Forge: w, Pods: w, Label: "devaipod", Ours: []string{"demo-bot"}, Resync: time.Hour, Watch: time.Hour,
-		Harmless:   func(s string) string { return strings.ReplaceAll(s, "@", "(at)") },
+		Harmless:   func(s string) string { return strings.NewReplacer("@", "(at)", "#", "(number)").Replace(s) },
 		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
 		Now:        func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now }, Deadline: 4 * time.Hour, Rest: 24 * time.Hour,
 		Log: slog.New(slog.DiscardHandler),

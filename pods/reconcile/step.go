@@ -221,7 +221,9 @@ func (l *Loop) base(ctx context.Context, i Issue) (name, why string, err error) 
 // refuse tells once, politely, and starts nothing.
 func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 	l.keepView(i, View{State: Refused, Why: why})
-	body := fmt.Sprintf("No agent was started: %s.", l.cfg.Harmless(why))
+	// The issue's own name, which may be part of a command to copy, stays whole.
+	why = strings.ReplaceAll(l.cfg.Harmless(why), l.cfg.Harmless(i.Key.String()), i.Key.String())
+	body := fmt.Sprintf("No agent was started: %s.", why)
 	if l.said[i.Key].body == body {
 		return nil
 	}
