@@ -344,6 +344,26 @@ func TestATaskThatCannotBeKeptIsToldAndStartsWithItsPin(t *testing.T) {
 	}
 }
 
+func TestAPodThatCanNeverStartFailsInTheEnd(t *testing.T) {
+	w := newWorld()
+	w.beginErr = errors.New("no image")
+	w.with(t, w.config(), func(l *reconcile.Loop) {
+		until(t, "queued", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.state == reconcile.Queued })
+		w.set(func() { w.now = w.now.Add(5 * time.Hour) })
+		l.Kick(w.issue.Key)
+		until(t, "failed", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.state == reconcile.Failed })
+		if said := w.said["status"]; !strings.Contains(said, "could not be started for 4h") || !strings.Contains(said, "no image") {
+			t.Errorf("said %q", said)
+		}
+		w.set(func() { w.beginErr, w.now = nil, w.now.Add(2*time.Hour) })
+		l.KickAll()
+		until(t, "working", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.state == reconcile.Working })
+	})
+	if w.said["refused"] != "" {
+		t.Errorf("said %q", w.said)
+	}
+}
+
 func TestALabelPutOnWhileWeWriteIsSeen(t *testing.T) {
 	t.Run("while the pod is made", func(t *testing.T) {
 		w := newWorld()

@@ -62,6 +62,7 @@ type Loop struct {
 	exits   map[Key]string    // and how it had ended
 	away    map[Key]time.Time // since when a pod-api has not answered
 	pins    map[Key]Task      // what could not be kept yet
+	stuck   map[Key]time.Time // since when a pod could not be started
 	again   map[Key]int       // how often a decision was put off in a row
 	failed  int               // consecutive passes that failed
 	feed    feed
@@ -95,7 +96,7 @@ func New(cfg Config) (*Loop, error) {
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, again: map[Key]int{}, feed: newFeed(),
+		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, feed: newFeed(),
 	}, nil
 }
 

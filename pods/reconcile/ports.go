@@ -194,6 +194,7 @@ const (
 	CauseDied        Cause = "died"         // its containers end by themselves
 	CauseUnreachable Cause = "unreachable"  // the pod-api does not answer
 	CauseDeadline    Cause = "deadline"     // it worked for too long
+	CauseStart       Cause = "start"        // its pod can't be started
 )
 
 // Pods is what the loop needs of the pods. All methods are idempotent.

@@ -62,6 +62,7 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 func (l *Loop) leave(k Key) error {
 	l.forget(k)
 	delete(l.pins, k)
+	delete(l.stuck, k)
 	return l.cfg.Pods.Keep(k, nil)
 }
 
@@ -114,6 +115,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 	}
 	// From here on the pod carries it.
 	delete(l.pins, i.Key)
+	delete(l.stuck, i.Key)
 	if err := l.cfg.Pods.Keep(i.Key, nil); err != nil {
 		return err
 	}
@@ -144,12 +146,23 @@ func (l *Loop) task(ctx context.Context, i Issue, tr Trigger, ok bool) (task Tas
 }
 
 // unstarted tells why a pod can't start yet, and returns the reason, so that it
-// is tried again.
+// is tried again; when that has gone on for too long it counts as failed, and is
+// tried at the passes over everything alone.
 func (l *Loop) unstarted(ctx context.Context, i Issue, t Task, err error) error {
-	return errors.Join(err, l.show(ctx, i, View{
-		State: Queued, Branch: t.Branch, Labeler: t.Trigger.User,
-		Why: "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again.",
-	}))
+	since, known := l.stuck[i.Key]
+	if !known {
+		since = l.cfg.Now()
+		l.stuck[i.Key] = since
+	}
+	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User,
+		Why: "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."}
+	if l.cfg.Deadline > 0 && l.cfg.Now().Sub(since) >= l.cfg.Deadline {
+		l.cfg.Log.Error("the pod could not be started", "issue", i.Key.String(), "for", l.cfg.Deadline, "err", err)
+		v.State, v.Cause = Failed, CauseStart
+		v.Why = fmt.Sprintf("The pod could not be started for %s: %s.", l.cfg.Deadline, firstLine(err.Error()))
+		err = nil
+	}
+	return errors.Join(err, l.show(ctx, i, v))
 }
 
 // pin asks whether the label may start a pod and, if so, takes the text as it

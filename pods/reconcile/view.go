@@ -137,6 +137,8 @@ func adviceOn(v View) string {
 		return "Check that the model's server is up and that model.url is right."
 	case CauseStalled, CauseDeadline:
 		return logs + " A smaller or clearer task may help."
+	case CauseStart:
+		return "Mend what it says."
 	case CauseDied:
 		return logs + " If it ran out of memory, raise agent.memory."
 	case CauseInterrupted, CauseSilent, CauseUnreachable:
