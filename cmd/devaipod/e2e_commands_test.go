@@ -49,6 +49,7 @@ func commands() map[string]func(*call) error {
 		"task":       (*call).task,       // task SCENARIO TITLE FILE: what `run` is given; sets $SUM
 		"release":    (*call).release,    // release: the model goes on in the scenario slow
 		"letgo":      (*call).letgo,      // letgo: the same, until the agent has tried to push
+		"freeaddr":   (*call).freeAddr,   // freeaddr: a loopback address and port that nobody listens on
 		"capture":    (*call).capture,    // capture NAME: the last stdout as a variable
 		"gitconfig":  (*call).gitconfig,  // gitconfig FILE: one whose credential helper is the person's
 		"waitfor":    (*call).waitfor,    // waitfor PATTERN COMMAND ARG…: until it prints that
@@ -403,6 +404,12 @@ func (c *call) task() error {
 	c.ts.Setenv("NONCE", p.Nonce)
 	c.ts.Setenv("SUM", p.Sum)
 	return os.WriteFile(c.ts.MkAbs(c.args[2]), []byte(c.args[1]+"\n\n"+p.Task(c.args[0])), 0o600)
+}
+
+func (c *call) freeAddr() error {
+	addr, err := testkit.FreeAddr("")
+	c.printf("%s\n", addr)
+	return err
 }
 
 func (c *call) capture() error {
