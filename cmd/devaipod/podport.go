@@ -167,14 +167,20 @@ func (p *podPort) Kept(k reconcile.Key) (*reconcile.Task, error) {
 	return &t, nil
 }
 
-// open makes the pod's door, once.
+// open makes the pod's door unless it is there.
 func (p *podPort) open(k reconcile.Key) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.doors[k] != nil {
-		return nil
-	}
 	dir := p.manager.RunDir(pods.Key(k))
+	if old := p.doors[k]; old != nil {
+		if _, err := os.Stat(filepath.Join(dir, podfile.ServiceSocket)); err == nil {
+			return nil
+		}
+		delete(p.doors, k) // its socket was removed: nobody finds it any more
+		if err := old.Close(); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the pod's run directory: %w", err)
 	}
