@@ -18,9 +18,8 @@ import (
 
 const (
 	callTimeout = 30 * time.Second
-	maxAnswer   = 64 << 20 // bytes of one answer
-	pageSize    = 50       // the forge's default maximum
-	maxPages    = 400      // 20,000 entries; more is an error, never a silent cut
+	pageSize    = 50  // the forge's default maximum
+	maxPages    = 400 // 20,000 entries; more is an error, never a silent cut
 )
 
 // Errors that callers decide on; match with errors.Is.
@@ -29,7 +28,11 @@ var (
 	ErrForbidden = errors.New("not allowed")
 	ErrConflict  = errors.New("there already")
 	ErrInvalid   = errors.New("not accepted")
+	ErrReadOnly  = errors.New("archived") // the repository takes no changes
 )
+
+// errTooLarge is an answer larger than MaxAnswer.
+var errTooLarge = errors.New("the answer is too large")
 
 // An Error is an answer of the forge that is not a success.
 type Error struct {
@@ -53,6 +56,8 @@ func (e *Error) Is(target error) bool {
 		return e.Status == http.StatusConflict
 	case ErrInvalid:
 		return e.Status == http.StatusUnprocessableEntity
+	case ErrReadOnly:
+		return e.Status == http.StatusLocked
 	}
 	return false
 }
@@ -90,6 +95,8 @@ type Config struct {
 	ServiceUser string
 	// Transport carries the calls; nil for one of its own.
 	Transport http.RoundTripper
+	// MaxAnswer is how long one answer may be, in bytes; 64 MiB when 0.
+	MaxAnswer int64
 	// Fault, when not nil, is called with a name before each call that changes
 	// something; tests end the process there.
 	Fault func(point string)
@@ -110,6 +117,9 @@ func New(cfg Config) (*Client, error) {
 	u, err := url.Parse(cfg.URL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil {
 		return nil, fmt.Errorf("forge URL %q: want http://HOST or https://HOST", cfg.URL)
+	}
+	if cfg.MaxAnswer == 0 {
+		cfg.MaxAnswer = 64 << 20
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -162,7 +172,7 @@ func passing(err error) bool {
 	if errors.As(err, &e) {
 		return e.Status >= 500
 	}
-	return !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
+	return !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errTooLarge)
 }
 
 func (c *Client) once(ctx context.Context, in call, out any) (http.Header, error) {
@@ -192,17 +202,17 @@ func (c *Client) once(ctx context.Context, in call, out any) (http.Header, error
 	if c.cfg.Fault != nil && in.method != http.MethodGet {
 		c.cfg.Fault("forge: " + in.method + " " + in.path)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.follow(req)
 	if err != nil {
 		return nil, fmt.Errorf("asking the forge: %w", err)
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, c.cfg.MaxAnswer+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading the forge's answer to %s %s: %w", in.method, in.path, err)
 	}
-	if len(b) > maxAnswer {
-		return nil, fmt.Errorf("the forge's answer to %s %s is larger than %d bytes", in.method, in.path, maxAnswer)
+	if int64(len(b)) > c.cfg.MaxAnswer {
+		return nil, fmt.Errorf("%s %s: %w for us (%d bytes)", in.method, in.path, errTooLarge, c.cfg.MaxAnswer)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		e := &Error{Method: in.method, Path: in.path, Status: resp.StatusCode, Message: message(b)}
@@ -237,6 +247,25 @@ func (c *Client) identify(req *http.Request, in call) {
 	}
 }
 
+// follow sends a request, and a reading one again to where the forge says that
+// a renamed repository is now: within the forge, for the token goes with it.
+func (c *Client) follow(req *http.Request) (*http.Response, error) {
+	resp, err := c.http.Do(req)
+	if err != nil || req.Method != http.MethodGet || resp.StatusCode/100 != 3 {
+		return resp, err
+	}
+	to, err := resp.Location()
+	if err != nil || !strings.HasPrefix(to.String(), c.base+"/") {
+		return resp, nil //nolint:nilerr // told as the answer that it is
+	}
+	if err := resp.Body.Close(); err != nil {
+		return nil, err
+	}
+	again := req.Clone(req.Context())
+	again.URL = to
+	return c.http.Do(again)
+}
+
 // message is the forge's error text.
 func message(b []byte) string {
 	var m struct {
@@ -248,29 +277,43 @@ func message(b []byte) string {
 	return strings.ToValidUTF8(m.Message[:min(len(m.Message), 500)], "?")
 }
 
+// pageSizes are tried one after the other when a page is too large: texts on a
+// forge have no bound, and a few long ones must not hide the others.
+var pageSizes = []int{pageSize, 10, 1}
+
 // pages reads every page of a list. The last one is told by its Link header
-// lacking a next, or, where there is no such header, by being empty.
+// lacking a next, or, where there is no such header, by being short. An entry
+// that is too large by itself is left out, with a warning.
 func pages[T any](ctx context.Context, c *Client, in call) ([]T, error) {
 	var all []T
 	query := url.Values{}
 	for k, v := range in.query {
 		query[k] = v
 	}
-	query.Set("limit", strconv.Itoa(pageSize))
 	in.query = query
-	for page := 1; page <= maxPages; page++ {
-		query.Set("page", strconv.Itoa(page))
+	size := 0
+	for offset := 0; offset < maxPages*pageSize; {
+		n := pageSizes[size]
+		query.Set("limit", strconv.Itoa(n))
+		query.Set("page", strconv.Itoa(offset/n+1))
 		var some []T
 		header, err := c.doHeader(ctx, in, &some)
-		if err != nil {
+		switch {
+		case errors.Is(err, errTooLarge) && size < len(pageSizes)-1:
+			size++
+			continue
+		case errors.Is(err, errTooLarge):
+			c.cfg.Log.Warn("left out an entry that is too large", "path", in.path, "entry", offset+1)
+			header = http.Header{"Link": {`rel="next"`}}
+		case err != nil:
 			return nil, err
 		}
 		all = append(all, some...)
-		link := header.Get("Link")
-		if len(some) == 0 || (link != "" && !strings.Contains(link, `rel="next"`)) {
-			return all, nil
+		if offset += n; offset%pageSize == 0 {
+			size = 0
 		}
-		if link == "" && len(some) < pageSize {
+		link := header.Get("Link")
+		if (link == "" && len(some) < n) || (link != "" && !strings.Contains(link, `rel="next"`)) {
 			return all, nil
 		}
 	}

@@ -15,6 +15,7 @@ import (
 // An Issue (or pull request) as the forge has it.
 type Issue struct {
 	Repo             Repo
+	RepoID           int64 // which stays when the repository is renamed
 	Number           int64
 	Title, Body      string
 	State            string // "open" or "closed"
@@ -30,6 +31,12 @@ func issueOf(r Repo, i sdk.Issue) Issue {
 	out := Issue{
 		Repo: r, Number: i.Index, Title: i.Title, Body: i.Body, State: string(i.State), Ref: i.Ref,
 		Created: i.Created, Updated: i.Updated, IsPull: i.PullRequest != nil, URL: i.HTMLURL, Author: login(i.Poster),
+	}
+	if i.Repository != nil { // its name now: r may be an earlier one
+		out.RepoID = i.Repository.ID
+		if owner, name, ok := strings.Cut(i.Repository.FullName, "/"); ok {
+			out.Repo = Repo{owner, name}
+		}
 	}
 	for _, l := range i.Labels {
 		out.Labels = append(out.Labels, l.Name)
@@ -57,8 +64,7 @@ func (c *Client) LabeledIssues(ctx context.Context, label string) ([]Issue, erro
 		if i.Repository == nil {
 			continue
 		}
-		owner, name, _ := strings.Cut(i.Repository.FullName, "/")
-		issue := issueOf(Repo{owner, name}, i)
+		issue := issueOf(Repo{}, i)
 		// An unknown label makes the forge drop the filter.
 		if !issue.IsPull && issue.State == "open" && slices.Contains(issue.Labels, label) {
 			out = append(out, issue)
@@ -79,14 +85,14 @@ func (c *Client) ChangedIssues(ctx context.Context, since time.Time) ([]Issue, e
 	var out []Issue
 	for _, i := range found {
 		if i.Repository != nil {
-			owner, name, _ := strings.Cut(i.Repository.FullName, "/")
-			out = append(out, issueOf(Repo{owner, name}, i))
+			out = append(out, issueOf(Repo{}, i))
 		}
 	}
 	return out, nil
 }
 
-// Issue reads one; ErrNotFound when there is none.
+// Issue reads one; ErrNotFound when there is none. One of a renamed repository
+// is found under its old name too, as long as no other has taken that.
 func (c *Client) Issue(ctx context.Context, r Repo, n int64) (Issue, error) {
 	var i sdk.Issue
 	if err := c.do(ctx, call{method: "GET", path: r.path("/issues/%d", n)}, &i); err != nil {

@@ -131,6 +131,11 @@ func (c *Client) SetState(ctx context.Context, i Issue, state string) (changed b
 // RemoveLabel takes a label off an issue; one that is not on it is no error. The
 // label may be the repository's or its organization's.
 func (c *Client) RemoveLabel(ctx context.Context, r Repo, n int64, name string) error {
+	issue, err := c.Issue(ctx, r, n)
+	if err != nil || !slices.Contains(issue.Labels, name) {
+		return err
+	}
+	r = issue.Repo     // it may have been renamed
 	var on []labelJSON // this route has no pages
 	if err := c.do(ctx, call{method: "GET", path: r.path("/issues/%d/labels", n)}, &on); err != nil {
 		return err
@@ -139,7 +144,7 @@ func (c *Client) RemoveLabel(ctx context.Context, r Repo, n int64, name string) 
 	if i < 0 {
 		return nil
 	}
-	err := c.do(ctx, call{method: http.MethodDelete, path: r.path("/issues/%d/labels/%d", n, on[i].ID)}, nil)
+	err = c.do(ctx, call{method: http.MethodDelete, path: r.path("/issues/%d/labels/%d", n, on[i].ID)}, nil)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("taking %s off %s#%d: %w", name, r, n, err)
 	}

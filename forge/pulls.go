@@ -15,6 +15,7 @@ import (
 // A RepoInfo is what the forge tells of a repository.
 type RepoInfo struct {
 	Repo                     Repo
+	ID                       int64 // which stays when it is renamed
 	DefaultBranch            string
 	CloneURL, HTMLURL        string
 	Empty, Archived, Private bool
@@ -22,7 +23,7 @@ type RepoInfo struct {
 
 func infoOf(r sdk.Repository) RepoInfo {
 	return RepoInfo{
-		Repo: Repo{login(r.Owner), r.Name}, DefaultBranch: r.DefaultBranch, CloneURL: r.CloneURL, HTMLURL: r.HTMLURL,
+		Repo: Repo{login(r.Owner), r.Name}, ID: r.ID, DefaultBranch: r.DefaultBranch, CloneURL: r.CloneURL, HTMLURL: r.HTMLURL,
 		Empty: r.Empty, Archived: r.Archived, Private: r.Private,
 	}
 }
@@ -229,7 +230,8 @@ func (c *Client) PullForBranch(ctx context.Context, r Repo, head string) (Pull, 
 	return best, best.Number != 0, nil
 }
 
-// A PullSpec is what a pull request shall be.
+// A PullSpec is what a pull request shall be. Its title is plain text, in which
+// what would make it a draft or close issues is taken out.
 type PullSpec struct {
 	Head, Base  string
 	Title, Body string
@@ -239,6 +241,9 @@ type PullSpec struct {
 // EnsurePull opens a pull request as the bot, or brings the open one of that
 // branch to spec.
 func (c *Client) EnsurePull(ctx context.Context, r Repo, spec PullSpec) (p Pull, changed bool, err error) {
+	if spec.Title = harmlessTitle(spec.Title); spec.Title == "" {
+		spec.Title = spec.Head
+	}
 	title, body := spec.Title, bounded(spec.Body)
 	if spec.Draft {
 		title = draftPrefix + title

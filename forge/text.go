@@ -11,6 +11,19 @@ var (
 	crossRef = regexp.MustCompile(`([#!])(\d)`)
 )
 
+// draftMark is what makes a pull request a draft, at the beginning of its title.
+var draftMark = regexp.MustCompile(`(?i)^\s*(wip:|\[wip\])\s*`)
+
+// harmlessTitle takes the force out of a pull request's title: plain text, in
+// which the forge looks for closing keywords and draft marks.
+func harmlessTitle(s string) string {
+	for draftMark.MatchString(s) {
+		s = draftMark.ReplaceAllString(s, "")
+	}
+	s = keyword.ReplaceAllString(s, "$1$2\u200b$3")
+	return crossRef.ReplaceAllString(s, "$1\u200b$2")
+}
+
 // Harmless takes the force out of text that an agent wrote, for posting in our
 // name: mentions, closing keywords, references to issues, images (which would
 // be fetched by the reader's browser), HTML (and with it hidden comments), and

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -34,6 +35,7 @@ type Work struct {
 	forge *url.URL
 	user  string
 	token func() string
+	wait  time.Duration
 	http  *http.Client
 	log   *slog.Logger
 }
@@ -46,7 +48,10 @@ type WorkConfig struct {
 	// Transport carries the requests; nil for one of its own. It must hand on
 	// bodies as they come, without undoing a compression.
 	Transport http.RoundTripper
-	Log       *slog.Logger
+	// Wait is how long git waits for a forge that does not answer, as while it is
+	// started again; a minute when 0.
+	Wait time.Duration
+	Log  *slog.Logger
 }
 
 // NewWork checks cfg and returns an endpoint. It makes no call.
@@ -63,8 +68,11 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 			ResponseHeaderTimeout: 10 * time.Minute, // receive-pack answers when it is done
 		}
 	}
+	if cfg.Wait == 0 {
+		cfg.Wait = time.Minute
+	}
 	return &Work{
-		forge: u, user: cfg.User, token: cfg.Token, log: cfg.Log,
+		forge: u, user: cfg.User, token: cfg.Token, wait: cfg.Wait, log: cfg.Log,
 		http: &http.Client{
 			// A redirect would carry the token to wherever the answer says.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -77,6 +85,7 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 // refuses all else.
 func (w *Work) Handler(rules Rules) http.Handler {
 	base := "/work/" + rules.Repo + ".git"
+	at := &place{repo: rules.Repo}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+base+"/info/refs", func(rw http.ResponseWriter, r *http.Request) {
 		service := r.URL.Query().Get("service")
@@ -84,13 +93,13 @@ func (w *Work) Handler(rules Rules) http.Handler {
 			refuse(rw, http.StatusForbidden, "devaipod: git's dumb protocol is not served; use git 1.6.6 or newer")
 			return
 		}
-		w.forward(rw, r, rules, "/info/refs?service="+service, nil)
+		w.forward(rw, r, at, "/info/refs?service="+service, nil)
 	})
 	mux.HandleFunc("POST "+base+"/git-upload-pack", func(rw http.ResponseWriter, r *http.Request) {
-		w.forward(rw, r, rules, "/git-upload-pack", http.MaxBytesReader(rw, r.Body, maxNegotiation))
+		w.forward(rw, r, at, "/git-upload-pack", http.MaxBytesReader(rw, r.Body, maxNegotiation))
 	})
 	mux.HandleFunc("POST "+base+"/git-receive-pack", func(rw http.ResponseWriter, r *http.Request) {
-		w.receive(rw, r, rules)
+		w.receive(rw, r, rules, at)
 	})
 	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
 		refuse(rw, http.StatusForbidden, fmt.Sprintf("devaipod: this pod reaches %s alone", base))
@@ -99,7 +108,7 @@ func (w *Work) Handler(rules Rules) http.Handler {
 }
 
 // receive is the gate of pushes (invariant S4, refs).
-func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules) {
+func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at *place) {
 	body, err := plainBody(r)
 	if err != nil {
 		refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
@@ -124,7 +133,7 @@ func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules) {
 		r.Header.Del("Content-Encoding") // plainBody has undone it
 		r.ContentLength = -1
 	}
-	w.forward(rw, r, rules, "/git-receive-pack", io.MultiReader(strings.NewReader(string(list.raw)), body))
+	w.forward(rw, r, at, "/git-receive-pack", io.MultiReader(strings.NewReader(string(list.raw)), body))
 }
 
 // check returns why each ref is refused; none when the whole push may pass.
@@ -198,13 +207,30 @@ func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string
 	_, _ = rw.Write(append(out, "0000"...)) // as above
 }
 
-// forward sends the request on to the forge and streams its answer back.
-func (w *Work) forward(rw http.ResponseWriter, r *http.Request, rules Rules, suffix string, body io.Reader) {
-	target := strings.TrimSuffix(w.forge.String(), "/") + "/" + rules.Repo + ".git" + suffix
-	req, err := http.NewRequestWithContext(r.Context(), r.Method, target, body)
+// A place is where on the forge a pod's repository is: another than the pod
+// calls it where it was renamed.
+type place struct {
+	mu   sync.Mutex
+	repo string
+}
+
+func (p *place) get() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.repo
+}
+
+func (p *place) set(repo string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.repo = repo
+}
+
+// ask sends a request to the forge.
+func (w *Work) ask(r *http.Request, repo, suffix string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(r.Context(), r.Method, strings.TrimSuffix(w.forge.String(), "/")+"/"+repo+".git"+suffix, body)
 	if err != nil {
-		refuse(rw, http.StatusInternalServerError, "devaipod: "+err.Error())
-		return
+		return nil, err
 	}
 	for _, h := range []string{"Content-Type", "Content-Encoding", "Accept", "Git-Protocol"} {
 		if v := r.Header.Get(h); v != "" {
@@ -216,25 +242,76 @@ func (w *Work) forward(rw http.ResponseWriter, r *http.Request, rules Rules, suf
 	}
 	req.Header.Set("User-Agent", "git/2 (devaipod)")
 	req.SetBasicAuth(w.user, w.token())
-	resp, err := w.http.Do(req)
+	return w.http.Do(req)
+}
+
+// askFirst sends git's first question, which can be sent again: it waits for a
+// forge that is away, and learns where a renamed repository is now.
+func (w *Work) askFirst(r *http.Request, at *place, suffix string) (*http.Response, error) {
+	moves := 0
+	for end := time.Now().Add(w.wait); ; {
+		resp, err := w.ask(r, at.get(), suffix, nil)
+		if err == nil && resp.StatusCode/100 == 3 && moves < 3 {
+			moves++
+			if repo, ok := w.movedTo(resp, suffix); ok && repo != at.get() {
+				w.log.Info("the repository was renamed", "from", at.get(), "to", repo)
+				at.set(repo)
+				if err := resp.Body.Close(); err != nil {
+					return nil, err
+				}
+				continue
+			}
+		}
+		if err == nil || r.Context().Err() != nil || time.Now().After(end) {
+			return resp, err
+		}
+		select {
+		case <-r.Context().Done():
+		case <-time.After(min(time.Second, w.wait/10)):
+		}
+	}
+}
+
+// movedTo reads which repository of this forge a redirect leads to.
+func (w *Work) movedTo(resp *http.Response, suffix string) (repo string, ok bool) {
+	to, err := resp.Location()
+	if err != nil {
+		return "", false
+	}
+	rest, within := strings.CutPrefix(to.String(), strings.TrimSuffix(w.forge.String(), "/")+"/")
+	repo, git := strings.CutSuffix(rest, suffix)
+	repo = strings.TrimSuffix(repo, ".git")
+	return repo, within && git && strings.Count(repo, "/") == 1
+}
+
+// forward sends the request on to the forge and streams its answer back.
+func (w *Work) forward(rw http.ResponseWriter, r *http.Request, at *place, suffix string, body io.Reader) {
+	var resp *http.Response
+	var err error
+	if body == nil {
+		resp, err = w.askFirst(r, at, suffix)
+	} else {
+		resp, err = w.ask(r, at.get(), suffix, body)
+	}
+	repo := at.get()
 	if err != nil {
 		if r.Context().Err() == nil {
-			w.log.Warn("the forge did not answer git", "repo", rules.Repo, "err", err)
+			w.log.Warn("the forge did not answer git", "repo", repo, "err", err)
 		}
 		refuse(rw, http.StatusBadGateway, "devaipod: the forge does not answer; try again in a minute")
 		return
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		w.log.Warn("the forge refused git", "repo", rules.Repo, "status", resp.Status)
-		refuse(rw, http.StatusBadGateway, fmt.Sprintf("devaipod: the forge answered %d for %s; a person has to look (devaipod forge status)", resp.StatusCode, rules.Repo))
+		w.log.Warn("the forge refused git", "repo", repo, "status", resp.Status)
+		refuse(rw, http.StatusBadGateway, fmt.Sprintf("devaipod: the forge answered %d for %s; a person has to look (devaipod forge status)", resp.StatusCode, repo))
 		return
 	}
 	rw.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
 	rw.Header().Set("Cache-Control", "no-cache")
 	rw.WriteHeader(http.StatusOK)
 	if err := stream(rw, resp.Body); err != nil && r.Context().Err() == nil {
-		w.log.Warn("answering git", "repo", rules.Repo, "err", err)
+		w.log.Warn("answering git", "repo", repo, "err", err)
 		panic(http.ErrAbortHandler) // a cut-off answer must not look whole
 	}
 }

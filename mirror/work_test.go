@@ -2,6 +2,7 @@ package mirror_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -11,7 +12,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror"
 )
@@ -24,6 +27,7 @@ type stack struct {
 	bare  string
 	url   string
 	clone string
+	down  atomic.Bool // the forge breaks every connection off
 }
 
 func newStack(t *testing.T) *stack {
@@ -52,6 +56,13 @@ func newStack(t *testing.T) *stack {
 		Env:  []string{"GIT_PROJECT_ROOT=" + filepath.Join(root, "forge"), "GIT_HTTP_EXPORT_ALL=1", "REMOTE_USER=bot"},
 	}
 	forge := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.down.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		if path, old := strings.CutPrefix(r.URL.Path, "/alice/hello.git/"); old && s.renamed() {
+			http.Redirect(w, r, "/alice/welcome.git/"+path+"?"+r.URL.RawQuery, http.StatusMovedPermanently)
+			return
+		}
 		if _, pass, _ := r.BasicAuth(); pass != token {
 			http.Error(w, "no", http.StatusUnauthorized)
 			return
@@ -66,7 +77,7 @@ func newStack(t *testing.T) *stack {
 		backend.ServeHTTP(w, r)
 	}))
 	t.Cleanup(forge.Close)
-	work, err := mirror.NewWork(mirror.WorkConfig{ForgeURL: forge.URL, User: "bot", Token: func() string { return token }, Log: slog.New(slog.DiscardHandler)})
+	work, err := mirror.NewWork(mirror.WorkConfig{ForgeURL: forge.URL, User: "bot", Token: func() string { return token }, Wait: 10 * time.Second, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +86,12 @@ func newStack(t *testing.T) *stack {
 	s.url = front.URL
 	git(t, root, "clone", "-q", s.url+"/work/alice/hello.git", s.clone)
 	return s
+}
+
+// renamed tells whether the forge has renamed alice/hello to alice/welcome.
+func (s *stack) renamed() bool {
+	_, err := os.Stat(filepath.Join(filepath.Dir(s.bare), "welcome.git"))
+	return err == nil
 }
 
 func (s *stack) commit(t *testing.T, name string, size int) {
@@ -106,6 +123,32 @@ func TestPushWithinThePrefixReachesTheForge(t *testing.T) {
 			git(t, s.clone, "fetch", "-q", "--depth=1", "origin")
 		})
 	}
+}
+
+func TestAPushFollowsARenamedRepository(t *testing.T) {
+	s := newStack(t)
+	s.commit(t, "file", 10)
+	now := filepath.Join(filepath.Dir(s.bare), "welcome.git")
+	if err := os.Rename(s.bare, now); err != nil {
+		t.Fatal(err)
+	}
+	git(t, s.clone, "push", "-q", "origin", "HEAD:agent/3-work")
+	git(t, s.clone, "fetch", "-q", "origin")
+	if out, err := run(s.clone, "push", "-q", "origin", "HEAD:main"); err == nil {
+		t.Errorf("a push to main went through: %s", out)
+	}
+	want := strings.TrimSpace(git(t, s.clone, "rev-parse", "HEAD"))
+	if got := strings.TrimSpace(git(t, now, "rev-parse", "refs/heads/agent/3-work")); got != want {
+		t.Errorf("the forge has %s, want %s", got, want)
+	}
+}
+
+func TestAPushWaitsForAForgeThatIsAway(t *testing.T) {
+	s := newStack(t)
+	s.commit(t, "file", 10)
+	s.down.Store(true)
+	time.AfterFunc(300*time.Millisecond, func() { s.down.Store(false) })
+	git(t, s.clone, "push", "-q", "origin", "HEAD:agent/3-work")
 }
 
 func TestPushOutsideThePrefixIsRefusedWithWords(t *testing.T) {
@@ -204,9 +247,14 @@ func TestAForgeThatIsDownOrRefusesIsToldWithoutItsToken(t *testing.T) {
 		http.Redirect(w, r, "http://127.0.0.1:1/"+r.Header.Get("Authorization"), http.StatusFound)
 	}))
 	defer refusing.Close()
-	for _, url := range []string{down.URL, refusing.URL} {
+	var hops atomic.Int64
+	circle := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, fmt.Sprintf("/a/b%d.git/info/refs?service=git-upload-pack", hops.Add(1)), http.StatusFound)
+	}))
+	defer circle.Close()
+	for _, url := range []string{down.URL, refusing.URL, circle.URL} {
 		var logged bytes.Buffer
-		work, err := mirror.NewWork(mirror.WorkConfig{ForgeURL: url, User: "bot", Token: func() string { return token }, Log: slog.New(slog.NewTextHandler(&logged, nil))})
+		work, err := mirror.NewWork(mirror.WorkConfig{ForgeURL: url, User: "bot", Token: func() string { return token }, Wait: time.Millisecond, Log: slog.New(slog.NewTextHandler(&logged, nil))})
 		if err != nil {
 			t.Fatal(err)
 		}

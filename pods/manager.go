@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"codeberg.org/devaipod/devaipod/pods/podfile"
@@ -36,6 +37,7 @@ type Manager struct {
 	cfg    Config
 	podman *podman.Client
 	log    *slog.Logger
+	warned sync.Map               // specifications that can't be read, by file
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 }
 
@@ -230,6 +232,7 @@ func (m *Manager) RemoveAll(ctx context.Context) error {
 // A Pod as podman has it.
 type Pod struct {
 	Key
+	RepoID                    int64
 	Name                      string
 	Pin                       Pin
 	Branch, Base              string
@@ -297,10 +300,14 @@ func (m *Manager) kept(see func(Key) *Pod) error {
 			continue // removed meanwhile
 		}
 		if err != nil {
-			return err
+			// Its pod is found by its other parts, and the others must go on.
+			if _, told := m.warned.LoadOrStore(file, true); !told {
+				m.log.Warn("a pod's specification can't be read", "err", err)
+			}
+			continue
 		}
 		p := see(s.Key)
-		p.Branch, p.Base, p.Pin = s.Branch, s.Base, s.Pin
+		p.Branch, p.Base, p.Pin, p.RepoID = s.Branch, s.Base, s.Pin, s.RepoID
 	}
 	return nil
 }
@@ -317,6 +324,7 @@ func (p *Pod) take(c podman.Thing) {
 	case RoleAgent:
 		p.Agent = st
 		p.Branch, p.Base = c.Labels[labelBranch], c.Labels[labelBase]
+		p.RepoID, _ = strconv.ParseInt(c.Labels[labelRepoID], 10, 64)
 		// A label that can't be read leaves the zero pin, which matches no event.
 		_ = json.Unmarshal([]byte(c.Labels[labelPin]), &p.Pin)
 	}

@@ -22,6 +22,7 @@ type Pin struct {
 // which Resume makes the pod whole again.
 type Spec struct {
 	Key
+	RepoID       int64        `json:"repo_id"` // the forge's number of the repository
 	Task         podfile.Task `json:"task"`
 	Branch, Base string
 	Model        podfile.Model `json:"model"`
@@ -42,6 +43,7 @@ const (
 	labelRole     = "devaipod.role"
 	labelRepo     = "devaipod.repo"
 	labelIssue    = "devaipod.issue"
+	labelRepoID   = "devaipod.repo-id"
 	labelBranch   = "devaipod.branch"
 	labelBase     = "devaipod.base"
 	labelPin      = "devaipod.pin" // the Pin as JSON
@@ -64,6 +66,7 @@ func (m *Manager) containerLabels(s Spec, role string) (map[string]string, error
 	}
 	l := m.labels(s.Key)
 	l[labelRole], l[labelBranch], l[labelBase], l[labelPin] = role, s.Branch, s.Base, string(pin)
+	l[labelRepoID] = fmt.Sprint(s.RepoID)
 	return l, nil
 }
 

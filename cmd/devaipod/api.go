@@ -23,6 +23,7 @@ type serviceStatus struct {
 	PID     int    `json:"pid"`
 	Version string `json:"version"`
 	Ready   bool   `json:"ready"`
+	Trouble string `json:"trouble,omitempty"` // why the last pass failed
 	// Basis names what the service was started from: see app.basis.
 	Basis string `json:"basis"`
 }
@@ -31,7 +32,7 @@ type serviceStatus struct {
 func (s *service) apiHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
-		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load(), Basis: s.basis})
+		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load(), Trouble: s.loop.Trouble(), Basis: s.basis})
 	})
 	mux.HandleFunc("GET /api/pods", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.loop.Views()) })
 	const pod = "/api/pods/{owner}/{repo}/{issue}"
@@ -48,14 +49,15 @@ func (s *service) apiHandler() http.Handler {
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	mux.HandleFunc("POST "+pod+"/rm", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
-		if err := s.pods.Remove(r.Context(), k); err != nil {
+		if err := s.loop.Remove(r.Context(), k); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		s.loop.Drop(k)
 		w.WriteHeader(http.StatusNoContent)
 	}))
-	mux.HandleFunc("GET "+pod+"/events", s.keyed(s.events))
+	mux.HandleFunc("GET "+pod+"/events", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
+		s.events(w, r, s.loop.PodKey(k))
+	}))
 	return mux
 }
 

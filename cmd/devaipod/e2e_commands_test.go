@@ -2,18 +2,15 @@ package main_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -39,10 +36,19 @@ func commands() map[string]func(*call) error {
 		"pods":       (*call).pods,       // pods: what podman has of the issue, a line each
 		"service":    (*call).service,    // service pid | kill | start
 		"survive":    (*call).survive,    // survive steps | random | end: kill the service again and again
+		"hostile":    (*call).hostile,    // hostile: an issue whose title and body are full of tricks, 1 MB long
+		"lock":       (*call).lock,       // lock: locks the conversation of the issue, in the browser
+		"hook":       (*call).hook,       // hook [-secret S]: the webhook of the label once more, as the forge would send it
+		"flap":       (*call).flap,       // flap DURATION: puts the label on and off ten times a second, on at last
+		"full":       (*call).full,       // full DIR | -off DIR: a disk that is full
+		"grow":       (*call).grow,       // grow: makes $REPO TEST_BIG_MB large (64)
+		"rundir":     (*call).rundir,     // rundir: the pod's directory
+		"reboot":     (*call).reboot,     // reboot: what a machine without power does
 		"noleak":     (*call).noleak,     // noleak FILE…: none of our secrets in them
 		"processes":  (*call).processes,  // processes: pids of the world's processes
 		"task":       (*call).task,       // task SCENARIO TITLE FILE: what `run` is given; sets $SUM
 		"release":    (*call).release,    // release: the model goes on in the scenario slow
+		"letgo":      (*call).letgo,      // letgo: the same, until the agent has tried to push
 		"freeaddr":   (*call).freeAddr,   // freeaddr: a loopback address and port that nobody listens on
 		"capture":    (*call).capture,    // capture NAME: the last stdout as a variable
 		"gitconfig":  (*call).gitconfig,  // gitconfig FILE: one whose credential helper is the person's
@@ -133,15 +139,19 @@ func (c *call) issue() error {
 	}
 	p := testkit.NewProof()
 	i, err := c.api(person).CreateIssue(c.ctx, c.env("REPO"), strings.Join(c.args[1:], " "), p.Task(c.args[0]))
-	if err != nil {
-		return err
+	if err == nil {
+		c.about(p, i)
 	}
+	return err
+}
+
+// about makes an issue the one that the script is about.
+func (c *call) about(p testkit.Proof, i testkit.Issue) {
 	c.ts.Setenv("ISSUE", strconv.FormatInt(i.Number, 10))
 	c.ts.Setenv("KEY", fmt.Sprintf("%s#%d", c.env("REPO"), i.Number))
 	c.ts.Setenv("NONCE", p.Nonce)
 	c.ts.Setenv("SUM", p.Sum)
 	c.printf("%s\n", i.URL)
-	return nil
 }
 
 func (c *call) label() error {
@@ -421,92 +431,4 @@ func (c *call) gitconfig() error {
 	}
 	helper := fmt.Sprintf("[credential]\n\thelper = \"!f() { test \\\"$1\\\" = get && printf 'username=%%s\\\\npassword=%%s\\\\n' %s %s; }; f\"\n", person, c.password)
 	return os.WriteFile(c.ts.MkAbs(c.args[0]), []byte(helper), 0o600)
-}
-
-// again runs another command of ours, or a program.
-func (c *call) again(args []string) (string, error) {
-	if f, ok := commands()[args[0]]; ok {
-		inner := &call{suite: c.suite, ts: c.ts, args: slices.Clone(args[1:])}
-		err := f(inner)
-		return inner.out.String(), err
-	}
-	var out bytes.Buffer
-	call := testkit.Call{Args: args[1:], Env: []string{"DEVAIPOD_CONFIG=" + c.env("DEVAIPOD_CONFIG")}, Stdout: &out, Stderr: &out}
-	if args[0] != "devaipod" {
-		return "", fmt.Errorf("no command %q", args[0])
-	}
-	err := c.Run(c.ctx, call)
-	return out.String(), err
-}
-
-func (c *call) waitfor() error {
-	if len(c.args) < 2 {
-		return errors.New("usage: waitfor PATTERN COMMAND ARG…")
-	}
-	want, err := regexp.Compile("(?ms)" + c.args[0])
-	if err != nil {
-		return err
-	}
-	var got string
-	err = c.until(want.String(), func() (bool, error) {
-		var e error
-		got, e = c.again(c.args[1:])
-		return want.MatchString(got), e
-	})
-	c.printf("%s", got)
-	return err
-}
-
-func (c *call) always() error {
-	if len(c.args) < 3 {
-		return errors.New("usage: always DURATION PATTERN COMMAND ARG…")
-	}
-	d, err := time.ParseDuration(c.args[0])
-	if err != nil {
-		return err
-	}
-	want, err := regexp.Compile("(?ms)" + c.args[1])
-	if err != nil {
-		return err
-	}
-	for end := time.Now().Add(d); time.Now().Before(end); {
-		got, err := c.again(c.args[2:])
-		if err != nil {
-			return err
-		}
-		if !want.MatchString(got) {
-			return fmt.Errorf("not always %s: %s", want, got)
-		}
-		if err := pause(c.ctx, 500*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// until asks cond until it holds, for five minutes (a machine may be slow); its
-// errors are passing ones until then.
-func (c *call) until(what string, cond func() (bool, error)) error {
-	const limit = 5 * time.Minute
-	for end := time.Now().Add(limit); ; {
-		ok, err := cond()
-		if ok && err == nil {
-			return nil
-		}
-		if time.Now().After(end) {
-			return errors.Join(err, fmt.Errorf("waited %s in vain for %s", limit, what))
-		}
-		if err := pause(c.ctx, 300*time.Millisecond); err != nil {
-			return err
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }

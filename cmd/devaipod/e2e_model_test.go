@@ -23,13 +23,22 @@ func (s *suite) serveModel() (url string, err error) {
 	return "http://" + l.Addr().String() + "/v1", nil
 }
 
-// release lets a model that waits in the scenario slow go on, until the agent
-// has pushed.
+// release lets the model that waits for this issue go on in the scenario slow,
+// until the agent has pushed.
 func (c *call) release() error {
 	return c.until("a push", func() (bool, error) {
-		c.script.Release()
+		c.script.Release(c.env("NONCE"))
 		inner := &call{suite: c.suite, ts: c.ts}
 		err := inner.refs()
 		return strings.Contains(inner.out.String(), "refs/heads/agent/"+c.env("ISSUE")+"-"), err
+	})
+}
+
+// letgo lets it go on until the agent has tried to push.
+func (c *call) letgo() error {
+	return c.until("git push", func() (bool, error) {
+		c.script.Release(c.env("NONCE"))
+		out, err := c.again([]string{"devaipod", "logs", c.env("KEY")})
+		return strings.Contains(out, "git push"), err
 	})
 }

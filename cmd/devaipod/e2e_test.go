@@ -79,7 +79,7 @@ var suiteContext context.Context
 // after the others; last is the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"agent-dies", "restart-service", "forge-up-repairs", "edited-after-label", "killed-between-steps", "killed-at-random"}
+	alone = []string{"agent-dies", "restart-service", "forge-up-repairs", "edited-after-label", "killed-between-steps", "killed-at-random", "webhooks", "forge-away", "podman-back", "disk-full", "reboot"}
 	last  = []string{"purge"}
 )
 
@@ -185,7 +185,7 @@ func (s *suite) prepare(ctx context.Context) error {
 	}
 	c := testkit.StackConfig{
 		Instance: "t" + strings.ToLower(rand.Text()[:6]), Root: root, Bin: filepath.Join(s.World.Dir, "bin"),
-		Resync: "10s", Person: person, ModelAPI: "openai", ModelName: modelName, ModelKey: "model",
+		Resync: "10s", Memory: "1500MiB", Person: person, ModelAPI: "openai", ModelName: modelName, ModelKey: "model",
 	}
 	if c.ForgeListen, err = testkit.FreeAddr(""); err != nil {
 		return err

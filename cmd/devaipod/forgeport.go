@@ -26,7 +26,7 @@ var _ reconcile.Forge = forgePort{}
 
 func repoOf(k reconcile.Key) forge.Repo { return forge.Repo{Owner: k.Owner, Name: k.Repo} }
 
-// gone translates the forge's 404.
+// gone translates the forge's 404, readOnly its answer for archived repositories.
 func gone(err error) error {
 	if errors.Is(err, forge.ErrNotFound) {
 		return fmt.Errorf("%w: %w", reconcile.ErrGone, err)
@@ -34,9 +34,16 @@ func gone(err error) error {
 	return err
 }
 
+func readOnly(err error) error {
+	if errors.Is(err, forge.ErrReadOnly) {
+		return fmt.Errorf("%w: %w", reconcile.ErrReadOnly, err)
+	}
+	return err
+}
+
 func issueOf(i forge.Issue) reconcile.Issue {
 	return reconcile.Issue{
-		Key:   reconcile.Key{Owner: i.Repo.Owner, Repo: i.Repo.Name, Issue: i.Number},
+		Key: reconcile.Key{Owner: i.Repo.Owner, Repo: i.Repo.Name, Issue: i.Number}, RepoID: i.RepoID,
 		Title: i.Title, Body: i.Body, Author: i.Author, Ref: i.Ref, Open: i.State == "open",
 		Labels: i.Labels, Updated: i.Updated, URL: i.URL, IsPull: i.IsPull,
 	}
@@ -79,9 +86,7 @@ func (p forgePort) Issue(ctx context.Context, k reconcile.Key) (reconcile.Issue,
 	if i.IsPull {
 		return reconcile.Issue{}, fmt.Errorf("%w: %s is a pull request", reconcile.ErrGone, k)
 	}
-	out := issueOf(i)
-	out.Key = k // the forge follows renames; the key stays what was asked for
-	return out, nil
+	return issueOf(i), nil
 }
 
 func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trigger, bool, error) {
@@ -114,6 +119,9 @@ func (p forgePort) Comments(ctx context.Context, k reconcile.Key) ([]reconcile.C
 
 func (p forgePort) DefaultBranch(ctx context.Context, k reconcile.Key) (string, bool, error) {
 	r, err := p.client.Repository(ctx, repoOf(k))
+	if err == nil && r.Archived {
+		return "", false, reconcile.ErrReadOnly
+	}
 	return r.DefaultBranch, err == nil && !r.Empty && r.DefaultBranch != "", err
 }
 
@@ -126,7 +134,7 @@ func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.
 	issue := forge.Issue{Repo: repoOf(i.Key), Number: i.Issue, Labels: i.Labels}
 	_, err := p.client.SetState(ctx, issue, string(s))
 	if !errors.Is(err, forge.ErrNotFound) {
-		return err
+		return readOnly(err)
 	}
 	// Somebody may have deleted the label.
 	made, e := p.client.EnsureLabels(ctx, issue.Repo, forge.DefaultLabels(p.label))
@@ -138,13 +146,13 @@ func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.
 }
 
 func (p forgePort) Unlabel(ctx context.Context, k reconcile.Key) error {
-	return p.client.RemoveLabel(ctx, repoOf(k), k.Issue, p.label)
+	return readOnly(p.client.RemoveLabel(ctx, repoOf(k), k.Issue, p.label))
 }
 
 func (p forgePort) Say(ctx context.Context, k reconcile.Key, subject, body string) error {
 	marker := fmt.Sprintf("devaipod:%s:%s", p.instance, subject)
 	_, err := p.client.PutComment(ctx, repoOf(k), k.Issue, marker, body)
-	return err
+	return readOnly(err)
 }
 
 func pullOf(p forge.Pull) reconcile.Pull {
@@ -185,7 +193,7 @@ func (p forgePort) Changes(ctx context.Context, k reconcile.Key, pull int64) ([]
 
 func (p forgePort) PutPull(ctx context.Context, k reconcile.Key, branch, base string, text reconcile.PullText) (reconcile.Pull, error) {
 	pull, _, err := p.client.EnsurePull(ctx, repoOf(k), forge.PullSpec{Head: branch, Base: base, Title: text.Title, Body: text.Body, Draft: text.Draft})
-	return pullOf(pull), err
+	return pullOf(pull), readOnly(err)
 }
 
 func (p forgePort) RequestReview(ctx context.Context, k reconcile.Key, pull int64, user string) error {
@@ -193,5 +201,5 @@ func (p forgePort) RequestReview(ctx context.Context, k reconcile.Key, pull int6
 	if errors.Is(err, forge.ErrInvalid) {
 		return fmt.Errorf("%w: %w", reconcile.ErrRefused, err)
 	}
-	return err
+	return readOnly(err)
 }

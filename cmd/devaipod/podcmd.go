@@ -42,6 +42,13 @@ func (a *app) listCmd() *cobra.Command {
 			if err := a.api().get(cmd.Context(), "/api/pods", &views); err != nil {
 				return err
 			}
+			var st serviceStatus
+			if err := a.api().get(cmd.Context(), "/api/status", &st); err != nil {
+				return err
+			}
+			if st.Trouble != "" {
+				a.step("what follows may be old; the service tries again: %s", plain(st.Trouble, 1000))
+			}
 			if a.asJSON {
 				return json.NewEncoder(a.out).Encode(views)
 			}
@@ -89,6 +96,7 @@ func (a *app) printView(v reconcile.View) error {
 	rows := [][2]string{
 		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", string(v.State)}, {"why", plain(v.Why, 1000)},
 		{"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)},
+		{"trouble", plain(v.Trouble, 1000)},
 	}
 	if !v.Started.IsZero() {
 		rows = append(rows, [2]string{"started", v.Started.Local().Format(time.DateTime)})
@@ -173,7 +181,7 @@ func (a *app) unlabel(ctx context.Context, k reconcile.Key) error {
 	}
 	err = client.RemoveLabel(ctx, repoOf(k), k.Issue, a.cfg.Label)
 	if errors.Is(err, forge.ErrNotFound) {
-		return fmt.Errorf("there is no issue %s on the forge", k)
+		return fmt.Errorf("there is no issue %s on the forge: %w", k, forge.ErrNotFound)
 	}
 	return unreachable(err)
 }
@@ -216,7 +224,8 @@ What the agent pushed stays on the forge; what it did not push is lost.`,
 					return err
 				}
 			}
-			if err := a.unlabel(cmd.Context(), k); err != nil {
+			// An issue that is gone has no label; its pod may still be there.
+			if err := a.unlabel(cmd.Context(), k); err != nil && !errors.Is(err, forge.ErrNotFound) {
 				return err
 			}
 			if err := a.api().post(cmd.Context(), podPath(k)+"/rm"); err != nil {

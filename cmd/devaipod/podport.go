@@ -14,12 +14,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
 )
@@ -31,8 +33,9 @@ type podPort struct {
 	manager *pods.Manager
 	work    *mirror.Work
 	spec    func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
-	keep    string // directory of tasks that have not started yet
-	model   string // host:port that /dial/model leads to, "" for none
+	revive  func(context.Context) error // starts podman's service again, if it is ours
+	keep    string                      // directory of tasks that have not started yet
+	model   string                      // host:port that /dial/model leads to, "" for none
 	log     *slog.Logger
 
 	mu    sync.Mutex
@@ -43,26 +46,44 @@ var _ reconcile.Pods = (*podPort)(nil)
 
 func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
 	found, err := p.manager.List(ctx)
+	if err != nil && ctx.Err() == nil {
+		if err := p.revive(ctx); err != nil {
+			return nil, err
+		}
+		found, err = p.manager.List(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
 	var out []reconcile.Pod
 	for _, f := range found {
 		pod := reconcile.Pod{
-			Key: reconcile.Key(f.Key), Name: f.Name, TriggerID: f.Pin.EventID, TriggerAt: f.Pin.At, Labeler: f.Pin.Labeler,
+			Key: reconcile.Key(f.Key), RepoID: f.RepoID, Name: f.Name, TriggerID: f.Pin.EventID, TriggerAt: f.Pin.At, Labeler: f.Pin.Labeler,
 			Branch: f.Branch, Base: f.Base, Created: f.Agent.CreatedAt, Started: f.Agent.StartedAt,
 			Whole:   f.Agent.Running && f.Control.Running && f.Workspace.Running,
 			Stopped: f.Agent.Exited && f.Control.Exited && f.Workspace.Exited,
 		}
 		if f.Agent.Exited {
-			pod.Exit = fmt.Sprintf("the agent's container ended with code %d", f.Agent.ExitCode)
-			if f.Agent.OOMKilled {
-				pod.Exit = "the agent's container ran out of memory (agent.memory)"
-			}
+			pod.Exit = exitWords(f.Agent)
 		}
 		out = append(out, pod)
 	}
 	return out, nil
+}
+
+// killed is the exit code of what SIGKILL has ended.
+const killed = 128 + int(syscall.SIGKILL)
+
+// exitWords says how a container ended. Not every runtime tells podman that it
+// was for memory.
+func exitWords(st podman.ContainerState) string {
+	switch {
+	case st.OOMKilled:
+		return "the agent's container ran out of memory (agent.memory)"
+	case st.ExitCode == killed:
+		return fmt.Sprintf("the agent was killed (code %d), as the kernel does with what runs out of memory (agent.memory)", killed)
+	}
+	return fmt.Sprintf("the agent's container ended with code %d", st.ExitCode)
 }
 
 func (p *podPort) Begin(ctx context.Context, t reconcile.Task) error {
@@ -146,14 +167,20 @@ func (p *podPort) Kept(k reconcile.Key) (*reconcile.Task, error) {
 	return &t, nil
 }
 
-// open makes the pod's door, once.
+// open makes the pod's door unless it is there.
 func (p *podPort) open(k reconcile.Key) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.doors[k] != nil {
-		return nil
-	}
 	dir := p.manager.RunDir(pods.Key(k))
+	if old := p.doors[k]; old != nil {
+		if _, err := os.Stat(filepath.Join(dir, podfile.ServiceSocket)); err == nil {
+			return nil
+		}
+		delete(p.doors, k) // its socket was removed: nobody finds it any more
+		if err := old.Close(); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the pod's run directory: %w", err)
 	}

@@ -64,6 +64,8 @@ type app struct {
 	errOut io.Writer
 	log    *slog.Logger
 	asJSON bool
+	// ownPodman says that podman's service is one that devaipod has started.
+	ownPodman bool
 }
 
 // run is the whole program: it parses args, runs the command, and prints an

@@ -106,7 +106,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, repos: make(chan struct{}, 1)}
 	s.pods = &podPort{
-		manager: manager, work: work, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
+		manager: manager, work: work, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
 		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, manager, tools) },
 	}
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
@@ -152,7 +152,7 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, manager *pods.Mana
 		}
 	}
 	return pods.Spec{
-		Key:    pods.Key(t.Key),
+		Key: pods.Key(t.Key), RepoID: t.RepoID,
 		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt, Stall: s.cfg.Agent.Stall},
 		Branch: t.Branch, Base: t.Base,
 		Model:       podfile.Model{API: s.cfg.Model.API, Name: name, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
@@ -166,6 +166,11 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, manager *pods.Mana
 func (s *service) event(ev forge.Event) {
 	if ev.Kind == "repository" {
 		s.repositoryChanged()
+		for _, v := range s.loop.Views() { // it may be gone
+			if v.Owner == ev.Repo.Owner && v.Repo == ev.Repo.Name {
+				s.loop.Kick(v.Key)
+			}
+		}
 		return
 	}
 	n := ev.Issue
@@ -266,21 +271,21 @@ func answer(w http.ResponseWriter, status int, text string) {
 func (s *service) prepareRepositories(ctx context.Context) {
 	tick := time.NewTicker(s.cfg.Service.Resync)
 	defer tick.Stop()
-	done := map[forge.Repo]bool{}
+	done := map[int64]bool{}
 	for {
 		repos, err := s.forge.Repositories(ctx)
 		if err != nil && ctx.Err() == nil {
 			s.log.Warn("listing repositories", "err", err)
 		}
 		for _, r := range repos {
-			if done[r.Repo] || r.Archived {
+			if done[r.ID] || r.Archived {
 				continue
 			}
 			if err := prepareRepository(ctx, s.forge, r.Repo, s.cfg.Label); err != nil {
 				s.log.Warn("preparing a repository; trying again later", "repo", r.Repo.String(), "err", err)
 				continue
 			}
-			done[r.Repo] = true
+			done[r.ID] = true
 		}
 		select {
 		case <-ctx.Done():

@@ -29,11 +29,24 @@ func (a *app) podman(ctx context.Context) (*podman.Client, error) {
 	if err != nil {
 		return nil, &exitError{codeUnreachable, err}
 	}
+	a.ownPodman = uri == "unix://"+a.cfg.file("podman.sock")
 	p, err := podman.Connect(ctx, uri)
 	if err != nil {
 		return nil, err
 	}
 	return p.WithFault(fault), nil
+}
+
+// revivePodman starts podman's service again, if it was one of our own and does
+// not answer any more. Its containers have gone on without it.
+func (a *app) revivePodman(ctx context.Context) error {
+	if !a.ownPodman {
+		return nil // whoever runs it starts it again
+	}
+	_, err := podman.Find(ctx, podman.FindConfig{
+		URI: "unix://" + a.cfg.file("podman.sock"), Start: true, SocketPath: a.cfg.file("podman.sock"), Log: a.log,
+	})
+	return err
 }
 
 // tools makes the image that holds devaipod-pod, which lies beside this binary.

@@ -106,7 +106,7 @@ func printOf(p Pod) podPrint { return podPrint{p.TriggerID, p.Whole, p.Exit} }
 func (l *Loop) seen(i Issue, pod Pod, has bool) {
 	delete(l.feed.pods, i.Key)
 	if has {
-		l.feed.pods[i.Key] = printOf(pod)
+		l.feed.pods[pod.Key] = printOf(pod)
 	}
 	delete(l.feed.issues, i.Key)
 	if l.cfg.Now().Sub(i.Updated) > fresh {

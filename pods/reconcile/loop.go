@@ -41,14 +41,17 @@ type Config struct {
 // A Loop brings pods and pull requests to what the forge's issues ask for.
 // Kick and Views may be called from any goroutine; Run once.
 type Loop struct {
-	cfg     Config
-	changed chan struct{} // capacity 1: something is dirty
-	passed  chan struct{} // closed after the first pass over everything
+	cfg    Config
+	wakeup chan struct{} // capacity 1: something is dirty
+	passed chan struct{} // closed after the first pass over everything
+	asks   chan func()   // what Run does for others, between passes
 
 	mu    sync.Mutex
 	dirty map[Key]bool
 	all   bool
 	views map[Key]View
+	// trouble is why the last pass failed, "" when it did not.
+	trouble string
 
 	first sync.Once
 
@@ -56,7 +59,12 @@ type Loop struct {
 	said    map[Key]said
 	errs    map[Key]int       // consecutive errors
 	resumes map[Key]int       // how often a pod was started again
+	exits   map[Key]string    // and how it had ended
 	away    map[Key]time.Time // since when a pod-api has not answered
+	pins    map[Key]Task      // what could not be kept yet
+	stuck   map[Key]time.Time // since when a pod could not be started
+	again   map[Key]int       // how often a decision was put off in a row
+	failed  int               // consecutive passes that failed
 	feed    feed
 }
 
@@ -86,9 +94,9 @@ func New(cfg Config) (*Loop, error) {
 		cfg.Now = time.Now
 	}
 	return &Loop{
-		cfg: cfg, changed: make(chan struct{}, 1), passed: make(chan struct{}), all: true,
+		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		away: map[Key]time.Time{}, feed: newFeed(),
+		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, feed: newFeed(),
 	}, nil
 }
 
@@ -110,7 +118,7 @@ func (l *Loop) KickAll() {
 
 func (l *Loop) wake() {
 	select {
-	case l.changed <- struct{}{}:
+	case l.wakeup <- struct{}{}:
 	default:
 	}
 }
@@ -142,13 +150,26 @@ func compareKeys(a, b Key) int {
 	return int(a.Issue - b.Issue)
 }
 
-// Drop forgets what is known of an issue whose pod somebody removed, and looks
-// at it anew.
-func (l *Loop) Drop(k Key) {
-	l.mu.Lock()
-	delete(l.views, k)
-	l.mu.Unlock()
-	l.Kick(k)
+// Remove removes the pod of an issue, with all that is known of it, and looks at
+// the issue anew. It waits for a pass that is going on, and needs Run.
+func (l *Loop) Remove(ctx context.Context, k Key) error {
+	done := make(chan error, 1)
+	ask := func() {
+		err := l.cfg.Pods.Remove(ctx, l.PodKey(k))
+		if err == nil {
+			l.mu.Lock()
+			delete(l.views, k)
+			l.mu.Unlock()
+		}
+		done <- err
+		l.Kick(k)
+	}
+	select {
+	case l.asks <- ask:
+		return <-done
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Passed is closed once the first pass over everything is done.
@@ -172,13 +193,40 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-watch.C:
 			l.watch(ctx)
 			continue
-		case <-l.changed:
+		case f := <-l.asks:
+			f()
+			continue
+		case <-l.wakeup:
 		}
-		if err := l.pass(ctx); err != nil && ctx.Err() == nil {
-			l.cfg.Log.Error("the pass failed; trying again at the next", "err", err)
-			time.AfterFunc(l.cfg.Watch, l.KickAll)
+		if err := l.pass(ctx); ctx.Err() == nil {
+			l.passEnded(err)
 		}
 	}
+}
+
+// passEnded notes how a pass went. One that failed is made again, ever more
+// slowly: what it is about may be away for long.
+func (l *Loop) passEnded(err error) {
+	l.failed++
+	text := ""
+	if err == nil {
+		l.failed = 0
+	} else {
+		text = err.Error()
+		wait := min(l.cfg.Resync, l.cfg.Watch<<min(l.failed-1, 10))
+		l.cfg.Log.Error("the pass failed", "err", err, "again_in", wait)
+		time.AfterFunc(wait, l.KickAll)
+	}
+	l.mu.Lock()
+	l.trouble = text
+	l.mu.Unlock()
+}
+
+// Trouble is why the last pass failed, "" when it did not.
+func (l *Loop) Trouble() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.trouble
 }
 
 // pass takes what is dirty and brings each to where it should be.
@@ -211,8 +259,7 @@ func (l *Loop) pass(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		pod, has := pods[k]
-		l.one(ctx, k, pod, has, pods)
+		l.one(ctx, k, pods)
 	}
 	if all {
 		l.first.Do(func() { close(l.passed) })
@@ -221,8 +268,8 @@ func (l *Loop) pass(ctx context.Context) error {
 }
 
 // one reconciles a key; an error is logged, told and tried again later.
-func (l *Loop) one(ctx context.Context, k Key, pod Pod, has bool, pods map[Key]Pod) {
-	err := l.reconcileOne(ctx, k, pod, has, pods)
+func (l *Loop) one(ctx context.Context, k Key, pods map[Key]Pod) {
+	err := l.reconcileOne(ctx, k, pods)
 	if err == nil {
 		delete(l.errs, k)
 		return
@@ -234,6 +281,12 @@ func (l *Loop) one(ctx context.Context, k Key, pod Pod, has bool, pods map[Key]P
 	wait := min(l.cfg.Resync, time.Second<<min(l.errs[k], 10))
 	l.cfg.Log.Error("reconciling", "issue", k.String(), "err", err, "again_in", wait)
 	time.AfterFunc(wait, func() { l.Kick(k) })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if v, ok := l.views[k]; ok {
+		v.Trouble = firstLine(err.Error())
+		l.views[k] = v
+	}
 }
 
 // remember puts back what a failed pass has taken.
@@ -255,7 +308,9 @@ func (l *Loop) forget(k Key) {
 	}
 	delete(l.said, k)
 	delete(l.resumes, k)
+	delete(l.exits, k)
 	delete(l.away, k)
+	delete(l.again, k)
 }
 
 func sortedKeys(m map[Key]bool) []Key {
@@ -278,13 +333,18 @@ func (l *Loop) watch(ctx context.Context) {
 		}
 	}
 	for _, v := range l.Views() {
+		if l.errs[v.Key] > 0 {
+			continue // it is looked at again anyway, and not too often
+		}
 		switch v.State {
 		case Queued:
 			if v.limit && working < l.cfg.Max {
 				l.Kick(v.Key)
 			}
 		case Working, Asking:
-			l.watchOne(ctx, v)
+			if !v.Resting {
+				l.watchOne(ctx, v)
+			}
 		}
 		if !v.until.IsZero() && now.After(v.until) {
 			l.Kick(v.Key)
@@ -293,7 +353,7 @@ func (l *Loop) watch(ctx context.Context) {
 }
 
 func (l *Loop) watchOne(ctx context.Context, v View) {
-	sum, err := l.cfg.Pods.Summary(ctx, v.Key)
+	sum, err := l.cfg.Pods.Summary(ctx, v.pod)
 	switch {
 	case err != nil: // perhaps gone: look properly
 		l.Kick(v.Key)
@@ -333,6 +393,9 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 		return nil
 	}
 	if v.State != last.state {
+		if changed, err := l.changed(ctx, i); err != nil || changed {
+			return err
+		}
 		if err := l.cfg.Forge.SetState(ctx, i, v.State.label()); err != nil {
 			return fmt.Errorf("setting the label for %s on %s: %w", v.State, i.Key, err)
 		}
@@ -342,4 +405,26 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 	}
 	l.said[i.Key] = said{body: body, state: v.State, at: l.cfg.Now()}
 	return nil
+}
+
+// maxAgain is how often in a row a decision is put off because its issue has
+// changed meanwhile.
+const maxAgain = 3
+
+// changed tells whether somebody has changed an issue since it was read, which
+// may be seconds ago. Then it is looked at anew, and nothing is written now: what
+// we write moves the issue's time of update, by which pin tells a change of the
+// text, and would make a label that was just put on look too old.
+func (l *Loop) changed(ctx context.Context, i Issue) (bool, error) {
+	now, err := l.cfg.Forge.Issue(ctx, i.Key)
+	if err != nil {
+		return false, fmt.Errorf("looking at %s again: %w", i.Key, err)
+	}
+	if now.print() == i.print() || l.again[i.Key] >= maxAgain {
+		delete(l.again, i.Key)
+		return false, nil
+	}
+	l.again[i.Key]++
+	l.Kick(i.Key)
+	return true, nil
 }

@@ -14,6 +14,9 @@ var ErrGone = errors.New("gone")
 // ErrRefused is what a Forge answers when it will never do what was asked.
 var ErrRefused = errors.New("refused")
 
+// ErrReadOnly is what a Forge answers for a repository that takes no changes.
+var ErrReadOnly = errors.New("the repository is archived")
+
 // A Key names one issue.
 type Key struct {
 	Owner, Repo string
@@ -26,6 +29,7 @@ func (k Key) String() string { return fmt.Sprintf("%s/%s#%d", k.Owner, k.Repo, k
 // An Issue as the forge has it now.
 type Issue struct {
 	Key
+	RepoID              int64 // which stays when the repository is renamed
 	Title, Body, Author string
 	Ref                 string // the branch that the issue names, if any
 	Open                bool
@@ -79,7 +83,8 @@ type Forge interface {
 	// Changed lists the issues and pull requests of any state that changed at
 	// since, by the forge's clock, or later.
 	Changed(ctx context.Context, since time.Time) ([]Issue, error)
-	// Issue reads one issue; ErrGone when there is none.
+	// Issue reads one issue; ErrGone when there is none. When the repository has
+	// been renamed, the Key in the answer is what it is called now.
 	Issue(ctx context.Context, k Key) (Issue, error)
 	// Trigger finds the event that put the trigger label there, false when
 	// there is none that was not undone.
@@ -88,7 +93,8 @@ type Forge interface {
 	CanWrite(ctx context.Context, k Key, user string) (bool, error)
 	// Comments lists what people said on the issue, ours left out.
 	Comments(ctx context.Context, k Key) ([]Comment, error)
-	// DefaultBranch names the repository's; ok is false for an empty repository.
+	// DefaultBranch names the repository's; ok is false for an empty repository,
+	// ErrReadOnly for an archived one.
 	DefaultBranch(ctx context.Context, k Key) (name string, ok bool, err error)
 	// HasBranch tells whether the repository has a branch.
 	HasBranch(ctx context.Context, k Key, name string) (bool, error)
@@ -115,7 +121,8 @@ type Forge interface {
 
 // A Task is what a new pod is made from.
 type Task struct {
-	Key
+	Key      // of the pod
+	RepoID   int64
 	Title    string
 	Branch   string
 	Base     string
@@ -125,9 +132,11 @@ type Task struct {
 	TextHash string // of the text that the labeler saw
 }
 
-// A Pod as it is found.
+// A Pod as it is found. Its Key is the issue's when it was made: the repository
+// may have been renamed since.
 type Pod struct {
 	Key
+	RepoID       int64
 	Name         string
 	TriggerID    int64
 	TriggerAt    time.Time
@@ -185,6 +194,7 @@ const (
 	CauseDied        Cause = "died"         // its containers end by themselves
 	CauseUnreachable Cause = "unreachable"  // the pod-api does not answer
 	CauseDeadline    Cause = "deadline"     // it worked for too long
+	CauseStart       Cause = "start"        // its pod can't be started
 )
 
 // Pods is what the loop needs of the pods. All methods are idempotent.

@@ -135,11 +135,26 @@ func clip(s string, n int) string {
 	return s[:n] + "\n(cut: too long)"
 }
 
-// oneLine folds white space and drops control characters.
+// clipLine is s on one line of at most n bytes and an ellipsis.
+func clipLine(s string, n int) string {
+	s = oneLine(s)
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return strings.TrimSpace(s[:n]) + "…"
+}
+
+// oneLine folds white space and drops characters that control or reorder.
 func oneLine(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+		switch {
+		case r < ' ' || (r >= 0x7f && r < 0xa0):
 			return ' '
+		case r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069, r == 0x200e, r == 0x200f:
+			return -1 // they reorder what is read
 		}
 		return r
 	}, strings.ToValidUTF8(s, "\uFFFD"))

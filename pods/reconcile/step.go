@@ -10,25 +10,28 @@ import (
 )
 
 // reconcileOne takes the next step for one issue.
-func (l *Loop) reconcileOne(ctx context.Context, k Key, pod Pod, has bool, pods map[Key]Pod) error {
+func (l *Loop) reconcileOne(ctx context.Context, k Key, pods map[Key]Pod) error {
 	i, err := l.cfg.Forge.Issue(ctx, k)
-	if err == nil {
-		if err = l.reconcileIssue(ctx, i, pod, has, pods); err == nil {
-			l.seen(i, pod, has)
-		}
-		return err
-	}
-	switch {
+	switch pod, has := pods[k]; {
 	case errors.Is(err, ErrGone):
-		if !has {
-			return l.leave(k)
-		}
-		l.cfg.Log.Warn("the issue is gone; its pod is stopped and its work kept", "issue", k.String())
-		l.seen(Issue{Key: k}, pod, has)
-		return l.cfg.Pods.Stop(ctx, k)
-	default:
+		return l.gone(ctx, k, pod, has)
+	case err != nil && has:
+		return errors.Join(err, l.overdue(ctx, pod))
+	case err != nil:
 		return err
 	}
+	if i.Key != k {
+		l.renamed(k, i.Key)
+	}
+	pod, has := podOf(i, pods)
+	err = l.reconcileIssue(ctx, i, pod, has, pods)
+	if errors.Is(err, ErrReadOnly) {
+		err = l.readOnly(ctx, i, pod, has)
+	}
+	if err == nil {
+		l.seen(i, pod, has)
+	}
+	return err
 }
 
 // wanted tells whether the issue asks for an agent.
@@ -36,6 +39,9 @@ func (i Issue) wanted(label string) bool { return i.Open && slices.Contains(i.La
 
 func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, pods map[Key]Pod) error {
 	k := i.Key
+	if other, taken := pods[k]; taken && !has {
+		return l.namesake(ctx, i, other)
+	}
 	if !i.wanted(l.cfg.Label) {
 		if !has {
 			return errors.Join(l.leaveState(ctx, i), l.leave(k))
@@ -49,12 +55,14 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 	if has && ok && pod.TriggerID == tr.ID {
 		return l.advance(ctx, i, pod)
 	}
-	return l.begin(ctx, i, tr, ok, pods)
+	return l.begin(ctx, i, tr, ok, pod, has, pods)
 }
 
 // leave forgets an issue that nobody wants and that has no pod.
 func (l *Loop) leave(k Key) error {
 	l.forget(k)
+	delete(l.pins, k)
+	delete(l.stuck, k)
 	return l.cfg.Pods.Keep(k, nil)
 }
 
@@ -63,167 +71,15 @@ func (l *Loop) leaveState(ctx context.Context, i Issue) error {
 	if !slices.Contains(i.Labels, stateScope+string(Queued)) {
 		return nil
 	}
+	if changed, err := l.changed(ctx, i); err != nil || changed {
+		return err
+	}
 	return l.cfg.Forge.SetState(ctx, i, "")
-}
-
-// begin decides whether a label may start a pod (invariant S1) and starts it.
-// Whatever can't be found out starts nothing.
-func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pods map[Key]Pod) error {
-	kept, err := l.cfg.Pods.Kept(i.Key)
-	if err != nil {
-		return err
-	}
-	if kept == nil || !ok || kept.Trigger.ID != tr.ID {
-		task, why, err := l.pin(ctx, i, tr, ok)
-		if err != nil {
-			return err
-		}
-		if why != "" {
-			return l.refuse(ctx, i, why)
-		}
-		if err := l.cfg.Pods.Keep(i.Key, &task); err != nil {
-			return fmt.Errorf("keeping the task of %s: %w", i.Key, err)
-		}
-		kept = &task
-	}
-	task := *kept
-	if pull, found, err := l.cfg.Forge.Pull(ctx, i.Key, task.Branch); err != nil {
-		return err
-	} else if found && pull.Merged && pull.ClosedAt.After(tr.At) {
-		// Its pod was removed, and we were killed before the label was.
-		return l.merged(ctx, i, pull, task.Branch)
-	}
-	if l.cfg.Max > 0 && l.busy(i.Key, pods) >= l.cfg.Max {
-		return l.queue(ctx, i, task)
-	}
-	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
-	delete(l.resumes, i.Key)
-	v := View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now()}
-	if err := l.cfg.Pods.Begin(ctx, task); err != nil {
-		v.State, v.Activity = Queued, ""
-		v.Why = "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."
-		return errors.Join(err, l.show(ctx, i, v))
-	}
-	// From here on the pod carries it.
-	if err := l.cfg.Pods.Keep(i.Key, nil); err != nil {
-		return err
-	}
-	return l.show(ctx, i, v)
-}
-
-// pin asks whether the label may start a pod and, if so, takes the text as it
-// is now; why says what forbids it. The pin is kept until the pod carries it:
-// our own writes on the issue change its time of update, by which an edit after
-// the label is seen, so the question can be asked only once.
-func (l *Loop) pin(ctx context.Context, i Issue, tr Trigger, ok bool) (task Task, why string, err error) {
-	if why, err := l.refusal(ctx, i, tr, ok); err != nil || why != "" {
-		return Task{}, why, err
-	}
-	base, why, err := l.base(ctx, i)
-	if err != nil || why != "" {
-		return Task{}, why, err
-	}
-	// Every edit, label and comment moves the issue's time of update; the forge
-	// keeps whole seconds, and takes the two times one after the other.
-	if i.Updated.After(tr.At.Add(time.Second)) {
-		return Task{}, "the issue may have changed after the label was put on; please read it again, then take the label off and put it on again", nil
-	}
-	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
-	if err != nil {
-		return Task{}, "", err
-	}
-	tx := pinned(i, comments, tr)
-	branch := l.cfg.BranchName(i.Issue, i.Title)
-	return Task{
-		Key: i.Key, Title: i.Title, Branch: branch, Base: base, Trigger: tr,
-		Model: tx.model(tr.User), Prompt: tx.prompt(branch, base), TextHash: tx.hash(),
-	}, "", nil
-}
-
-// refusal says why a label starts nothing, "" when it may.
-func (l *Loop) refusal(ctx context.Context, i Issue, tr Trigger, ok bool) (string, error) {
-	switch {
-	case !ok:
-		return "the forge does not tell who put the label on; take it off and put it on again", nil
-	case slices.ContainsFunc(l.cfg.Ours, func(u string) bool { return strings.EqualFold(u, tr.User) }):
-		return "the label was put on by devaipod's own account; a person has to do that", nil
-	}
-	can, err := l.cfg.Forge.CanWrite(ctx, i.Key, tr.User)
-	if err != nil {
-		return "", fmt.Errorf("asking whether %s may write to %s/%s: %w", tr.User, i.Owner, i.Repo, err)
-	}
-	if !can {
-		return fmt.Sprintf("thank you, but %s can't push code to this repository, and only somebody who can may start an agent; please ask one of them to put the label on", tr.User), nil
-	}
-	return "", nil
-}
-
-// base is the branch that the work starts from.
-func (l *Loop) base(ctx context.Context, i Issue) (name, why string, err error) {
-	def, ok, err := l.cfg.Forge.DefaultBranch(ctx, i.Key)
-	switch {
-	case err != nil:
-		return "", "", err
-	case !ok:
-		return "", "the repository is empty; push a first commit, then take the label off and put it on again", nil
-	case i.Ref == "":
-		return def, "", nil
-	}
-	name = strings.TrimPrefix(i.Ref, "refs/heads/")
-	ok, err = l.cfg.Forge.HasBranch(ctx, i.Key, name)
-	if err == nil && !ok {
-		return "", fmt.Sprintf("the issue is about the branch %s, which the repository does not have; choose another, then take the label off and put it on again", code(name)), nil
-	}
-	return name, "", err
-}
-
-// refuse tells once, politely, and starts nothing.
-func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
-	v := View{Key: i.Key, Issue: i.Key.String(), Title: i.Title, URL: i.URL, State: Refused, Why: why}
-	l.mu.Lock()
-	l.views[i.Key] = v
-	l.mu.Unlock()
-	body := fmt.Sprintf("No agent was started: %s.", l.cfg.Harmless(why))
-	if l.said[i.Key].body == body {
-		return nil
-	}
-	l.cfg.Log.Warn("not started", "issue", i.Key.String(), "why", why)
-	if err := l.cfg.Forge.Say(ctx, i.Key, "refused", body); err != nil {
-		return fmt.Errorf("telling on %s why nothing starts: %w", i.Key, err)
-	}
-	l.said[i.Key] = said{body: body, state: Refused, at: time.Now()}
-	return nil
-}
-
-// queue tells that an issue waits for its turn.
-func (l *Loop) queue(ctx context.Context, i Issue, t Task) error {
-	return l.show(ctx, i, View{
-		State: Queued, Labeler: t.Trigger.User, Branch: t.Branch, limit: true,
-		Why: fmt.Sprintf("%d agents are working, and no more may at a time (agent.max).", l.cfg.Max),
-	})
-}
-
-// busy counts the pods whose agent works, other than k's.
-func (l *Loop) busy(k Key, pods map[Key]Pod) int {
-	n := 0
-	for key, p := range pods {
-		v, known := l.View(key)
-		if key != k && p.Whole && (!known || v.State == Working) {
-			n++
-		}
-	}
-	// Started in this pass, after the pods were listed.
-	for _, v := range l.Views() {
-		if _, listed := pods[v.Key]; !listed && v.Key != k && v.State == Working {
-			n++
-		}
-	}
-	return n
 }
 
 // advance brings a pod's branch and pull request to where its agent is.
 func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
-	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started}
+	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, pod: pod.Key}
 	pull, err := l.pull(ctx, pod)
 	if err != nil {
 		return err
@@ -231,9 +87,9 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 	v.Pull, v.PullRequest = pull.Number, pull.URL
 	switch {
 	case pull.Merged:
-		return l.merged(ctx, i, pull, pod.Branch)
+		return l.merged(ctx, i, pull, pod)
 	case pull.Number != 0 && !pull.Open:
-		if err := l.cfg.Pods.Stop(ctx, i.Key); err != nil {
+		if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
 			return err
 		}
 		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
@@ -247,7 +103,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 		l.keepView(i, v)
 		return nil
 	}
-	sum, err := l.summary(ctx, pod)
+	sum, err := l.summary(ctx, i, pod)
 	if err != nil {
 		return err
 	}
@@ -256,6 +112,9 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 		return err
 	}
 	v.judge(sum, len(commits))
+	if exit := l.exits[pod.Key]; exit != "" && (v.Cause == CauseNothing || v.State == Failed && v.Cause != CauseDied) {
+		v.Why += "\n\nIt was started again before: " + exit + "."
+	}
 	if len(commits) > 0 {
 		if v, err = l.propose(ctx, i, pod, v, pull, sum, commits); err != nil {
 			return err
@@ -297,6 +156,9 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 		v.Why = fmt.Sprintf("It has worked for %s, which is as long as an agent may (agent.deadline).", l.cfg.Deadline)
 		return l.stop(ctx, v)
 	}
+	if v.Cause == CauseDied || v.Cause == CauseUnreachable { // nothing more comes of it
+		return l.stop(ctx, v)
+	}
 	if l.cfg.Rest == 0 || sum.Since.IsZero() {
 		return nil
 	}
@@ -309,7 +171,7 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 // stop ends a pod's processes; what v says stays true.
 func (l *Loop) stop(ctx context.Context, v *View) error {
 	v.Resting, v.until = true, time.Time{}
-	return l.cfg.Pods.Stop(ctx, v.Key)
+	return l.cfg.Pods.Stop(ctx, v.pod)
 }
 
 // judge turns what the agent says, and what it pushed, into a state. What it
@@ -348,8 +210,12 @@ const (
 )
 
 // summary asks the pod; one that is not whole is started again, a few times.
-func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
+func (l *Loop) summary(ctx context.Context, i Issue, pod Pod) (Summary, error) {
 	if !pod.Whole {
+		// In an archived repository nothing can come of it.
+		if _, _, err := l.cfg.Forge.DefaultBranch(ctx, i.Key); err != nil {
+			return Summary{}, err
+		}
 		if l.resumes[pod.Key] >= maxResumes {
 			why := pod.Exit
 			if why == "" {
@@ -363,6 +229,7 @@ func (l *Loop) summary(ctx context.Context, pod Pod) (Summary, error) {
 		}
 		if pod.Exit != "" && !pod.Stopped { // it ended by itself
 			l.resumes[pod.Key]++
+			l.exits[pod.Key] = pod.Exit
 		}
 	}
 	sum, err := l.cfg.Pods.Summary(ctx, pod.Key)
@@ -430,16 +297,16 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 
 // finish ends the pod of an issue that is closed or has lost its label.
 func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
-	v := View{State: Stopped, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started}
+	v := View{State: Stopped, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, pod: pod.Key}
 	pull, err := l.pull(ctx, pod)
 	if err != nil {
 		return err
 	}
 	if pull.Merged {
-		return l.merged(ctx, i, pull, pod.Branch)
+		return l.merged(ctx, i, pull, pod)
 	}
 	v.Pull, v.PullRequest = pull.Number, pull.URL
-	if err := l.cfg.Pods.Stop(ctx, i.Key); err != nil {
+	if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
 		return err
 	}
 	v.Why = "The label was taken off."
@@ -452,21 +319,25 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 // merged ends it all: the label is taken off where the merge did not close the
 // issue, so that nothing starts again, it is told, and the pod is removed. The
 // pod goes last: while it is there, a kill in between is made good.
-func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, branch string) error {
+func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
 	if i.Open && slices.Contains(i.Labels, l.cfg.Label) {
 		if err := l.cfg.Forge.Unlabel(ctx, i.Key); err != nil {
 			return err
 		}
+		var err error
+		if i, err = l.cfg.Forge.Issue(ctx, i.Key); err != nil {
+			return err
+		}
 	}
-	err := l.show(ctx, i, View{State: Done, Branch: branch, Pull: pull.Number, PullRequest: pull.URL,
+	err := l.show(ctx, i, View{State: Done, Branch: pod.Branch, pod: pod.Key, Pull: pull.Number, PullRequest: pull.URL,
 		Why: fmt.Sprintf("Pull request %d was merged.", pull.Number)})
 	if err != nil {
 		return err
 	}
-	return l.cfg.Pods.Remove(ctx, i.Key)
+	return l.cfg.Pods.Remove(ctx, pod.Key)
 }
 
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
-	return strings.TrimSuffix(clip(line, 500), ".")
+	return strings.TrimSuffix(clipLine(line, 500), ".")
 }

@@ -48,7 +48,11 @@ type View struct {
 	Activity    string    `json:"activity,omitempty"`
 	Started     time.Time `json:"started,omitzero"`
 	Labeler     string    `json:"labeler,omitempty"`
+	// Trouble is why the rest of it may be old: the last try to look at the issue
+	// failed, and is made again.
+	Trouble string `json:"trouble,omitempty"`
 
+	pod   Key       // the pod's, which is another where a repository was renamed
 	limit bool      // queued because of the limit on working agents
 	until time.Time // when it has to be looked at again, zero for never
 }
@@ -133,6 +137,8 @@ func adviceOn(v View) string {
 		return "Check that the model's server is up and that model.url is right."
 	case CauseStalled, CauseDeadline:
 		return logs + " A smaller or clearer task may help."
+	case CauseStart:
+		return "Mend what it says."
 	case CauseDied:
 		return logs + " If it ran out of memory, raise agent.memory."
 	case CauseInterrupted, CauseSilent, CauseUnreachable:
@@ -143,8 +149,7 @@ func adviceOn(v View) string {
 
 // code shows s as code in a table cell, whatever it holds.
 func code(s string) string {
-	s = strings.NewReplacer("`", "'", "|", "/").Replace(clip(oneLine(s), 120))
-	return "`" + strings.ReplaceAll(s, "\n", " ") + "`"
+	return "`" + strings.NewReplacer("`", "'", "|", "/").Replace(clipLine(s, 120)) + "`"
 }
 
 // pullText writes the pull request.
@@ -161,13 +166,13 @@ func pullText(v View, k Key, sum Summary, commits []Commit, changes []FileChange
 	}
 	b.WriteString("\n## Commits\n\n")
 	for _, c := range commits[max(0, len(commits)-50):] {
-		fmt.Fprintf(&b, "- %.10s %s\n", c.SHA, harmless(clip(oneLine(c.Subject), 200)))
+		fmt.Fprintf(&b, "- %.10s %s\n", c.SHA, harmless(clipLine(c.Subject, 200)))
 	}
 	if len(changes) > 0 {
 		writeStat(&b, changes)
 	}
 	fmt.Fprintf(&b, "\n## How to try it\n\n```\ndevaipod checkout %s\n```\nor `git fetch origin %s && git switch %s` in a clone.\n", k, v.Branch, v.Branch)
-	return PullText{Title: clip(oneLine(v.Title), 200), Body: b.String(), Draft: v.State != Review}
+	return PullText{Title: clipLine(v.Title, 200), Body: b.String(), Draft: v.State != Review}
 }
 
 func writeStat(b *strings.Builder, changes []FileChange) {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 )
 
@@ -38,7 +39,7 @@ type Reply struct {
 	Tool      string
 	Arguments map[string]any
 	Status    int
-	// Wait holds the reply back until Release.
+	// Wait holds the reply back until it is released.
 	Wait bool
 	// Broken replies are none: Garbage, Half or Hang.
 	Broken string
@@ -63,12 +64,12 @@ type Server struct {
 	mu       sync.Mutex
 	requests []Request
 	calls    int
-	released chan struct{}
+	waiting  map[chan struct{}]string // what the request was about
 }
 
 // New returns a model that answers who shows key, by script.
 func New(key string, script Script) *Server {
-	s := &Server{key: key, script: script, mux: http.NewServeMux(), released: make(chan struct{})}
+	s := &Server{key: key, script: script, mux: http.NewServeMux(), waiting: map[chan struct{}]string{}}
 	s.mux.HandleFunc("POST /v1/chat/completions", s.complete)
 	s.mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, "", map[string]any{"object": "list", "data": []any{map[string]string{"id": Name, "object": "model"}}})
@@ -105,15 +106,11 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.requests = append(s.requests, req)
 	s.calls++
-	id, released := fmt.Sprintf("call_%d", s.calls), s.released
+	id := fmt.Sprintf("call_%d", s.calls)
 	s.mu.Unlock()
 	reply := s.script(req)
-	if reply.Wait {
-		select {
-		case <-released:
-		case <-r.Context().Done():
-			return
-		}
+	if reply.Wait && !s.wait(r, req.User) {
+		return
 	}
 	switch {
 	case reply.Broken != "":
@@ -148,10 +145,31 @@ func (s *Server) Requests() []Request {
 	return append([]Request(nil), s.requests...)
 }
 
-// Release lets the replies go that wait, and holds back later ones anew.
-func (s *Server) Release() {
+// wait holds a request back; false when its client has gone.
+func (s *Server) wait(r *http.Request, about string) bool {
+	released := make(chan struct{})
+	s.mu.Lock()
+	s.waiting[released] = about
+	s.mu.Unlock()
+	select {
+	case <-released:
+		return true
+	case <-r.Context().Done():
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.waiting, released)
+		return false
+	}
+}
+
+// Release lets the replies go that wait now, to requests whose text holds about.
+func (s *Server) Release(about string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	close(s.released)
-	s.released = make(chan struct{})
+	for released, text := range s.waiting {
+		if strings.Contains(text, about) {
+			close(released)
+			delete(s.waiting, released)
+		}
+	}
 }

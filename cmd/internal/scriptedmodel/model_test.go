@@ -195,7 +195,7 @@ func TestTheSlowTaskWaitsBeforeThePush(t *testing.T) {
 	case <-time.After(200 * time.Millisecond):
 	}
 	for {
-		model.Release()
+		model.Release("")
 		select {
 		case c := <-came:
 			if c == nil || !strings.Contains(c.Function.Arguments, "git push") {

@@ -36,6 +36,7 @@ const ProofFile = "NONCE.sha256"
 //	half         break every answer off
 //	hang         answer nothing; hang-once goes on when asked to go on
 //	lie          say that it is all done and pushed
+//	oom          take all the memory there is, opencode's first
 func Tasks() Script {
 	return func(r Request) Reply {
 		if !r.HasTools {
@@ -52,6 +53,8 @@ func Tasks() Script {
 			return pushMain(r)
 		case "env":
 			return lookAround(r)
+		case "oom":
+			return eatMemory(r)
 		case "model-error":
 			return Reply{Status: http.StatusUnauthorized, Text: "the scripted model refuses, as the task asks"}
 		case "model-429":
@@ -185,6 +188,16 @@ func pushMain(r Request) Reply {
 		return reply
 	}
 	return Reply{Text: "Git said:\n\n" + result(r, push)}
+}
+
+// eatMemory makes the agent's server the first that the kernel ends.
+func eatMemory(r Request) Reply {
+	eat := bash("for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' <$p/cmdline)\" in *devaipod-pod*) ;; *opencode*) echo 1000 >$p/oom_score_adj;; esac; done; tail /dev/zero; echo survived", "Eats memory")
+	eat.ok = contains("survived")
+	if reply, done := play(r, []step{eat}); !done {
+		return reply
+	}
+	return Reply{Text: "I survived: " + result(r, eat)}
 }
 
 func lookAround(r Request) Reply {

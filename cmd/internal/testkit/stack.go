@@ -34,6 +34,7 @@ type StackConfig struct {
 	ModelKey  string // name of the secret, "" for none
 
 	Resync string // as in service.resync
+	Memory string // as in agent.memory
 	Person string // the person's account on the forge
 }
 
@@ -61,13 +62,14 @@ listen = %q
 
 [agent]
 image = %q
+memory = %q
 
 [model]
 api = %q
 url = %q
 name = %q
 key = %q
-`, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, AgentImage,
+`, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, AgentImage, c.Memory,
 		c.ModelAPI, c.ModelURL, c.ModelName, c.ModelKey)
 	if err := os.WriteFile(s.ConfigFile, []byte(text), 0o600); err != nil {
 		return nil, err

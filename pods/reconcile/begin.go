@@ -1,0 +1,210 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// begin decides whether a label may start a pod (invariant S1) and starts it.
+// Whatever can't be found out starts nothing.
+func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod, has bool, pods map[Key]Pod) error {
+	task, why, err := l.task(ctx, i, tr, ok)
+	if why != "" && has && !pod.Stopped { // its own label was taken off
+		err = errors.Join(err, l.cfg.Pods.Stop(ctx, pod.Key), l.cfg.Forge.SetState(ctx, i, ""))
+	}
+	if err != nil {
+		return err
+	}
+	if why != "" {
+		return l.refuse(ctx, i, why)
+	}
+	if has {
+		task.Key = pod.Key
+	}
+	unkept := l.cfg.Pods.Keep(i.Key, &task)
+	if unkept != nil {
+		return l.unstarted(ctx, i, task, fmt.Errorf("keeping the task of %s: %w", i.Key, unkept))
+	}
+	if pull, found, err := l.cfg.Forge.Pull(ctx, i.Key, task.Branch); err != nil {
+		return err
+	} else if found && pull.Merged && pull.ClosedAt.After(tr.At) {
+		// Its pod was removed, and we were killed before the label was.
+		pod.Key, pod.Branch = task.Key, task.Branch
+		return l.merged(ctx, i, pull, pod)
+	}
+	if l.cfg.Max > 0 && l.busy(task.Key, pods) >= l.cfg.Max {
+		return l.queue(ctx, i, task)
+	}
+	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
+	delete(l.resumes, task.Key)
+	delete(l.exits, task.Key)
+	if err := l.cfg.Pods.Begin(ctx, task); err != nil {
+		return l.unstarted(ctx, i, task, err)
+	}
+	// From here on the pod carries it.
+	delete(l.pins, i.Key)
+	delete(l.stuck, i.Key)
+	if err := l.cfg.Pods.Keep(i.Key, nil); err != nil {
+		return err
+	}
+	if now, ok, err := l.cfg.Forge.Trigger(ctx, i.Key); err != nil || !ok || now.ID != tr.ID {
+		l.Kick(i.Key) // taken off and perhaps put on again meanwhile
+		return err
+	}
+	return l.show(ctx, i, View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now(), pod: task.Key})
+}
+
+// task finds what was pinned for the label event, or pins it now; why says what
+// forbids it.
+func (l *Loop) task(ctx context.Context, i Issue, tr Trigger, ok bool) (task Task, why string, err error) {
+	kept, err := l.cfg.Pods.Kept(i.Key)
+	if err != nil {
+		return Task{}, "", err
+	}
+	if ok && kept != nil && kept.Trigger.ID == tr.ID {
+		return *kept, "", nil
+	}
+	if pinned, there := l.pins[i.Key]; ok && there && pinned.Trigger.ID == tr.ID {
+		return pinned, "", nil
+	}
+	if task, why, err = l.pin(ctx, i, tr, ok); err == nil && why == "" {
+		l.pins[i.Key] = task // should it not be possible to keep it
+	}
+	return task, why, err
+}
+
+// unstarted tells why a pod can't start yet, and returns the reason, so that it
+// is tried again; when that has gone on for too long it counts as failed, and is
+// tried at the passes over everything alone.
+func (l *Loop) unstarted(ctx context.Context, i Issue, t Task, err error) error {
+	since, known := l.stuck[i.Key]
+	if !known {
+		since = l.cfg.Now()
+		l.stuck[i.Key] = since
+	}
+	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User,
+		Why: "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."}
+	if l.cfg.Deadline > 0 && l.cfg.Now().Sub(since) >= l.cfg.Deadline {
+		l.cfg.Log.Error("the pod could not be started", "issue", i.Key.String(), "for", l.cfg.Deadline, "err", err)
+		v.State, v.Cause = Failed, CauseStart
+		v.Why = fmt.Sprintf("The pod could not be started for %s: %s.", l.cfg.Deadline, firstLine(err.Error()))
+		err = nil
+	}
+	return errors.Join(err, l.show(ctx, i, v))
+}
+
+// pin asks whether the label may start a pod and, if so, takes the text as it
+// is now; why says what forbids it. The pin is kept until the pod carries it:
+// our own writes on the issue change its time of update, by which an edit after
+// the label is seen, so the question can be asked only once.
+func (l *Loop) pin(ctx context.Context, i Issue, tr Trigger, ok bool) (task Task, why string, err error) {
+	if why, err := l.refusal(ctx, i, tr, ok); err != nil || why != "" {
+		return Task{}, why, err
+	}
+	base, why, err := l.base(ctx, i)
+	if err != nil || why != "" {
+		return Task{}, why, err
+	}
+	// Every edit, label and comment moves the issue's time of update; the forge
+	// keeps whole seconds, and takes the two times one after the other.
+	if i.Updated.After(tr.At.Add(time.Second)) {
+		return Task{}, "the issue may have changed after the label was put on; please read it again, then take the label off and put it on again", nil
+	}
+	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
+	if err != nil {
+		return Task{}, "", err
+	}
+	tx := pinned(i, comments, tr)
+	branch := l.cfg.BranchName(i.Issue, i.Title)
+	return Task{
+		Key: i.Key, RepoID: i.RepoID, Title: i.Title, Branch: branch, Base: base, Trigger: tr,
+		Model: tx.model(tr.User), Prompt: tx.prompt(branch, base), TextHash: tx.hash(),
+	}, "", nil
+}
+
+// refusal says why a label starts nothing, "" when it may.
+func (l *Loop) refusal(ctx context.Context, i Issue, tr Trigger, ok bool) (string, error) {
+	switch {
+	case !ok:
+		return "the forge does not tell who put the label on; take it off and put it on again", nil
+	case slices.ContainsFunc(l.cfg.Ours, func(u string) bool { return strings.EqualFold(u, tr.User) }):
+		return "the label was put on by devaipod's own account; a person has to do that", nil
+	}
+	can, err := l.cfg.Forge.CanWrite(ctx, i.Key, tr.User)
+	if err != nil {
+		return "", fmt.Errorf("asking whether %s may write to %s/%s: %w", tr.User, i.Owner, i.Repo, err)
+	}
+	if !can {
+		return fmt.Sprintf("thank you, but %s can't push code to this repository, and only somebody who can may start an agent; please ask one of them to put the label on", tr.User), nil
+	}
+	return "", nil
+}
+
+// base is the branch that the work starts from.
+func (l *Loop) base(ctx context.Context, i Issue) (name, why string, err error) {
+	def, ok, err := l.cfg.Forge.DefaultBranch(ctx, i.Key)
+	switch {
+	case err != nil:
+		return "", "", err
+	case !ok:
+		return "", "the repository is empty; push a first commit, then take the label off and put it on again", nil
+	case i.Ref == "":
+		return def, "", nil
+	}
+	name = strings.TrimPrefix(i.Ref, "refs/heads/")
+	ok, err = l.cfg.Forge.HasBranch(ctx, i.Key, name)
+	if err == nil && !ok {
+		return "", fmt.Sprintf("the issue is about the branch %s, which the repository does not have; choose another, then take the label off and put it on again", code(name)), nil
+	}
+	return name, "", err
+}
+
+// refuse tells once, politely, and starts nothing.
+func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
+	l.keepView(i, View{State: Refused, Why: why})
+	// The issue's own name, which may be part of a command to copy, stays whole.
+	why = strings.ReplaceAll(l.cfg.Harmless(why), l.cfg.Harmless(i.Key.String()), i.Key.String())
+	body := fmt.Sprintf("No agent was started: %s.", why)
+	if l.said[i.Key].body == body {
+		return nil
+	}
+	if changed, err := l.changed(ctx, i); err != nil || changed {
+		return err
+	}
+	l.cfg.Log.Warn("not started", "issue", i.Key.String(), "why", why)
+	if err := l.cfg.Forge.Say(ctx, i.Key, "refused", body); err != nil {
+		return fmt.Errorf("telling on %s why nothing starts: %w", i.Key, err)
+	}
+	l.said[i.Key] = said{body: body, state: Refused, at: l.cfg.Now()}
+	return nil
+}
+
+// queue tells that an issue waits for its turn.
+func (l *Loop) queue(ctx context.Context, i Issue, t Task) error {
+	return l.show(ctx, i, View{
+		State: Queued, Labeler: t.Trigger.User, Branch: t.Branch, limit: true,
+		Why: fmt.Sprintf("%d agents are working, and no more may at a time (agent.max).", l.cfg.Max),
+	})
+}
+
+// busy counts the pods whose agent works, other than k's.
+func (l *Loop) busy(k Key, pods map[Key]Pod) int {
+	n := 0
+	for key, p := range pods {
+		v, known := l.View(key)
+		if key != k && p.Whole && (!known || v.State == Working) {
+			n++
+		}
+	}
+	// Started in this pass, after the pods were listed.
+	for _, v := range l.Views() {
+		if _, listed := pods[v.Key]; !listed && v.Key != k && v.State == Working {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,333 @@
+package reconcile_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// world is a forge and its pods in memory, for the decisions alone; the whole
+// program's tests run the same thread on real ones.
+type world struct {
+	mu       sync.Mutex
+	issue    reconcile.Issue
+	formerly reconcile.Key // what it was called before its repository was renamed
+	trigger  reconcile.Trigger
+	writers  map[string]bool
+	canErr   error
+	fails    func() error // asked at each call to the forge; nil for never
+	calls    int          // to the forge
+	empty    bool
+	archived bool
+	keepErr  error
+	listErr  error
+	comments []reconcile.Comment
+	said     map[string]string
+	state    reconcile.State
+	pull     *reconcile.Pull
+	opened   int
+	text     reconcile.PullText
+	commits  []reconcile.Commit
+	asked    []string
+	pod      *reconcile.Pod
+	kept     *reconcile.Task
+	now      time.Time
+	sumErr   error
+	resumed  int
+	task     reconcile.Task
+	begun    int
+	during   func() // what happens while a pod is made or stopped
+	beginErr error
+	removed  int
+	stopped  int
+	summary  reconcile.Summary
+}
+
+var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func newWorld() *world {
+	return &world{
+		issue: reconcile.Issue{
+			Key: reconcile.Key{Owner: "ann", Repo: "hello", Issue: 3}, Title: "Fix it", Body: "please", Author: "stranger",
+			Open: true, Labels: []string{"devaipod"}, Updated: at,
+		},
+		trigger: reconcile.Trigger{ID: 7, User: "ann", At: at},
+		writers: map[string]bool{"ann": true, "demo-bot": true}, said: map[string]string{},
+		summary: reconcile.Summary{State: reconcile.AgentWorking}, now: at.Add(time.Minute),
+	}
+}
+
+// up tells whether the forge answers.
+func (w *world) up() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls++
+	if w.fails != nil {
+		return w.fails()
+	}
+	return nil
+}
+
+func (w *world) set(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+func (w *world) Wanted(context.Context) ([]reconcile.Issue, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.issue.Open && slices.Contains(w.issue.Labels, "devaipod") {
+		return []reconcile.Issue{w.issue}, nil
+	}
+	return nil, nil
+}
+
+func (w *world) Changed(_ context.Context, since time.Time) ([]reconcile.Issue, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.issue.Updated.Before(since) {
+		return nil, nil
+	}
+	return []reconcile.Issue{w.issue}, nil
+}
+
+func (w *world) Keep(_ reconcile.Key, t *reconcile.Task) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.keepErr == nil {
+		w.kept = t
+	}
+	return w.keepErr
+}
+
+func (w *world) Kept(reconcile.Key) (*reconcile.Task, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.kept, nil
+}
+
+func (w *world) Issue(_ context.Context, k reconcile.Key) (reconcile.Issue, error) {
+	if err := w.up(); err != nil {
+		return reconcile.Issue{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if k != w.issue.Key && k != w.formerly {
+		return reconcile.Issue{}, reconcile.ErrGone
+	}
+	return w.issue, nil
+}
+
+func (w *world) Trigger(context.Context, reconcile.Key) (reconcile.Trigger, bool, error) {
+	if err := w.up(); err != nil {
+		return reconcile.Trigger{}, false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.trigger, w.trigger.ID != 0, nil
+}
+
+func (w *world) CanWrite(_ context.Context, _ reconcile.Key, user string) (bool, error) {
+	return w.writers[user] && w.canErr == nil, w.canErr
+}
+func (w *world) Comments(context.Context, reconcile.Key) ([]reconcile.Comment, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
+	return w.comments, nil
+}
+func (w *world) DefaultBranch(context.Context, reconcile.Key) (string, bool, error) {
+	if err := w.up(); err != nil {
+		return "", false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.archived {
+		return "", false, reconcile.ErrReadOnly
+	}
+	return "main", !w.empty, nil
+}
+func (w *world) HasBranch(_ context.Context, _ reconcile.Key, name string) (bool, error) {
+	return name != "nowhere", nil
+}
+func (w *world) SetState(_ context.Context, _ reconcile.Issue, s reconcile.State) error {
+	if err := w.up(); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state = s
+	w.issue.Labels = slices.DeleteFunc(w.issue.Labels, func(l string) bool { return strings.HasPrefix(l, "agent/") })
+	if s != "" {
+		w.issue.Labels = append(w.issue.Labels, "agent/"+string(s))
+	}
+	w.issue.Updated = w.issue.Updated.Add(time.Hour)
+	return nil
+}
+func (w *world) Unlabel(context.Context, reconcile.Key) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.issue.Labels = nil
+	return nil
+}
+func (w *world) Say(_ context.Context, _ reconcile.Key, subject, body string) error {
+	if err := w.up(); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.archived {
+		return reconcile.ErrReadOnly
+	}
+	w.said[subject] = body
+	w.issue.Updated = w.issue.Updated.Add(time.Hour)
+	return nil
+}
+func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bool, error) {
+	if err := w.up(); err != nil {
+		return reconcile.Pull{}, false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pull == nil {
+		return reconcile.Pull{}, false, nil
+	}
+	return *w.pull, true, nil
+}
+func (w *world) Ahead(context.Context, reconcile.Key, string, string) ([]reconcile.Commit, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.commits, nil
+}
+func (w *world) Changes(context.Context, reconcile.Key, int64) ([]reconcile.FileChange, error) {
+	return []reconcile.FileChange{{Path: "a`|b", Added: 1}}, nil
+}
+func (w *world) PutPull(_ context.Context, _ reconcile.Key, _, _ string, t reconcile.PullText) (reconcile.Pull, error) {
+	if err := w.up(); err != nil {
+		return reconcile.Pull{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pull == nil {
+		w.opened++
+	}
+	w.text = t
+	w.pull = &reconcile.Pull{Number: 4, URL: "http://forge/4", Open: true, Draft: t.Draft}
+	return *w.pull, nil
+}
+func (w *world) RequestReview(_ context.Context, _ reconcile.Key, _ int64, user string) error {
+	if err := w.up(); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked = append(w.asked, user)
+	return nil
+}
+
+func (w *world) List(context.Context) ([]reconcile.Pod, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pod == nil || w.listErr != nil {
+		return nil, w.listErr
+	}
+	return []reconcile.Pod{*w.pod}, nil
+}
+func (w *world) Begin(_ context.Context, t reconcile.Task) error {
+	if w.during != nil {
+		w.during()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.begun++
+	if w.beginErr != nil {
+		return w.beginErr
+	}
+	w.task = t
+	w.pod = &reconcile.Pod{Key: t.Key, RepoID: t.RepoID, Name: "pod", TriggerID: t.Trigger.ID, TriggerAt: t.Trigger.At, Labeler: t.Trigger.User, Branch: t.Branch, Base: t.Base, Whole: true, Created: w.now, Started: w.now}
+	return nil
+}
+func (w *world) Resume(context.Context, reconcile.Key) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.resumed++
+	w.pod.Whole, w.pod.Stopped = true, false
+	return nil
+}
+func (w *world) Stop(context.Context, reconcile.Key) error {
+	if w.during != nil {
+		w.during()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopped++
+	w.pod.Whole, w.pod.Stopped = false, true
+	return nil
+}
+func (w *world) Remove(context.Context, reconcile.Key) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.removed++
+	w.pod = nil
+	return nil
+}
+func (w *world) Summary(context.Context, reconcile.Key) (reconcile.Summary, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.summary, w.sumErr
+}
+
+// config is one whose loop makes a pass when it is told to, and else waits.
+func (w *world) config() reconcile.Config {
+	return reconcile.Config{
+		Forge: w, Pods: w, Label: "devaipod", Ours: []string{"demo-bot"}, Resync: time.Hour, Watch: time.Hour,
+		Harmless:   func(s string) string { return strings.NewReplacer("@", "(at)", "#", "(number)").Replace(s) },
+		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
+		Now:        func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now }, Deadline: 4 * time.Hour, Rest: 24 * time.Hour,
+		Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+// pass runs a new loop, as after a restart, until its first pass is done.
+func (w *world) pass(t *testing.T) reconcile.View {
+	t.Helper()
+	return w.with(t, w.config(), func(*reconcile.Loop) {})
+}
+
+// with runs a loop until its first pass is done, and then f beside it.
+func (w *world) with(t *testing.T, c reconcile.Config, f func(*reconcile.Loop)) reconcile.View {
+	t.Helper()
+	l, err := reconcile.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	<-l.Passed()
+	f(l)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	v, _ := l.View(w.issue.Key)
+	return v
+}
