@@ -295,11 +295,22 @@ func (c *Client) Healthy(ctx context.Context) error {
 	return err
 }
 
+// An Account of the forge.
+type Account struct {
+	Login string `json:"login"`
+	Admin bool   `json:"is_admin"` // of the whole forge
+}
+
+// Me is the token's account; ErrForbidden for a token that was revoked and for
+// an account that may not sign in.
+func (c *Client) Me(ctx context.Context) (Account, error) {
+	var a Account
+	err := c.do(ctx, call{method: "GET", path: "/user"}, &a)
+	return a, err
+}
+
 // WhoAmI is the login name of the token's account.
 func (c *Client) WhoAmI(ctx context.Context) (string, error) {
-	var u struct {
-		Login string `json:"login"`
-	}
-	err := c.do(ctx, call{method: "GET", path: "/user"}, &u)
-	return u.Login, err
+	a, err := c.Me(ctx)
+	return a.Login, err
 }

@@ -57,6 +57,17 @@ func (p Provisioner) EnsureUser(ctx context.Context, u User) (password string, c
 	return u.Password, true, nil
 }
 
+// RepairUser lets an account of ours that is there sign in again, and makes it
+// an admin if it has to be one. Admin must be another account's client when
+// that account itself can't sign in.
+func (p Provisioner) RepairUser(ctx context.Context, u User) error {
+	body := map[string]any{"source_id": 0, "login_name": u.Name, "active": true, "prohibit_login": false}
+	if u.Admin {
+		body["admin"] = true
+	}
+	return p.Admin.do(ctx, call{method: "PATCH", path: "/admin/users/" + u.Name, body: body}, nil)
+}
+
 // Token mints an access token. The name must be new: a token can't be read
 // back.
 func (p Provisioner) Token(ctx context.Context, user, name string, scopes []string) (string, error) {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
@@ -35,6 +36,7 @@ type Manager struct {
 	cfg    Config
 	podman *podman.Client
 	log    *slog.Logger
+	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 }
 
 // New returns a manager. It makes no call.
@@ -150,7 +152,20 @@ func (m *Manager) Resume(ctx context.Context, k Key) error {
 	if err != nil {
 		return fmt.Errorf("the specification of %s is lost (%w): put its label on again", k, err)
 	}
+	if err := m.renewTools(ctx, &s); err != nil {
+		return err
+	}
 	_, err = m.Ensure(ctx, s)
+	return err
+}
+
+// renewTools takes the tools image of today where the one that a pod was made
+// with is gone: an older devaipod's, after an upgrade.
+func (m *Manager) renewTools(ctx context.Context, s *Spec) error {
+	ok, err := m.podman.ImageExists(ctx, s.ToolsImage)
+	if tools := m.tools.Load(); err == nil && !ok && tools != nil {
+		s.ToolsImage = *tools
+	}
 	return err
 }
 

@@ -37,6 +37,7 @@ func (m *Manager) EnsureTools(ctx context.Context, binary string) (ref string, e
 	}
 	sum := sha256.Sum256(archive)
 	ref = m.toolsPrefix() + hex.EncodeToString(sum[:6])
+	m.tools.Store(&ref)
 	ok, err := m.podman.ImageExists(ctx, ref)
 	if err != nil || ok {
 		return ref, err

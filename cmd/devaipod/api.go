@@ -23,13 +23,15 @@ type serviceStatus struct {
 	PID     int    `json:"pid"`
 	Version string `json:"version"`
 	Ready   bool   `json:"ready"`
+	// Basis names what the service was started from: see app.basis.
+	Basis string `json:"basis"`
 }
 
 // apiHandler serves the command line's own routes.
 func (s *service) apiHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
-		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load()})
+		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load(), Basis: s.basis})
 	})
 	mux.HandleFunc("GET /api/pods", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.loop.Views()) })
 	const pod = "/api/pods/{owner}/{repo}/{issue}"

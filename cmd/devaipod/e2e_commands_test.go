@@ -43,6 +43,7 @@ func commands() map[string]func(*call) error {
 		"processes":  (*call).processes,  // processes: pids of the world's processes
 		"task":       (*call).task,       // task SCENARIO TITLE FILE: what `run` is given; sets $SUM
 		"release":    (*call).release,    // release: the model goes on in the scenario slow
+		"freeaddr":   (*call).freeAddr,   // freeaddr: a loopback address and port that nobody listens on
 		"capture":    (*call).capture,    // capture NAME: the last stdout as a variable
 		"gitconfig":  (*call).gitconfig,  // gitconfig FILE: one whose credential helper is the person's
 		"waitfor":    (*call).waitfor,    // waitfor PATTERN COMMAND ARG…: until it prints that
@@ -403,6 +404,12 @@ func (c *call) task() error {
 	return os.WriteFile(c.ts.MkAbs(c.args[2]), []byte(c.args[1]+"\n\n"+p.Task(c.args[0])), 0o600)
 }
 
+func (c *call) freeAddr() error {
+	addr, err := testkit.FreeAddr("")
+	c.printf("%s\n", addr)
+	return err
+}
+
 func (c *call) capture() error {
 	if len(c.args) != 1 {
 		return errors.New("usage: capture NAME")
@@ -480,10 +487,10 @@ func (c *call) always() error {
 	return nil
 }
 
-// until asks cond until it holds, for two minutes; its errors are passing ones
-// until then.
+// until asks cond until it holds, for five minutes (a machine may be slow); its
+// errors are passing ones until then.
 func (c *call) until(what string, cond func() (bool, error)) error {
-	const limit = 2 * time.Minute
+	const limit = 5 * time.Minute
 	for end := time.Now().Add(limit); ; {
 		ok, err := cond()
 		if ok && err == nil {

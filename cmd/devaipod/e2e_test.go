@@ -31,7 +31,7 @@ import (
 // podman, the forge and git.
 
 // patience is how long the whole suite may take before it ends itself, tidily.
-const patience = 15 * time.Minute
+const patience = 40 * time.Minute
 
 const (
 	person   = "ada" // made by forge up; site admin
@@ -82,7 +82,7 @@ var (
 // after the others; last is the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"agent-dies", "restart-service", "edited-after-label", "killed-between-steps", "killed-at-random"}
+	alone = []string{"agent-dies", "restart-service", "forge-up-repairs", "edited-after-label", "killed-between-steps", "killed-at-random"}
 	last  = []string{"purge"}
 )
 
@@ -148,7 +148,7 @@ func (s *suite) setup(env *testscript.Env) error {
 	env.Setenv("HOME", home)
 	env.Setenv("PATH", s.Bin+":"+os.Getenv("PATH"))
 	for k, v := range map[string]string{
-		"FORGE": s.ForgeURL(), "SERVICE": s.ServiceURL(), "INSTANCE": s.Instance, "STATE": s.StateDir,
+		"FORGE": s.ForgeURL(), "SERVICE": s.ServiceURL(), "SERVICE_ADDR": s.ServiceListen, "INSTANCE": s.Instance, "STATE": s.StateDir,
 		"PERSON": person, "STRANGER": stranger, "BOT": s.Instance + "-bot",
 		"OWNER": person, "NAME": name, "REPO": person + "/" + name,
 	} {

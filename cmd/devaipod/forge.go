@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
@@ -98,7 +99,9 @@ func (a *app) forgeUp(ctx context.Context, who person, detach bool) error {
 	if err := unlock(); err != nil {
 		return err
 	}
-	err = a.serve(ctx)
+	if err = a.serve(ctx); errors.Is(err, errServiceRuns) {
+		return err // the forge is that one's too
+	}
 	a.step("stopping the forge")
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -123,11 +126,17 @@ func (a *app) bringUp(ctx context.Context, who person) (*podman.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.needPorts(ctx, p, stack); err != nil {
+		return nil, err
+	}
 	a.step("starting %s at %s", a.cfg.Forge.Image, a.cfg.forgeURL())
 	if err := a.applyStack(ctx, p, stack); err != nil {
 		return nil, err
 	}
 	if err := a.provision(ctx, forgeCLI(p, stack.ForgeContainer), who); err != nil {
+		return nil, err
+	}
+	if err := a.repairRepositories(ctx); err != nil {
 		return nil, err
 	}
 	a.step("forge    %s", a.cfg.forgeURL())
@@ -136,12 +145,27 @@ func (a *app) bringUp(ctx context.Context, who person) (*podman.Client, error) {
 }
 
 // startService runs `devaipod serve` in the background and waits until it is
-// ready. One that runs already is left alone.
+// ready. One that runs already is left alone, unless it was started from another
+// program, configuration or other credentials than there are now.
 func (a *app) startService(ctx context.Context) error {
+	creds, err := a.readCredentials()
+	if err != nil {
+		return err
+	}
+	basis, err := a.basis(creds)
+	if err != nil {
+		return err
+	}
 	var st serviceStatus
-	if a.api().get(ctx, "/api/status", &st) == nil && st.Ready {
-		a.step("the service runs already (pid %d)", st.PID)
-		return nil
+	if a.api().get(ctx, "/api/status", &st) == nil {
+		if st.Basis == basis {
+			a.step("the service runs already (pid %d)", st.PID)
+			return a.waitService(ctx, nil)
+		}
+		a.step("restarting the service: its program, configuration or tokens have changed")
+		if err := end(ctx, st.PID, 10*time.Second); err != nil {
+			return err
+		}
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -168,6 +192,12 @@ func (a *app) startService(ctx context.Context) error {
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
+	return a.waitService(ctx, exited)
+}
+
+// waitService waits until the service is ready, or until exited tells its end.
+func (a *app) waitService(ctx context.Context, exited <-chan error) error {
+	var st serviceStatus
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	timeout := time.After(time.Minute)
@@ -313,6 +343,7 @@ type forgeState struct {
 		URL     string `json:"url"`
 		Running bool   `json:"running"`
 		Healthy bool   `json:"healthy"`
+		Problem string `json:"problem,omitempty"` // why it is not healthy, where it answers
 		Version string `json:"version,omitempty"`
 	} `json:"forge"`
 	Service struct {
@@ -367,7 +398,14 @@ func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 	if err != nil {
 		return st, err
 	}
-	if v, err := client.Version(ctx); err == nil {
+	v, err := client.Version(ctx)
+	var said *forge.Error
+	switch {
+	case errors.Is(err, forge.ErrForbidden):
+		st.Forge.Running, st.Forge.Problem = true, "it refuses the service's token: run devaipod forge up"
+	case errors.As(err, &said):
+		st.Forge.Running, st.Forge.Problem = true, err.Error()
+	case err == nil:
 		st.Forge.Healthy, st.Forge.Running, st.Forge.Version = true, true, v.String()
 		repos, err := client.Repositories(ctx)
 		if err != nil {
@@ -401,8 +439,12 @@ func (a *app) printForgeStatus(st forgeState) error {
 		}
 		return "not running"
 	}
+	forge := state(st.Forge.Running, st.Forge.Version)
+	if st.Forge.Problem != "" {
+		forge = plain(st.Forge.Problem, 500)
+	}
 	_, err := fmt.Fprintf(a.out, "instance  %s\nforge     %s  %s\nservice   %s  %s\npodman    %s  %s\nlogin     %s\nrepositories (%d)\n",
-		st.Instance, st.Forge.URL, state(st.Forge.Healthy, st.Forge.Version),
+		st.Instance, st.Forge.URL, forge,
 		st.Service.URL, state(st.Service.Running, fmt.Sprintf("running, pid %d", st.Service.PID)),
 		st.Podman.Socket, state(st.Podman.Version != "", st.Podman.Version), st.Login, len(st.Repositories))
 	for _, r := range st.Repositories {

@@ -110,7 +110,17 @@ func (p forgePort) HasBranch(ctx context.Context, k reconcile.Key, name string) 
 }
 
 func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.State) error {
-	_, err := p.client.SetState(ctx, forge.Issue{Repo: repoOf(i.Key), Number: i.Issue, Labels: i.Labels}, string(s))
+	issue := forge.Issue{Repo: repoOf(i.Key), Number: i.Issue, Labels: i.Labels}
+	_, err := p.client.SetState(ctx, issue, string(s))
+	if !errors.Is(err, forge.ErrNotFound) {
+		return err
+	}
+	// Somebody may have deleted the label.
+	made, e := p.client.EnsureLabels(ctx, issue.Repo, forge.DefaultLabels(p.label))
+	if e != nil || !made {
+		return errors.Join(err, e)
+	}
+	_, err = p.client.SetState(ctx, issue, string(s))
 	return err
 }
 

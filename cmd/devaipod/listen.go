@@ -30,7 +30,7 @@ func listenUnix(path string) (net.Listener, error) {
 func listenTCP(addr, key string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s is taken by another program (see: ss -ltnp); stop it or set %s to another port", addr, key)
+		return nil, portTaken(addr, key)
 	}
 	return l, err
 }

@@ -68,27 +68,83 @@ func (a *app) accounts(ctx context.Context, prov forge.Provisioner, c *credentia
 		{c.Person, orElse(who.email, c.Person+"@localhost.localdomain"), true, &c.PersonToken, personScopes},
 	} {
 		isPerson := acc.name == c.Person
-		if a.tokenWorks(ctx, *acc.token, acc.name) {
+		works := func() bool { return a.tokenWorks(ctx, *acc.token, acc.name, acc.admin && !isPerson) }
+		if works() {
 			continue
 		}
-		wanted := ""
+		user := forge.User{Name: acc.name, Email: acc.email, Admin: acc.admin}
 		if isPerson {
-			wanted = who.password
+			user.Password = who.password
 		}
 		if prov.Admin, err = a.serviceForge(*c); err != nil {
 			return err
 		}
-		password, created, err := prov.EnsureUser(ctx, forge.User{Name: acc.name, Email: acc.email, Password: wanted, Admin: acc.admin})
+		password, created, err := prov.EnsureUser(ctx, user)
 		if err != nil {
 			return fmt.Errorf("making the account %s: %w", acc.name, err)
 		}
 		if created && isPerson {
-			a.tellLogin(acc.name, password, wanted != "")
+			a.tellLogin(acc.name, password, user.Password != "")
 		}
 		if *acc.token, err = prov.Token(ctx, acc.name, tokenName(), acc.scopes); err != nil {
 			return fmt.Errorf("making a token for %s: %w", acc.name, err)
 		}
 		if err := a.writeCredentials(*c); err != nil {
+			return err
+		}
+		if works() {
+			continue
+		}
+		user.Admin = acc.admin && !isPerson // what a person is, is not ours to say
+		if err := a.repairAccount(ctx, prov, *c, user); err != nil {
+			return err
+		}
+		if !works() {
+			return fmt.Errorf("the account %s does not work on the forge: look at it in %s/admin/users", acc.name, a.cfg.forgeURL())
+		}
+	}
+	return nil
+}
+
+// repairAccount enables an account that somebody has disabled, as the service
+// or, where that is the one, as the person, with a token for this once.
+func (a *app) repairAccount(ctx context.Context, prov forge.Provisioner, c credentials, u forge.User) error {
+	a.step("enabling the account %s", u.Name)
+	if !a.tokenWorks(ctx, c.ServiceToken, c.Service, true) {
+		token, err := prov.Token(ctx, c.Person, tokenName(), []string{"write:admin", "read:user"})
+		if err != nil {
+			return fmt.Errorf("making a token for %s: %w", c.Person, err)
+		}
+		if prov.Admin, err = forge.New(forge.Config{URL: a.cfg.forgeURL(), Token: token, Log: a.log}); err != nil {
+			return err
+		}
+	}
+	if err := prov.RepairUser(ctx, u); err != nil {
+		return fmt.Errorf("the account %s is disabled, or no site admin any more, and can't be repaired from here (%w): enable it as another site admin in %s/admin/users, then run `devaipod forge up` again", u.Name, err, a.cfg.forgeURL())
+	}
+	return nil
+}
+
+// repairRepositories gives every repository what it lacks of labels, and the
+// bot its place in it; the service does it for those that come later.
+func (a *app) repairRepositories(ctx context.Context) error {
+	creds, err := a.readCredentials()
+	if err != nil {
+		return err
+	}
+	client, err := a.serviceForge(creds)
+	if err != nil {
+		return err
+	}
+	repos, err := client.Repositories(ctx)
+	if err != nil {
+		return fmt.Errorf("listing repositories: %w", err)
+	}
+	for _, r := range repos {
+		if r.Archived {
+			continue
+		}
+		if err := prepareRepository(ctx, client, r.Repo, a.cfg.Label); err != nil {
 			return err
 		}
 	}
@@ -104,7 +160,9 @@ func (a *app) tellLogin(name, password string, given bool) {
 	a.step("login    %s / %s   (shown this once; change it in the forge's settings)", name, password)
 }
 
-func (a *app) tokenWorks(ctx context.Context, token, account string) bool {
+// tokenWorks tells whether a token is that account's, and a site admin's where
+// it must be.
+func (a *app) tokenWorks(ctx context.Context, token, account string, admin bool) bool {
 	if token == "" {
 		return false
 	}
@@ -112,8 +170,8 @@ func (a *app) tokenWorks(ctx context.Context, token, account string) bool {
 	if err != nil {
 		return false
 	}
-	got, err := client.WhoAmI(ctx)
-	return err == nil && got == account
+	got, err := client.Me(ctx)
+	return err == nil && got.Login == account && (got.Admin || !admin)
 }
 
 // waitForge waits until the forge answers.

@@ -30,6 +30,7 @@ type service struct {
 	loop  *reconcile.Loop
 	hook  http.Handler
 	creds credentials
+	basis string
 	ready atomic.Bool // the first pass over everything is done
 
 	repos chan struct{} // capacity 1: a repository may be new
@@ -42,6 +43,9 @@ func (a *app) serveCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context()) },
 	}
 }
+
+// errServiceRuns is what a second service of an instance ends with.
+var errServiceRuns = errors.New("the service runs already")
 
 // serve runs the service until ctx ends.
 func (a *app) serve(ctx context.Context) error {
@@ -57,7 +61,7 @@ func (a *app) serve(ctx context.Context) error {
 		return err
 	}
 	if !ok {
-		return fmt.Errorf("the service of instance %s runs already (devaipod forge status)", a.cfg.Instance)
+		return fmt.Errorf("%w (instance %s; see devaipod forge status)", errServiceRuns, a.cfg.Instance)
 	}
 	defer unlock() //nolint:errcheck // ends with the process anyway
 	pod, err := a.podman(ctx)
@@ -69,6 +73,9 @@ func (a *app) serve(ctx context.Context) error {
 	}
 	s, err := a.newService(ctx, creds, pod)
 	if err != nil {
+		return err
+	}
+	if s.basis, err = a.basis(creds); err != nil {
 		return err
 	}
 	return s.run(ctx)

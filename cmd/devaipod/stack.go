@@ -68,6 +68,26 @@ func (a *app) stack(tools string) (compose.Stack, error) {
 	}), nil
 }
 
+// needPorts is an error when a port of ours is another program's, before
+// anything is made that would need it.
+func (a *app) needPorts(ctx context.Context, p *podman.Client, s compose.Stack) error {
+	for _, pod := range s.Pods {
+		st, err := p.State(ctx, pod.Name+"-infra")
+		if err != nil {
+			return err
+		}
+		if !st.Running && len(pod.Ports) > 0 {
+			if err := needPort(a.cfg.Forge.Listen, "forge.listen"); err != nil {
+				return err
+			}
+		}
+	}
+	if a.api().get(ctx, "/api/status", new(serviceStatus)) == nil {
+		return nil // ours has it
+	}
+	return needPort(a.cfg.Service.Listen, "service.listen")
+}
+
 // applyStack makes and starts what the stack names; what is there stays.
 func (a *app) applyStack(ctx context.Context, p *podman.Client, s compose.Stack) error {
 	if err := a.ensureImage(ctx, p, a.cfg.Forge.Image); err != nil {
@@ -92,7 +112,7 @@ func (a *app) applyStack(ctx context.Context, p *podman.Client, s compose.Stack)
 			return err
 		}
 		if err := p.StartContainer(ctx, c.Name); err != nil {
-			return a.portTaken(err)
+			return err
 		}
 	}
 	return nil
@@ -111,14 +131,6 @@ func containerOf(c compose.Container) podman.Container {
 		out.Mounts = append(out.Mounts, podman.Mount{Kind: kind, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly})
 	}
 	return out
-}
-
-// portTaken says what to do when the forge's port is another program's.
-func (a *app) portTaken(err error) error {
-	if strings.Contains(err.Error(), "address already in use") {
-		return fmt.Errorf("%w\n%s is taken by another program (see: ss -ltnp); stop it or set forge.listen to another port", err, a.cfg.Forge.Listen)
-	}
-	return err
 }
 
 // ensureImage pulls an image that is not here; local ones can't be pulled.

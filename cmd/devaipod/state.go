@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,6 +52,21 @@ func (a *app) writeCredentials(c credentials) error {
 		return err
 	}
 	return podfile.Replace(a.cfg.file(credentialsFile), b)
+}
+
+// basis names what a service runs from: this program's file, the configuration
+// and the credentials. A service with another basis is out of date.
+func (a *app) basis(c credentials) (string, error) {
+	var exe syscall.Stat_t
+	if err := syscall.Stat("/proc/self/exe", &exe); err != nil {
+		return "", fmt.Errorf("looking at this program: %w", err)
+	}
+	b, err := json.Marshal([]any{exe.Dev, exe.Ino, exe.Size, exe.Mtim, a.cfg, c})
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8]), nil
 }
 
 // makeStateDir makes the state directory for this user alone.

@@ -125,15 +125,27 @@ func (d *Driver) Run(ctx context.Context) error {
 			d.cfg.Log.Debug("opencode does not answer", "err", err)
 			d.away()
 		}
+		burst, poll := d.pace()
 		select {
 		case <-ctx.Done():
 		case <-wake:
-			// A burst of events is one look.
-			sleep(ctx, 300*time.Millisecond)
-		case <-time.After(d.cfg.Poll):
+			sleep(ctx, burst) // a burst of events is one look
+		case <-time.After(poll):
 		}
 	}
 	return ctx.Err()
+}
+
+// pace is how long to wait for more after an event, and for an event at all. A
+// look costs opencode some 50 ms of a core, and many agents share one.
+func (d *Driver) pace() (burst, poll time.Duration) {
+	switch d.Summary().State {
+	case podapi.Starting:
+		return d.cfg.Poll / 4, d.cfg.Poll
+	case podapi.Working:
+		return d.cfg.Poll, d.cfg.Poll
+	}
+	return d.cfg.Poll / 4, 15 * d.cfg.Poll // its turn is over; events tell of the next
 }
 
 // away notes that opencode does not answer. A turn that was over stays over; a
@@ -188,7 +200,7 @@ func (d *Driver) look(ctx context.Context) error {
 		return d.prompt(ctx, all, d.cfg.Prompt)
 	}
 	var ask asked
-	if st.Type != "" {
+	if st.Type != "" && d.cfg.Traffic().InFlight == 0 { // else it waits for its model
 		if ask, err = d.api.asks(ctx, s.ID); err != nil {
 			return err
 		}

@@ -69,8 +69,9 @@ type Container struct {
 // specLabel carries the hash of what a container was made from.
 const specLabel = "devaipod.spec"
 
-func (c Container) hash() string {
-	b, err := json.Marshal(c) // maps are written with sorted keys
+// hashOf names a specification by its content.
+func hashOf(spec any) string {
+	b, err := json.Marshal(spec) // maps are written with sorted keys
 	if err != nil {
 		panic(err) // plain data
 	}
@@ -83,7 +84,7 @@ func (c Container) hash() string {
 func (c *Client) EnsureContainer(ctx context.Context, want Container) (created bool, err error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	hash := want.hash()
+	hash := hashOf(want)
 	have, err := containers.Inspect(conn, want.Name, nil)
 	switch {
 	case err == nil && have.Config != nil && have.Config.Labels[specLabel] == hash:

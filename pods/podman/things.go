@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -25,16 +26,27 @@ type PodSpec struct {
 	Ports  []Port
 }
 
-// EnsurePod makes the pod unless one of that name is there.
+// EnsurePod makes the pod unless it is there as specified; one that differs is
+// removed first, with its containers.
 func (c *Client) EnsurePod(ctx context.Context, p PodSpec) (created bool, err error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	if ok, err := pods.Exists(conn, p.Name, nil); err != nil || ok {
-		return false, wrap("looking for pod", p.Name, err)
+	hash := hashOf(p)
+	have, err := pods.Inspect(conn, p.Name, nil)
+	switch {
+	case err == nil && have.Labels[specLabel] == hash:
+		return false, nil
+	case err == nil:
+		if err := c.RemovePod(ctx, p.Name); err != nil {
+			return false, err
+		}
+	case !notFound(err):
+		return false, wrap("looking at pod", p.Name, err)
 	}
 	c.change("make pod", p.Name)
 	gen := specgen.PodSpecGenerator{}
-	gen.Name, gen.Labels, gen.NoInfra = p.Name, p.Labels, !p.Infra
+	gen.Name, gen.Labels, gen.NoInfra = p.Name, map[string]string{specLabel: hash}, !p.Infra
+	maps.Copy(gen.Labels, p.Labels)
 	if p.Infra {
 		gen.SharedNamespaces = []string{"net"}
 		gen.InfraName = p.Name + "-infra"
@@ -145,6 +157,19 @@ func filter(labels map[string]string) map[string][]string {
 	return map[string][]string{"label": want}
 }
 
+// RemovePod kills and removes a pod with its containers. One that is not there
+// is no error.
+func (c *Client) RemovePod(ctx context.Context, name string) error {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	c.change("remove pod", name)
+	_, err := pods.Remove(conn, name, new(pods.RemoveOptions).WithForce(true).WithTimeout(1))
+	if notFound(err) {
+		return nil
+	}
+	return wrap("removing pod", name, err)
+}
+
 // RemoveByLabels removes the containers, pods, networks and volumes that carry
 // all of labels, in this order, and nothing else. It refuses an empty set.
 func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) error {
@@ -170,9 +195,8 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		if !carries(p.Labels, labels) {
 			continue
 		}
-		c.change("remove pod", p.Name)
-		if _, err := pods.Remove(conn, p.Name, new(pods.RemoveOptions).WithForce(true).WithTimeout(1)); err != nil && !notFound(err) {
-			return fmt.Errorf("removing pod %s: %w", p.Name, err)
+		if err := c.RemovePod(ctx, p.Name); err != nil {
+			return err
 		}
 	}
 	nets, err := network.List(conn, new(network.ListOptions).WithFilters(filter(labels)))
