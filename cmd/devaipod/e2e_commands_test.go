@@ -376,11 +376,6 @@ func (c *call) noleak() error {
 	return nil
 }
 
-// podmansOwn are processes that podman keeps beyond any purge: what holds an
-// ordinary user's namespace, and what keeps the end of an exec for five minutes
-// and then clears it away.
-var podmansOwn = regexp.MustCompile(`^catatonit -P $| --exec-attach | container cleanup .*--exec `)
-
 func (c *call) processes() error {
 	pids, err := c.World.Processes()
 	for _, pid := range pids {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -121,3 +122,8 @@ func runAs(ctx context.Context, t *testing.T, user *testkit.OSUser, dir, env, pr
 	}
 	return string(out)
 }
+
+// podmansOwn are processes that podman keeps beyond any purge: what holds an
+// ordinary user's namespace, and what keeps the end of an exec for five minutes
+// and then clears it away.
+var podmansOwn = regexp.MustCompile(`^catatonit -P $| --exec-attach | container cleanup .*--exec `)
