@@ -78,7 +78,8 @@ const (
 )
 
 const (
-	agentUser = "1000:1000" // as the agent image has it
+	agentID   = 1000 // as the agent image has it
+	agentUser = "1000:1000"
 	maxPids   = 4096
 	patience  = 5 * time.Second // for a container to end by itself
 )

@@ -395,8 +395,11 @@ func (c *call) processes() error {
 	pids, err := c.World.Processes()
 	for _, pid := range pids {
 		// It may be gone by now; then its name is not needed.
-		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		c.printf("%d %s\n", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		cmdline := string(bytes.ReplaceAll(text, []byte{0}, []byte{' '}))
+		if !podmansOwn.MatchString(cmdline) {
+			c.printf("%d %s\n", pid, cmdline)
+		}
 	}
 	return err
 }

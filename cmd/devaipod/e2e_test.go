@@ -59,6 +59,7 @@ var running struct {
 
 func TestMain(m *testing.M) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	interrupted = ctx
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	suiteContext = ctx
 	code := m.Run()
@@ -73,7 +74,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-var suiteContext context.Context
+var (
+	suiteContext context.Context
+	interrupted  context.Context // without patience
+)
 
 // Scripts that are not for everybody's company: alone they run one at a time,
 // after the others; last is the end of the stack.
@@ -220,10 +224,18 @@ func (s *suite) prepare(ctx context.Context) error {
 	}, nil)
 }
 
-// build compiles what is tested, as the Makefile does, but with fault points.
+// build compiles what is tested; TEST_BIN names a directory where that is done.
 func (s *suite) build(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", tags+" faults", "-o", s.Bin+"/", "./cmd/devaipod", "./cmd/devaipod-pod")
-	cmd.Dir = s.Root
+	if dir := os.Getenv("TEST_BIN"); dir != "" {
+		return os.CopyFS(s.Bin, os.DirFS(dir))
+	}
+	return compile(ctx, s.Root, s.Bin, "./cmd/devaipod", "./cmd/devaipod-pod")
+}
+
+// compile does as the Makefile does, but with fault points.
+func compile(ctx context.Context, root, to string, packages ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-tags", tags + " faults", "-o", to + "/"}, packages...)...)
+	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building devaipod: %w\n%s", err, out)

@@ -100,7 +100,7 @@ func (a *app) forgeUp(ctx context.Context, who person, detach bool) error {
 		return errors.Join(err, unlock())
 	}
 	if detach {
-		err := a.startService(ctx)
+		err := errors.Join(tellLacking(ctx, pod, func(what string) { a.step("WARNING  %s", what) }), a.startService(ctx))
 		return errors.Join(err, unlock())
 	}
 	if err := unlock(); err != nil {
@@ -386,6 +386,8 @@ type forgeState struct {
 	Podman struct {
 		Socket  string `json:"socket"`
 		Version string `json:"version,omitempty"`
+		// Lacking is what pods can't be given here, a sentence each.
+		Lacking []string `json:"lacking"`
 	} `json:"podman"`
 	Login        string   `json:"login,omitempty"`
 	Repositories []string `json:"repositories"`
@@ -415,6 +417,7 @@ func (a *app) forgeStatusCmd() *cobra.Command {
 func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 	st := forgeState{Instance: a.cfg.Instance, Repositories: []string{}}
 	st.Forge.URL, st.Service.URL, st.Forge.Joined = a.cfg.forgeURL(), a.cfg.serviceURL(), a.cfg.joined()
+	st.Podman.Lacking = []string{}
 	creds, err := a.readCredentials()
 	if errors.Is(err, errNoForge) {
 		return st, nil
@@ -455,9 +458,11 @@ func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 	if uri, err := podman.Find(ctx, podman.FindConfig{URI: a.cfg.Podman.Socket, SocketPath: a.cfg.file("podman.sock"), Log: a.log}); err == nil {
 		st.Podman.Socket = uri
 		if p, err := podman.Connect(ctx, uri); err == nil {
-			if st.Podman.Version, err = p.Version(ctx); err != nil {
+			host, err := p.Host(ctx)
+			if err != nil {
 				return st, err
 			}
+			st.Podman.Version, st.Podman.Lacking = host.Version, append(st.Podman.Lacking, pods.Lacking(host)...)
 		}
 	}
 	return st, nil
@@ -488,6 +493,9 @@ func (a *app) printForgeStatus(st forgeState) error {
 	_, err = fmt.Fprintf(a.out, "repositories (%d)\n", len(st.Repositories))
 	for _, r := range st.Repositories {
 		fmt.Fprintf(a.out, "  %s\n", r)
+	}
+	for _, what := range st.Podman.Lacking {
+		fmt.Fprintf(a.out, "WARNING   pods here have %s\n", what)
 	}
 	return err
 }

@@ -71,6 +71,9 @@ func (a *app) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := tellLacking(ctx, pod, func(what string) { a.log.Warn(what) }); err != nil {
+		return err
+	}
 	s, err := a.newService(ctx, creds, pod)
 	if err != nil {
 		return err

@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/containers/podman/v5/pkg/bindings"
-	"github.com/containers/podman/v5/pkg/bindings/system"
 	"github.com/containers/podman/v5/pkg/errorhandling"
 )
 
@@ -61,20 +60,6 @@ func (c *Client) with(ctx context.Context) (context.Context, context.CancelFunc)
 	joined, cancel := context.WithCancel(c.conn)
 	stop := context.AfterFunc(ctx, cancel)
 	return joined, func() { stop(); cancel() }
-}
-
-// Version is the server's.
-func (c *Client) Version(ctx context.Context) (string, error) {
-	ctx, cancel := c.with(ctx)
-	defer cancel()
-	v, err := system.Version(ctx, nil)
-	if err != nil {
-		return "", fmt.Errorf("asking podman for its version: %w", err)
-	}
-	if v.Server == nil {
-		return "", errors.New("podman told no version")
-	}
-	return v.Server.Version, nil
 }
 
 // status is the HTTP status in an error of the bindings, 0 for none.

@@ -66,16 +66,17 @@ func Find(ctx context.Context, cfg FindConfig) (string, error) {
 	return own, start(ctx, cfg)
 }
 
-// usual are the sockets that podman's own units listen on.
+// usual are the sockets that podman's own units listen on. Without a login
+// session (su, cron) nothing names a user's runtime directory, but it is there.
 func usual() []string {
-	var uris []string
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
-		uris = append(uris, "unix://"+filepath.Join(dir, "podman", "podman.sock"))
-	}
 	if os.Geteuid() == 0 {
-		uris = append(uris, "unix:///run/podman/podman.sock")
+		return []string{"unix:///run/podman/podman.sock"}
 	}
-	return uris
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if dir == "" {
+		dir = fmt.Sprintf("/run/user/%d", os.Geteuid())
+	}
+	return []string{"unix://" + filepath.Join(dir, "podman", "podman.sock")}
 }
 
 // answers asks a service for its liveness.

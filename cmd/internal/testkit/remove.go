@@ -50,14 +50,27 @@ func (w *World) Remove(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, w.removeBridges(ctx), w.removeRules(ctx))
-	if err := os.RemoveAll(w.Dir); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, w.removeBridges(ctx), w.removeRules(ctx), w.removeFiles(ctx))
 	if left, err := w.Left(ctx); err != nil || len(left) > 0 {
 		return errors.Join(append(errs, err, fmt.Errorf("left behind: %s", strings.Join(left, ", ")))...)
 	}
 	// Errors on the way to a place where nothing is left are no errors.
+	return nil
+}
+
+// removeFiles removes the directory. An ordinary user's containers leave files
+// of users that only podman can act as.
+func (w *World) removeFiles(ctx context.Context) error {
+	var errs []error
+	if w.made() && os.Getuid() != 0 {
+		// Where it has mounts of its own, empty directories stay, for now.
+		_, err := w.Podman(ctx, "unshare", "rm", "-rf", w.path("g"), w.path("x"), w.path("t"))
+		// What holds the user's namespace has to end, and with it the mounts.
+		errs = append(errs, err, w.endProcesses(ctx))
+	}
+	if err := os.RemoveAll(w.Dir); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
 	return nil
 }
 
@@ -128,7 +141,7 @@ func (w *World) Processes() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	above := ancestors()
+	above, ours := ancestors(), w.Env()
 	var pids []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -140,7 +153,8 @@ func (w *World) Processes() ([]int, error) {
 		if err != nil {
 			continue
 		}
-		marked := slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool { return string(kv) == w.mark() })
+		// Any will do: podman gives not all of them to what keeps its execs' ends.
+		marked := slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool { return slices.Contains(ours, string(kv)) })
 		if marked || w.contains(pid) {
 			pids = append(pids, pid)
 		}

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // maxDir is how long a world's directory may be, in bytes, so that unix
@@ -34,7 +35,7 @@ func NewWorld(dir string) (*World, error) {
 	if err != nil || w.made() {
 		return w, err
 	}
-	for _, d := range []string{w.Dir, w.path("net")} {
+	for _, d := range []string{w.Dir, w.path("net"), w.path("x")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
 		}
@@ -89,12 +90,11 @@ func (w *World) made() bool {
 }
 
 // Env are the variables that put podman, and what starts it, into the world.
+// An ordinary user's podman keeps its run root, and the process that holds its
+// user namespace, where XDG_RUNTIME_DIR says; root's does not read it.
 func (w *World) Env() []string {
-	return []string{"CONTAINERS_CONF=" + w.path("containers.conf"), w.mark()}
+	return []string{"CONTAINERS_CONF=" + w.path("containers.conf"), "CONTAINERS_STORAGE_CONF=" + w.path("storage.conf"), "XDG_RUNTIME_DIR=" + w.path("x")}
 }
-
-// mark is the variable by which processes of this world are told from others.
-func (w *World) mark() string { return "CONTAINERS_STORAGE_CONF=" + w.path("storage.conf") }
 
 // Environ is this process's environment with Env, and without variables that
 // would lead podman or devaipod elsewhere.
@@ -134,7 +134,7 @@ func (w *World) containersConf() string {
 		runtime = "runc"
 	}
 	return fmt.Sprintf(`[containers]
-default_ulimits = ["nofile=16384:16384", "nproc=8192:8192"]
+default_ulimits = ["nofile=%d:%[1]d", "nproc=%d:%[2]d"]
 
 [engine]
 runtime = %q
@@ -147,7 +147,18 @@ tmp_dir = %q
 network_backend = "netavark"
 network_config_dir = %q
 default_subnet_pools = [{"base" = %q, "size" = 24}]
-`, runtime, manager, w.path("t"), w.path("net"), w.pool)
+`, atMost(syscall.RLIMIT_NOFILE, 16384), atMost(rlimitNproc, 8192), runtime, manager, w.path("t"), w.path("net"), w.pool)
+}
+
+const rlimitNproc = 6 // which package syscall does not name
+
+// atMost is want, or less where this process may not go so high.
+func atMost(resource int, want uint64) uint64 {
+	var have syscall.Rlimit
+	if err := syscall.Getrlimit(resource, &have); err != nil {
+		return want
+	}
+	return min(want, have.Max)
 }
 
 // defaultNetwork gives the world's own subnet and bridge to podman's default
@@ -193,7 +204,8 @@ func (w *World) choosePool() error {
 func (w *World) chooseDriver() error {
 	var problem error
 	for _, driver := range []string{"overlay", "vfs"} {
-		conf := fmt.Sprintf("[storage]\ndriver = %q\ngraphroot = %q\nrunroot = %q\n", driver, w.path("g"), w.path("r"))
+		// Root's podman reads the second, an ordinary user's the third.
+		conf := fmt.Sprintf("[storage]\ndriver = %q\ngraphroot = %q\nrootless_storage_path = %[2]q\nrunroot = %q\n", driver, w.path("g"), w.path("r"))
 		if err := os.WriteFile(w.path("storage.conf"), []byte(conf), 0o600); err != nil {
 			return err
 		}

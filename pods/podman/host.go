@@ -1,0 +1,41 @@
+package podman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containers/podman/v5/pkg/bindings/system"
+)
+
+// A Host is what podman runs on, as far as that decides what containers can
+// be given.
+type Host struct {
+	Version     string
+	Rootless    bool
+	Cgroups     string   // "v1" or "v2"
+	Controllers []string // the cgroup controllers that podman may use
+	Storage     string   // the driver: overlay, vfs, …
+	Users       int      // how many a container can have; 0 is all of them
+}
+
+// Host asks podman what it runs on.
+func (c *Client) Host(ctx context.Context) (Host, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	info, err := system.Info(conn, nil)
+	if err != nil {
+		return Host{}, fmt.Errorf("asking podman what it runs on: %w", err)
+	}
+	if info.Host == nil || info.Store == nil {
+		return Host{}, errors.New("podman told nothing of its host")
+	}
+	h := Host{
+		Version: info.Version.Version, Rootless: info.Host.Security.Rootless,
+		Cgroups: info.Host.CgroupsVersion, Controllers: info.Host.CgroupControllers, Storage: info.Store.GraphDriverName,
+	}
+	for _, m := range info.Host.IDMappings.UIDMap {
+		h.Users += m.Size
+	}
+	return h, nil
+}
