@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -25,6 +26,7 @@ const (
 
 // Errors that callers decide on; match with errors.Is.
 var (
+	ErrTooMany   = errors.New("too many entries")
 	ErrNotFound  = errors.New("not found")
 	ErrForbidden = errors.New("not allowed")
 	ErrConflict  = errors.New("there already")
@@ -100,6 +102,20 @@ type Client struct {
 	cfg  Config
 	base string
 	http *http.Client
+
+	// What was learned, so that it costs no call again; all of it can be asked
+	// for anew.
+	mu     sync.Mutex
+	events map[onIssue]labelMark
+	marked map[onIssue]marked
+	pulls  map[Repo]*pullIndex
+}
+
+// onIssue names a label or a comment of ours on an issue.
+type onIssue struct {
+	Repo   Repo
+	Number int64
+	Name   string
 }
 
 // New checks cfg and returns a client. It makes no call.
@@ -111,7 +127,10 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{cfg: cfg, base: strings.TrimRight(cfg.URL, "/"), http: cfg.HTTP}
+	c := &Client{
+		cfg: cfg, base: strings.TrimRight(cfg.URL, "/"), http: cfg.HTTP,
+		events: map[onIssue]labelMark{}, marked: map[onIssue]marked{}, pulls: map[Repo]*pullIndex{},
+	}
 	if c.http == nil {
 		c.http = &http.Client{
 			// Never carry a token to where an answer points.
@@ -233,33 +252,48 @@ func message(b []byte) string {
 	return strings.ToValidUTF8(m.Message[:min(len(m.Message), 500)], "?")
 }
 
-// pages reads every page of a list. The last one is told by its Link header
-// lacking a next, or, where there is no such header, by being empty.
+// pages reads every page of a list.
 func pages[T any](ctx context.Context, c *Client, in call) ([]T, error) {
 	var all []T
-	query := url.Values{}
+	err := eachPage(ctx, c, in, func(some []T, header http.Header) bool {
+		all = append(all, some...)
+		return more(header, len(some), len(all))
+	})
+	return all, err
+}
+
+// eachPage reads one page after the other for as long as next says so.
+func eachPage[T any](ctx context.Context, c *Client, in call, next func(some []T, header http.Header) bool) error {
+	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
 	for k, v := range in.query {
 		query[k] = v
 	}
-	query.Set("limit", strconv.Itoa(pageSize))
 	in.query = query
 	for page := 1; page <= maxPages; page++ {
 		query.Set("page", strconv.Itoa(page))
 		var some []T
 		header, err := c.doHeader(ctx, in, &some)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		all = append(all, some...)
-		link := header.Get("Link")
-		if len(some) == 0 || (link != "" && !strings.Contains(link, `rel="next"`)) {
-			return all, nil
-		}
-		if link == "" && len(some) < pageSize {
-			return all, nil
+		if !next(some, header) {
+			return nil
 		}
 	}
-	return nil, fmt.Errorf("%s has more than %d entries", in.path, maxPages*pageSize)
+	return fmt.Errorf("%s has more than %d: %w", in.path, maxPages*pageSize, ErrTooMany)
+}
+
+// more tells whether another page follows one of n entries, by the Link header,
+// else by the count of all, else by the page being full. A page may be shorter
+// than was asked for: a forge has its own limit, and leaves out what is hidden.
+func more(header http.Header, n, sofar int) bool {
+	if link := header.Get("Link"); link != "" {
+		return strings.Contains(link, `rel="next"`)
+	}
+	if total, err := strconv.Atoi(header.Get("X-Total-Count")); err == nil {
+		return n > 0 && sofar < total
+	}
+	return n >= pageSize
 }
 
 // A Version is which forge this is.

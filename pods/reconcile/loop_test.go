@@ -57,22 +57,22 @@ func newWorld() *world {
 	}
 }
 
-func (w *world) Wanted(context.Context) ([]reconcile.Issue, error) {
+func (w *world) Wanted(context.Context) ([]reconcile.Issue, time.Time, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.issue.Open && slices.Contains(w.issue.Labels, "devaipod") {
-		return []reconcile.Issue{w.issue}, nil
+		return []reconcile.Issue{w.issue}, w.now, nil
 	}
-	return nil, nil
+	return nil, w.now, nil
 }
 
-func (w *world) Changed(_ context.Context, since time.Time) ([]reconcile.Issue, error) {
+func (w *world) Changed(_ context.Context, since time.Time) ([]reconcile.Issue, time.Time, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.issue.Updated.Before(since) {
-		return nil, nil
+		return nil, w.now, nil
 	}
-	return []reconcile.Issue{w.issue}, nil
+	return []reconcile.Issue{w.issue}, w.now, nil
 }
 
 func (w *world) Keep(_ reconcile.Key, t *reconcile.Task) error { w.kept = t; return nil }

@@ -14,6 +14,9 @@ var ErrGone = errors.New("gone")
 // ErrRefused is what a Forge answers when it will never do what was asked.
 var ErrRefused = errors.New("refused")
 
+// ErrTooMany is what a Forge answers when more has changed than it can list.
+var ErrTooMany = errors.New("too many")
+
 // A Key names one issue.
 type Key struct {
 	Owner, Repo string
@@ -74,11 +77,12 @@ type PullText struct {
 // Forge is what the loop needs of a forge. All methods may be called
 // concurrently; those that write are idempotent.
 type Forge interface {
-	// Wanted lists the open issues that carry the trigger label.
-	Wanted(ctx context.Context) ([]Issue, error)
+	// Wanted lists the open issues that carry the trigger label, as they were at
+	// asOf, by the forge's clock; that is zero when the forge does not tell.
+	Wanted(ctx context.Context) (found []Issue, asOf time.Time, err error)
 	// Changed lists the issues and pull requests of any state that changed at
-	// since, by the forge's clock, or later.
-	Changed(ctx context.Context, since time.Time) ([]Issue, error)
+	// since, by the forge's clock, or later; ErrTooMany when it can't.
+	Changed(ctx context.Context, since time.Time) (found []Issue, asOf time.Time, err error)
 	// Issue reads one issue; ErrGone when there is none.
 	Issue(ctx context.Context, k Key) (Issue, error)
 	// Trigger finds the event that put the trigger label there, false when

@@ -51,6 +51,8 @@ type View struct {
 
 	limit bool      // queued because of the limit on working agents
 	until time.Time // when it has to be looked at again, zero for never
+	// chatty is set in watch when a new activity may be told again.
+	chatty bool
 }
 
 // stateScope is what the names of the labels that tell a state begin with.
