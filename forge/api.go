@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -24,6 +26,7 @@ const (
 
 // Errors that callers decide on; match with errors.Is.
 var (
+	ErrTooMany   = errors.New("too many entries")
 	ErrNotFound  = errors.New("not found")
 	ErrForbidden = errors.New("not allowed")
 	ErrConflict  = errors.New("there already")
@@ -110,6 +113,20 @@ type Client struct {
 	http *http.Client
 
 	is flavour
+
+	// What was learned, so that it costs no call again; all of it can be asked
+	// for anew.
+	mu     sync.Mutex
+	events map[onIssue]labelMark
+	marked map[onIssue]marked
+	pulls  map[Repo]*pullIndex
+}
+
+// onIssue names a label or a comment of ours on an issue.
+type onIssue struct {
+	Repo   Repo
+	Number int64
+	Name   string
 }
 
 // New checks cfg and returns a client. It makes no call.
@@ -127,11 +144,15 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Transport == nil {
 		cfg.Transport = &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}
 	}
-	return &Client{cfg: cfg, base: strings.TrimRight(cfg.URL, "/"), http: &http.Client{
-		// Never carry a token to where an answer points.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport:     cfg.Transport,
-	}}, nil
+	return &Client{
+		cfg: cfg, base: strings.TrimRight(cfg.URL, "/"),
+		events: map[onIssue]labelMark{}, marked: map[onIssue]marked{}, pulls: map[Repo]*pullIndex{},
+		http: &http.Client{
+			// Never carry a token to where an answer points.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			Transport:     cfg.Transport,
+		},
+	}, nil
 }
 
 // A call is one request; the zero identity is the service's.
@@ -281,43 +302,69 @@ func message(b []byte) string {
 // forge have no bound, and a few long ones must not hide the others.
 var pageSizes = []int{pageSize, 10, 1}
 
-// pages reads every page of a list. The last one is told by its Link header
-// lacking a next, or, where there is no such header, by being short. An entry
-// that is too large by itself is left out, with a warning.
+// pages reads every page of a list.
 func pages[T any](ctx context.Context, c *Client, in call) ([]T, error) {
 	var all []T
+	err := eachPage(ctx, c, in, func(some []T, _ http.Header, more bool) bool {
+		all = append(all, some...)
+		return more
+	})
+	return all, err
+}
+
+// eachPage reads one page after the other for as long as next says so, which is
+// told whether there are more. An entry that is too large by itself is left out,
+// with a warning.
+func eachPage[T any](ctx context.Context, c *Client, in call, next func(some []T, header http.Header, more bool) bool) error {
 	query := url.Values{}
 	for k, v := range in.query {
 		query[k] = v
 	}
 	in.query = query
-	size := 0
+	sizes := pageSizes
+	if limit, err := strconv.Atoi(query.Get("limit")); err == nil {
+		sizes = slices.DeleteFunc(slices.Clone(sizes), func(n int) bool { return n > limit })
+	}
+	size, sofar := 0, 0
 	for offset := 0; offset < maxPages*pageSize; {
-		n := pageSizes[size]
+		n := sizes[size]
 		query.Set("limit", strconv.Itoa(n))
 		query.Set("page", strconv.Itoa(offset/n+1))
 		var some []T
 		header, err := c.doHeader(ctx, in, &some)
+		left := errors.Is(err, errTooLarge)
 		switch {
-		case errors.Is(err, errTooLarge) && size < len(pageSizes)-1:
+		case left && size < len(sizes)-1:
 			size++
 			continue
-		case errors.Is(err, errTooLarge):
+		case left:
 			c.cfg.Log.Warn("left out an entry that is too large", "path", in.path, "entry", offset+1)
-			header = http.Header{"Link": {`rel="next"`}}
 		case err != nil:
-			return nil, err
+			return err
 		}
-		all = append(all, some...)
-		if offset += n; offset%pageSize == 0 {
+		sofar += len(some)
+		if offset += n; offset%sizes[0] == 0 {
 			size = 0
 		}
-		link := header.Get("Link")
-		if (link == "" && len(some) < n) || (link != "" && !strings.Contains(link, `rel="next"`)) {
-			return all, nil
+		if !next(some, header, left || more(header, len(some), n, sofar)) {
+			return nil
 		}
 	}
-	return nil, fmt.Errorf("%s has more than %d entries", in.path, maxPages*pageSize)
+	return fmt.Errorf("%s has more than %d: %w", in.path, maxPages*pageSize, ErrTooMany)
+}
+
+// more tells whether another page follows one of n entries where limit were
+// asked for, by the Link header, else by the count of all, else by the page
+// being full. A page may be shorter than was asked for: a forge has its own
+// limit, and leaves out what is hidden.
+func more(header http.Header, n, limit, sofar int) bool {
+	if link := header.Get("Link"); link != "" {
+		return strings.Contains(link, `rel="next"`)
+	}
+	if total, err := strconv.Atoi(header.Get("X-Total-Count")); err == nil {
+		return n > 0 && sofar < total
+	}
+	return n >= limit
 }
 
 // Healthy tells whether the forge answers; nil when it does.

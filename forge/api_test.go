@@ -41,7 +41,7 @@ func TestHugeTextsHideNoOtherIssues(t *testing.T) {
 			if n == poison {
 				body = strings.Repeat(huge, 4)
 			}
-			some = append(some, map[string]any{"number": n, "state": "open", "body": body, "repository": map[string]any{"id": 5, "full_name": "ann/hello"}})
+			some = append(some, map[string]any{"id": n, "number": n, "state": "open", "body": body, "repository": map[string]any{"id": 5, "full_name": "ann/hello"}})
 		}
 		if page*limit < total {
 			w.Header().Set("Link", `<x>; rel="next"`)
@@ -52,7 +52,7 @@ func TestHugeTextsHideNoOtherIssues(t *testing.T) {
 			return // the client has had enough
 		}
 	})
-	found, err := c.ChangedIssues(t.Context(), time.Now())
+	found, _, err := c.ChangedIssues(t.Context(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

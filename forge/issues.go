@@ -1,9 +1,11 @@
 package forge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -52,43 +54,56 @@ func login(u *sdk.User) string {
 }
 
 // LabeledIssues lists the open issues with a label in all repositories that
-// the service can see.
-func (c *Client) LabeledIssues(ctx context.Context, label string) ([]Issue, error) {
-	found, err := pages[sdk.Issue](ctx, c, call{method: "GET", path: "/repos/issues/search",
-		query: url.Values{"labels": {label}, "state": {"open"}, "type": {"issues"}}})
-	if err != nil {
-		return nil, err
-	}
-	var out []Issue
-	for _, i := range found {
-		if i.Repository == nil {
-			continue
-		}
-		issue := issueOf(Repo{}, i)
+// the service can see, as they were at asOf, by the forge's clock.
+func (c *Client) LabeledIssues(ctx context.Context, label string) (out []Issue, asOf time.Time, err error) {
+	found, asOf, err := c.search(ctx, url.Values{"labels": {label}, "state": {"open"}, "type": {"issues"}})
+	for _, issue := range found {
 		// An unknown label makes the forge drop the filter.
 		if !issue.IsPull && issue.State == "open" && slices.Contains(issue.Labels, label) {
 			out = append(out, issue)
 		}
 	}
-	return out, nil
+	return out, asOf, err
 }
 
 // ChangedIssues lists the issues and pull requests, in whatever state, that
-// changed at since or later, in all repositories that the service can see. The
-// forge answers from an index that follows changes within seconds.
-func (c *Client) ChangedIssues(ctx context.Context, since time.Time) ([]Issue, error) {
-	found, err := pages[sdk.Issue](ctx, c, call{method: "GET", path: "/repos/issues/search",
-		query: url.Values{"state": {"all"}, "since": {since.UTC().Format(time.RFC3339)}}})
-	if err != nil {
-		return nil, err
-	}
-	var out []Issue
-	for _, i := range found {
-		if i.Repository != nil {
-			out = append(out, issueOf(Repo{}, i))
+// changed at since or later, in all repositories that the service can see, as
+// they were at asOf, by the forge's clock; ErrTooMany for more than 20,000.
+// The forge answers from an index that follows changes within seconds.
+func (c *Client) ChangedIssues(ctx context.Context, since time.Time) (out []Issue, asOf time.Time, err error) {
+	return c.search(ctx, url.Values{"state": {"all"}, "since": {since.UTC().Format(time.RFC3339)}})
+}
+
+// search asks for issues in all repositories. asOf is the Date of the first
+// answer (RFC 9110, 6.6.1), zero when there is none. The newest issue comes
+// first; one that leaves the list while it is read moves those behind it to
+// pages that were read already, so a list whose length has changed is read anew.
+func (c *Client) search(ctx context.Context, query url.Values) (out []Issue, asOf time.Time, err error) {
+	seen := map[int64]bool{}
+	for range 3 {
+		var first, last string
+		begun := false
+		err := eachPage(ctx, c, call{method: "GET", path: "/repos/issues/search", query: query}, func(some []sdk.Issue, header http.Header, more bool) bool {
+			last = header.Get("X-Total-Count")
+			if !begun {
+				begun, first = true, last
+			}
+			if date, err := http.ParseTime(header.Get("Date")); err == nil && asOf.IsZero() {
+				asOf = date
+			}
+			for _, i := range some {
+				if i.Repository != nil && !seen[i.ID] {
+					seen[i.ID] = true
+					out = append(out, issueOf(Repo{}, i))
+				}
+			}
+			return more
+		})
+		if err != nil || first == last {
+			return out, asOf, err
 		}
 	}
-	return out, nil
+	return out, asOf, nil
 }
 
 // Issue reads one; ErrNotFound when there is none. One of a renamed repository
@@ -143,30 +158,58 @@ type timelineEntry struct {
 	} `json:"label"`
 }
 
+// A labelMark is how a label was on an issue after the timeline's entry id.
+type labelMark struct {
+	id int64
+	at time.Time // of that entry
+	on bool
+	ev LabelEvent
+}
+
 // LabelEvent finds the newest putting on of a label that nothing undid; ok is
-// false when there is none.
+// false when there is none. The whole timeline is read once, and later what
+// came to it.
 //
 // Seen on the sibling 1.23.8: an issue created with a label has that event
 // too. An issue's updated_at moves with every label, comment, assignment and
 // edit of title or body, but not with a comment's edit or a reaction; an edit
-// of the body leaves no entry in the timeline. Times are whole seconds.
+// of the body leaves no entry in the timeline. Times are whole seconds. The
+// timeline has no Link header, its count is that of the page, and what the
+// account may not see is left out of a page: only an empty one is the last.
 func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) (ev LabelEvent, ok bool, err error) {
-	entries, err := pages[timelineEntry](ctx, c, call{method: "GET", path: r.path("/issues/%d/timeline", n)})
+	key := onIssue{r, n, label}
+	c.mu.Lock()
+	mark := c.events[key]
+	c.mu.Unlock()
+	in := call{method: "GET", path: r.path("/issues/%d/timeline", n)}
+	if mark.id != 0 {
+		in.query = url.Values{"since": {mark.at.UTC().Format(time.RFC3339)}}
+	}
+	var entries []timelineEntry
+	err = eachPage(ctx, c, in, func(some []timelineEntry, _ http.Header, _ bool) bool {
+		entries = append(entries, some...)
+		return len(some) > 0
+	})
 	if err != nil {
 		return LabelEvent{}, false, err
 	}
-	slices.SortStableFunc(entries, func(a, b timelineEntry) int { return int(a.ID - b.ID) })
+	slices.SortStableFunc(entries, func(a, b timelineEntry) int { return cmp.Compare(a.ID, b.ID) })
 	for _, e := range entries {
-		if e.Type != "label" || e.Label == nil || e.Label.Name != label {
+		if e.ID <= mark.id {
 			continue
 		}
-		ok = e.Body == "1"
-		ev = LabelEvent{ID: e.ID, User: login(e.User), At: e.Created}
+		mark.id, mark.at = e.ID, e.Created
+		if e.Type == "label" && e.Label != nil && e.Label.Name == label {
+			mark.on, mark.ev = e.Body == "1", LabelEvent{ID: e.ID, User: login(e.User), At: e.Created}
+		}
 	}
-	if !ok || ev.User == "" {
+	c.mu.Lock()
+	c.events[key] = mark
+	c.mu.Unlock()
+	if !mark.on || mark.ev.User == "" {
 		return LabelEvent{}, false, nil
 	}
-	return ev, true, nil
+	return mark.ev, true, nil
 }
 
 // CanWrite asks whether an account may push code to a repository, by looking
@@ -222,36 +265,74 @@ func (c *Client) Comments(ctx context.Context, r Repo, n int64) ([]Comment, erro
 	return out, nil
 }
 
+// marked is the bot's comment with a marker, as we wrote it last.
+type marked struct {
+	id   int64
+	body string
+}
+
 // PutComment makes the bot's one comment with a marker say body: it edits the
 // one that is there if it differs, writes one if there is none, and removes
 // doubles that a kill in between has left. Only the bot's own comments count.
+// The comments are listed the first time, and when the one that was found is
+// gone.
 func (c *Client) PutComment(ctx context.Context, r Repo, n int64, marker, body string) (changed bool, err error) {
-	all, err := c.Comments(ctx, r, n)
-	if err != nil {
-		return false, err
-	}
 	line := "<!-- " + marker + " -->"
 	body = line + "\n" + bounded(body)
-	var mine []Comment
-	for _, m := range all {
-		if strings.EqualFold(m.Author, c.cfg.BotUser) && strings.HasPrefix(m.Body, line) {
-			mine = append(mine, m)
+	key := onIssue{r, n, marker}
+	c.mu.Lock()
+	mine, known := c.marked[key]
+	c.mu.Unlock()
+	if !known {
+		if mine, changed, err = c.findMarked(ctx, r, n, line); err != nil {
+			return changed, err
 		}
 	}
-	text := map[string]string{"body": body}
-	if len(mine) == 0 {
-		return true, c.do(ctx, call{method: "POST", path: r.path("/issues/%d/comments", n), body: text, bot: true}, nil)
+	if mine.body == body {
+		c.mu.Lock()
+		c.marked[key] = mine
+		c.mu.Unlock()
+		return changed, nil
 	}
-	for _, double := range mine[1:] {
-		if err := c.do(ctx, call{method: "DELETE", path: r.path("/issues/comments/%d", double.ID), bot: true}, nil); err != nil && !errors.Is(err, ErrNotFound) {
-			return changed, err
+	text := map[string]string{"body": body}
+	in := call{method: "PATCH", path: r.path("/issues/comments/%d", mine.id), body: text, bot: true}
+	if mine.id == 0 {
+		in.method, in.path = "POST", r.path("/issues/%d/comments", n)
+	}
+	var got sdk.Comment
+	err = c.do(ctx, in, &got)
+	c.mu.Lock()
+	delete(c.marked, key) // after an error nothing is sure
+	if err == nil && got.ID != 0 {
+		c.marked[key] = marked{got.ID, body}
+	}
+	c.mu.Unlock()
+	if known && errors.Is(err, ErrNotFound) {
+		return c.PutComment(ctx, r, n, marker, strings.TrimPrefix(body, line+"\n"))
+	}
+	return err == nil || changed, err
+}
+
+// findMarked finds the bot's comment that begins with line, and removes doubles.
+func (c *Client) findMarked(ctx context.Context, r Repo, n int64, line string) (mine marked, changed bool, err error) {
+	all, err := c.Comments(ctx, r, n)
+	if err != nil {
+		return mine, false, err
+	}
+	for _, m := range all {
+		if !strings.EqualFold(m.Author, c.cfg.BotUser) || !strings.HasPrefix(m.Body, line) {
+			continue
+		}
+		if mine.id == 0 {
+			mine = marked{m.ID, m.Body}
+			continue
+		}
+		if err := c.do(ctx, call{method: "DELETE", path: r.path("/issues/comments/%d", m.ID), bot: true}, nil); err != nil && !errors.Is(err, ErrNotFound) {
+			return mine, changed, err
 		}
 		changed = true
 	}
-	if mine[0].Body == body {
-		return changed, nil
-	}
-	return true, c.do(ctx, call{method: "PATCH", path: r.path("/issues/comments/%d", mine[0].ID), body: text, bot: true}, nil)
+	return mine, changed, nil
 }
 
 // maxText bounds what we post, in bytes.

@@ -46,17 +46,18 @@ func (c *Client) Repositories(ctx context.Context) ([]RepoInfo, error) {
 		var answer struct {
 			Data []sdk.Repository `json:"data"`
 		}
-		if err := c.do(ctx, in, &answer); err != nil {
+		header, err := c.doHeader(ctx, in, &answer)
+		if err != nil {
 			return nil, err
 		}
 		for _, r := range answer.Data {
 			out = append(out, infoOf(r))
 		}
-		if len(answer.Data) < pageSize {
+		if !more(header, len(answer.Data), pageSize, len(out)) {
 			return out, nil
 		}
 	}
-	return nil, fmt.Errorf("the forge has more than %d repositories", maxPages*pageSize)
+	return nil, fmt.Errorf("the forge has more than %d repositories: %w", maxPages*pageSize, ErrTooMany)
 }
 
 // CreateRepo makes an empty repository as the account of the client's token,
@@ -169,6 +170,7 @@ type Pull struct {
 	State               string // "open" or "closed"
 	Merged, Draft       bool
 	HeadBranch, HeadSHA string
+	Own                 bool // its branch is of the repository itself
 	Base, Author, URL   string
 	Closed              time.Time // when closed or merged, else zero
 	Reviewers           []string  // who is asked
@@ -193,6 +195,9 @@ func pullOf(p pullJSON) Pull {
 		// The label keeps the branch's name when the branch is gone and the ref
 		// has become refs/pull/N/head.
 		out.HeadBranch, out.HeadSHA = p.Head.Name, p.Head.Sha
+		// A merged one's branch may be gone, and its repository then null; its
+		// name is kept.
+		out.Own = p.Head.Repository == nil || (p.Base != nil && p.Base.Repository != nil && p.Head.Repository.ID == p.Base.Repository.ID)
 	}
 	if p.Base != nil {
 		out.Base = p.Base.Ref
@@ -207,27 +212,6 @@ func pullOf(p pullJSON) Pull {
 		out.Reviewers = append(out.Reviewers, login(u))
 	}
 	return out
-}
-
-// PullForBranch finds the bot's newest pull request from a branch of the
-// repository itself, in whatever state.
-func (c *Client) PullForBranch(ctx context.Context, r Repo, head string) (Pull, bool, error) {
-	found, err := pages[pullJSON](ctx, c, call{method: "GET", path: r.path("/pulls"), query: url.Values{"state": {"all"}, "sort": {"recentupdate"}}})
-	if err != nil {
-		return Pull{}, false, err
-	}
-	var best Pull
-	for _, p := range found {
-		q := pullOf(p)
-		own := p.Head != nil && p.Head.Repository != nil && p.Base != nil && p.Base.Repository != nil && p.Head.Repository.ID == p.Base.Repository.ID
-		// A merged one's branch may be gone, and its repository then null; its
-		// name is kept.
-		gone := p.Head != nil && p.Head.Repository == nil
-		if q.HeadBranch == head && (own || gone) && strings.EqualFold(q.Author, c.cfg.BotUser) && q.Number > best.Number {
-			best = q
-		}
-	}
-	return best, best.Number != 0, nil
 }
 
 // A PullSpec is what a pull request shall be. Its title is plain text, in which

@@ -123,12 +123,11 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 	if err != nil {
 		return changed, err
 	}
+	// One after the other: the agent begins while the workspace is made.
 	for _, c := range all {
 		if err := note(m.podman.EnsureContainer(ctx, c)); err != nil {
 			return changed, err
 		}
-	}
-	for _, c := range all {
 		if err := m.podman.StartContainer(ctx, c.Name); err != nil {
 			return changed, err
 		}

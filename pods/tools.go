@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -23,26 +24,31 @@ func (m *Manager) toolsPrefix() string { return "localhost/" + m.cfg.Instance + 
 // authorities of this host, and returns its name, which tells its content.
 // Older ones that nothing uses are removed.
 func (m *Manager) EnsureTools(ctx context.Context, binary string) (ref string, err error) {
-	data, err := os.ReadFile(binary)
+	program, err := os.Open(binary)
 	if err != nil {
 		return "", fmt.Errorf("reading the pod binary: %w", err)
 	}
+	defer program.Close()
 	ca, err := readFirst(caBundles)
 	if err != nil {
 		return "", err
 	}
-	archive, err := toolsTar(data, ca)
-	if err != nil {
+	// Written twice rather than kept: it is larger than all else that the service
+	// holds in memory.
+	sum := sha256.New()
+	if err := toolsTar(sum, program, ca); err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(archive)
-	ref = m.toolsPrefix() + hex.EncodeToString(sum[:6])
+	ref = m.toolsPrefix() + hex.EncodeToString(sum.Sum(nil)[:6])
 	m.tools.Store(&ref)
 	ok, err := m.podman.ImageExists(ctx, ref)
 	if err != nil || ok {
 		return ref, err
 	}
-	if err := m.podman.ImageImport(ctx, ref, bytes.NewReader(archive), []string{`ENTRYPOINT ["/devaipod-pod"]`}); err != nil {
+	archive, w := io.Pipe()
+	go func() { w.CloseWithError(toolsTar(w, program, ca)) }()
+	err = m.podman.ImageImport(ctx, ref, archive, []string{`ENTRYPOINT ["/devaipod-pod"]`})
+	if err = errors.Join(err, archive.Close()); err != nil {
 		return "", err
 	}
 	old, err := m.podman.Images(ctx, m.toolsPrefix())
@@ -82,24 +88,35 @@ func readFirst(paths []string) ([]byte, error) {
 	return nil, fmt.Errorf("no certificate authorities found (looked at %s): install ca-certificates", strings.Join(paths, ", "))
 }
 
-func toolsTar(binary, ca []byte) ([]byte, error) {
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	var errs []error
+// toolsTar writes the image's root file system.
+func toolsTar(to io.Writer, program *os.File, ca []byte) error {
+	info, err := program.Stat()
+	if err != nil {
+		return err
+	}
+	if _, err := program.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	w := tar.NewWriter(to)
 	for _, dir := range []string{"etc", "etc/ssl", "etc/ssl/certs", "run", "run/secrets", "run/pod", "run/pod/agent", "run/pod/workspace", "run/service", "tmp", "proc", "sys", "dev"} {
-		errs = append(errs, w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755}))
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755}); err != nil {
+			return err
+		}
 	}
 	for _, f := range []struct {
 		name string
 		mode int64
-		data []byte
-	}{{"devaipod-pod", 0o755, binary}, {"etc/ssl/certs/ca-certificates.crt", 0o644, ca}} {
-		errs = append(errs, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: f.mode, Size: int64(len(f.data))}))
-		_, err := w.Write(f.data)
-		errs = append(errs, err)
+		size int64
+		data io.Reader
+	}{{"devaipod-pod", 0o755, info.Size(), program}, {"etc/ssl/certs/ca-certificates.crt", 0o644, int64(len(ca)), bytes.NewReader(ca)}} {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: f.mode, Size: f.size}); err != nil {
+			return err
+		}
+		if _, err := io.Copy(w, f.data); err != nil {
+			return err
+		}
 	}
-	errs = append(errs, w.Close())
-	return buf.Bytes(), errors.Join(errs...)
+	return w.Close()
 }
 
 // Secrets have names of their own in podman, <instance>-secret-<name>-<n>: a

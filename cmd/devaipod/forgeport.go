@@ -49,33 +49,29 @@ func issueOf(i forge.Issue) reconcile.Issue {
 	}
 }
 
-func (p forgePort) Wanted(ctx context.Context) ([]reconcile.Issue, error) {
-	if p.prepare != nil {
-		if any, err := p.client.AnyLabeled(ctx, p.label); err != nil || !any {
-			return nil, err
-		}
-	}
-	found, err := p.client.LabeledIssues(ctx, p.label)
-	if err != nil {
-		return nil, err
-	}
-	var out []reconcile.Issue
+func issuesOf(found []forge.Issue) (out []reconcile.Issue) {
 	for _, i := range found {
 		out = append(out, issueOf(i))
 	}
-	return out, nil
+	return out
 }
 
-func (p forgePort) Changed(ctx context.Context, since time.Time) ([]reconcile.Issue, error) {
-	found, err := p.client.ChangedIssues(ctx, since)
-	if err != nil {
-		return nil, err
+func (p forgePort) Wanted(ctx context.Context) ([]reconcile.Issue, time.Time, error) {
+	if p.prepare != nil {
+		if some, err := p.client.AnyLabeled(ctx, p.label); err != nil || !some {
+			return nil, time.Time{}, err
+		}
 	}
-	var out []reconcile.Issue
-	for _, i := range found {
-		out = append(out, issueOf(i))
+	found, asOf, err := p.client.LabeledIssues(ctx, p.label)
+	return issuesOf(found), asOf, err
+}
+
+func (p forgePort) Changed(ctx context.Context, since time.Time) ([]reconcile.Issue, time.Time, error) {
+	found, asOf, err := p.client.ChangedIssues(ctx, since)
+	if errors.Is(err, forge.ErrTooMany) {
+		err = fmt.Errorf("%w: %w", reconcile.ErrTooMany, err)
 	}
-	return out, nil
+	return issuesOf(found), asOf, err
 }
 
 func (p forgePort) Issue(ctx context.Context, k reconcile.Key) (reconcile.Issue, error) {

@@ -66,12 +66,19 @@ func dialSocket(ctx context.Context, path string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(fd))
 }
 
-// How long an answer may take. An opencode that is just starting accepts
-// connections that it never answers; later ones go well.
-const (
-	answerWithin      = 20 * time.Second
-	firstAnswerWithin = 2 * time.Second
-)
+// answerWithin is how long an answer may take.
+const answerWithin = 20 * time.Second
+
+// ping asks for any answer at all.
+func (a *api) ping(ctx context.Context, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	resp, err := a.open(ctx, http.MethodGet, "/global/health", nil, nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
 
 // call makes one request about the repository's directory.
 func (a *api) call(ctx context.Context, method, path string, in, out any) error {
@@ -189,12 +196,11 @@ func (m message) text() string {
 func (m message) interrupted() bool { return m.Info.Role == "assistant" && m.Info.Time.Completed == 0 }
 
 // sessions lists the sessions with a title, leaving out those that others
-// have started for a subtask. It is the first call to an opencode that may not
-// be up yet.
+// have started for a subtask.
 func (a *api) sessions(ctx context.Context, title string) ([]session, error) {
 	var out []session
 	query := url.Values{"roots": {"true"}, "search": {title}, "limit": {"1000"}}
-	return out, a.ask(ctx, firstAnswerWithin, http.MethodGet, "/session", query, nil, &out)
+	return out, a.ask(ctx, answerWithin, http.MethodGet, "/session", query, nil, &out)
 }
 
 func (a *api) newSession(ctx context.Context, title string) (session, error) {

@@ -61,7 +61,18 @@ type Driver struct {
 	mark      string            // what there was of the turn when it moved last
 	moved     time.Time         // when that was
 	urged     bool              // it was asked to go on after a stall
+	up        bool              // it has answered, and not failed to since
+	patience  time.Duration     // for whether it is up
 }
+
+// How soon, and how long, an opencode that is not up is asked whether it is. One
+// that is just starting may accept a connection and never answer on it; the next
+// ones go well. So the first question waits for a short time, later ones, on a
+// slow machine, for longer.
+const (
+	startPoll     = 100 * time.Millisecond
+	startPatience = 250 * time.Millisecond
+)
 
 // takeUp is how long opencode may take to show a prompt that it accepted.
 const takeUp = 10 * time.Second
@@ -123,6 +134,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := d.look(ctx); err != nil && ctx.Err() == nil {
 			d.cfg.Log.Debug("opencode does not answer", "err", err)
+			d.up = false
 			d.away()
 		}
 		burst, poll := d.pace()
@@ -141,6 +153,9 @@ func (d *Driver) Run(ctx context.Context) error {
 func (d *Driver) pace() (burst, poll time.Duration) {
 	switch d.Summary().State {
 	case podapi.Starting:
+		if !d.up {
+			return d.cfg.Poll / 4, min(d.cfg.Poll, startPoll)
+		}
 		return d.cfg.Poll / 4, d.cfg.Poll
 	case podapi.Working:
 		return d.cfg.Poll, d.cfg.Poll
@@ -170,8 +185,25 @@ func (d *Driver) away() {
 	d.set(sum)
 }
 
+// wakes waits until opencode answers at all.
+func (d *Driver) wakes(ctx context.Context) error {
+	if d.up {
+		return nil
+	}
+	d.patience = min(max(2*d.patience, startPatience), answerWithin)
+	err := d.api.ping(ctx, d.patience)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		d.patience = 0
+	}
+	d.up = err == nil
+	return err
+}
+
 // look asks for everything and works out the state.
 func (d *Driver) look(ctx context.Context) error {
+	if err := d.wakes(ctx); err != nil {
+		return err
+	}
 	s, err := d.session(ctx)
 	if err != nil {
 		return err

@@ -193,7 +193,8 @@ func (c *Client) StopContainer(ctx context.Context, name string, patience time.D
 	defer cancel()
 	c.change("stop container", name)
 	err := containers.Stop(conn, name, new(containers.StopOptions).WithTimeout(seconds(patience)).WithIgnore(true))
-	if err != nil && !notFound(err) {
+	// Removed while it was being stopped: podman 4.3 has no status of its own for that.
+	if err != nil && !notFound(err) && !strings.Contains(err.Error(), "no such container") {
 		return fmt.Errorf("stopping container %s: %w", name, err)
 	}
 	return nil

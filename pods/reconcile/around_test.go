@@ -15,7 +15,7 @@ import (
 // look makes the loop look at the world's issue, and waits until it has.
 func (w *world) look(l *reconcile.Loop, k reconcile.Key) {
 	l.Kick(k)
-	time.Sleep(20 * time.Millisecond)
+	l.Settle()
 }
 
 // label puts the trigger label on once more, by somebody.

@@ -193,16 +193,18 @@ func (l *Loop) queue(ctx context.Context, i Issue, t Task) error {
 
 // busy counts the pods whose agent works, other than k's.
 func (l *Loop) busy(k Key, pods map[Key]Pod) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	n := 0
 	for key, p := range pods {
-		v, known := l.View(key)
+		v, known := l.views[key]
 		if key != k && p.Whole && (!known || v.State == Working) {
 			n++
 		}
 	}
 	// Started in this pass, after the pods were listed.
-	for _, v := range l.Views() {
-		if _, listed := pods[v.Key]; !listed && v.Key != k && v.State == Working {
+	for key, v := range l.views {
+		if _, listed := pods[key]; !listed && key != k && v.State == Working {
 			n++
 		}
 	}

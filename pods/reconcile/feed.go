@@ -2,30 +2,40 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
 
 // A feed remembers what was seen, so that a pass over everything costs one
-// question to the forge when nothing has changed. Now and then it forgets, and
-// the pass asks for all that is wanted and looks at every pod.
+// question to the forge when nothing has changed. Now and then a pass asks for
+// all that is wanted and looks at every pod: what the forge's index of changes
+// may miss for good is an issue that was deleted, and what it was late for by
+// more than the overlap.
 type feed struct {
 	whole  time.Time        // when the last whole pass was
-	since  time.Time        // the newest change seen, by the forge's clock
-	issues map[Key]string   // prints of issues as they were when reconciled
-	pulls  map[Key]string   // the same of pull requests, under their numbers
+	since  time.Time        // from when on changes are asked for, zero for a whole pass
+	issues map[Key]look     // issues as they were when reconciled
+	pulls  map[Key]string   // prints of pull requests, under their numbers
 	pods   map[Key]podPrint // and of pods
 }
 
 const (
-	// wholeEvery is the time between two passes that trust nothing seen before.
+	// wholeEvery is the time between two whole passes.
 	wholeEvery = time.Hour
-	// overlap is how far back a pass asks: the forge's index may lag.
-	overlap = 2 * time.Minute
-	// fresh is how old a change must be to be taken as seen: the forge's times
-	// are whole seconds, and another change may come in the same one.
+	// fresh is how long after an issue was first seen as it is another change may
+	// still come with the same time of update: the forge's times are whole
+	// seconds. Only time that goes by is measured, so no two clocks have to agree.
 	fresh = 5 * time.Second
 )
+
+// A look is what an issue was like, when it was first seen so, and whether it
+// was reconciled long enough after that.
+type look struct {
+	print   string
+	first   time.Time
+	settled bool
+}
 
 type podPrint struct {
 	trigger int64
@@ -34,7 +44,7 @@ type podPrint struct {
 }
 
 func newFeed() feed {
-	return feed{issues: map[Key]string{}, pulls: map[Key]string{}, pods: map[Key]podPrint{}}
+	return feed{issues: map[Key]look{}, pulls: map[Key]string{}, pods: map[Key]podPrint{}}
 }
 
 // print is what of an issue decides anything.
@@ -44,22 +54,14 @@ func (i Issue) print() string { return fmt.Sprintf("%d %t %q", i.Updated.Unix(),
 func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 	now := l.cfg.Now()
 	whole := l.feed.since.IsZero() || now.Sub(l.feed.whole) >= wholeEvery
-	var found []Issue
-	var err error
-	if whole {
-		found, err = l.cfg.Forge.Wanted(ctx)
-	} else {
-		found, err = l.cfg.Forge.Changed(ctx, l.feed.since.Add(-overlap))
-	}
+	found, asOf, whole, err := l.ask(ctx, whole)
 	if err != nil {
 		return nil, fmt.Errorf("asking the forge for issues: %w", err)
 	}
 	var keys []Key
+	pulls := l.pulls()
 	for _, i := range found {
-		if i.Updated.After(l.feed.since) {
-			l.feed.since = i.Updated
-		}
-		keys = append(keys, l.newsOf(i, pods)...)
+		keys = append(keys, l.newsOf(i, pods, pulls)...)
 	}
 	for k, pod := range pods {
 		if whole || l.feed.pods[k] != printOf(pod) {
@@ -75,29 +77,58 @@ func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 	if whole {
 		l.feed.whole = now
 	}
+	// By the earlier of the two clocks: one that is late makes the next pass read
+	// what is known, one that is early would make it miss a change.
+	if l.feed.since = asOf; now.Before(asOf) {
+		l.feed.since = now
+	}
 	return keys, nil
 }
 
+// ask asks for what has changed, or for all that is wanted where that is too
+// much to list.
+func (l *Loop) ask(ctx context.Context, whole bool) ([]Issue, time.Time, bool, error) {
+	if !whole {
+		found, asOf, err := l.cfg.Forge.Changed(ctx, l.feed.since.Add(-l.cfg.Overlap))
+		if !errors.Is(err, ErrTooMany) {
+			return found, asOf, false, err
+		}
+		l.cfg.Log.Warn("more has changed than the forge lists; looking at all that is wanted", "since", l.feed.since)
+	}
+	found, asOf, err := l.cfg.Forge.Wanted(ctx)
+	return found, asOf, true, err
+}
+
+// pulls are the issues whose pull requests are known, under their numbers.
+func (l *Loop) pulls() map[Key]Key {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[Key]Key{}
+	for k, v := range l.views {
+		if v.Pull != 0 {
+			out[Key{k.Owner, k.Repo, v.Pull}] = k
+		}
+	}
+	return out
+}
+
 // newsOf are the keys that a changed issue or pull request is about.
-func (l *Loop) newsOf(i Issue, pods map[Key]Pod) []Key {
+func (l *Loop) newsOf(i Issue, pods map[Key]Pod, pulls map[Key]Key) []Key {
 	if !i.IsPull {
 		_, has := pods[i.Key]
 		_, shown := l.View(i.Key)
-		if l.feed.issues[i.Key] == i.print() || (!has && !shown && !i.wanted(l.cfg.Label)) {
+		known := l.feed.issues[i.Key]
+		if (known.settled && known.print == i.print()) || (!has && !shown && !i.wanted(l.cfg.Label)) {
 			return nil
 		}
 		return []Key{i.Key}
 	}
-	if l.feed.pulls[i.Key] == i.print() {
+	k, ours := pulls[i.Key]
+	if !ours || l.feed.pulls[i.Key] == i.print() {
 		return nil
 	}
-	for _, v := range l.Views() {
-		if v.Pull == i.Key.Issue && v.Owner == i.Owner && v.Repo == i.Repo {
-			l.feed.pulls[i.Key] = i.print()
-			return []Key{v.Key}
-		}
-	}
-	return nil
+	l.feed.pulls[i.Key] = i.print()
+	return []Key{k}
 }
 
 func printOf(p Pod) podPrint { return podPrint{p.TriggerID, p.Whole, p.Exit} }
@@ -108,8 +139,10 @@ func (l *Loop) seen(i Issue, pod Pod, has bool) {
 	if has {
 		l.feed.pods[pod.Key] = printOf(pod)
 	}
-	delete(l.feed.issues, i.Key)
-	if l.cfg.Now().Sub(i.Updated) > fresh {
-		l.feed.issues[i.Key] = i.print()
+	now, known := l.cfg.Now(), l.feed.issues[i.Key]
+	if known.print != i.print() {
+		known = look{print: i.print(), first: now}
 	}
+	known.settled = known.settled || now.Sub(known.first) > fresh
+	l.feed.issues[i.Key] = known
 }

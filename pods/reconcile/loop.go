@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,9 @@ type Config struct {
 	Deadline, Rest time.Duration
 	// Watch is the time between two looks at the working agents; 2 s when 0.
 	Watch time.Duration
+	// Overlap is how far back a pass asks for changes beyond the last one, since
+	// the forge's index may lag and its servers' clocks differ; 2 min when 0.
+	Overlap time.Duration
 	// Harmless takes the force out of text that an agent wrote.
 	Harmless func(string) string
 	// BranchName is the branch for an issue.
@@ -54,6 +58,9 @@ type Loop struct {
 	trouble string
 
 	first sync.Once
+
+	watching sync.Mutex     // held while pods are asked
+	helpers  sync.WaitGroup // what runs beside the loop
 
 	// Of the goroutine in Run alone.
 	said    map[Key]said
@@ -89,6 +96,9 @@ func New(cfg Config) (*Loop, error) {
 	}
 	if cfg.Watch == 0 {
 		cfg.Watch = 2 * time.Second
+	}
+	if cfg.Overlap == 0 {
+		cfg.Overlap = 2 * time.Minute
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -144,10 +154,7 @@ func (l *Loop) View(k Key) (View, bool) {
 }
 
 func compareKeys(a, b Key) int {
-	if c := strings.Compare(a.Owner+"/"+a.Repo, b.Owner+"/"+b.Repo); c != 0 {
-		return c
-	}
-	return int(a.Issue - b.Issue)
+	return cmp.Or(strings.Compare(a.Owner, b.Owner), strings.Compare(a.Repo, b.Repo), cmp.Compare(a.Issue, b.Issue))
 }
 
 // Remove removes the pod of an issue, with all that is known of it, and looks at
@@ -182,6 +189,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	defer resync.Stop()
 	watch := time.NewTicker(l.cfg.Watch)
 	defer watch.Stop()
+	defer l.helpers.Wait()
 	l.wake()
 	for {
 		select {
@@ -323,33 +331,58 @@ func sortedKeys(m map[Key]bool) []Key {
 }
 
 // watch looks at the working agents and kicks those that have something new,
-// whose time is over, and those that wait for a place that is free now.
+// whose time is over, and as many of those that wait for a place as are free.
 func (l *Loop) watch(ctx context.Context) {
 	now := l.cfg.Now()
-	working := 0
-	for _, v := range l.Views() {
+	views := l.Views()
+	free := l.cfg.Max
+	for _, v := range views {
 		if v.State == Working {
-			working++
+			free--
 		}
 	}
-	for _, v := range l.Views() {
-		if l.errs[v.Key] > 0 {
-			continue // it is looked at again anyway, and not too often
-		}
-		switch v.State {
-		case Queued:
-			if v.limit && working < l.cfg.Max {
-				l.Kick(v.Key)
-			}
-		case Working, Asking:
-			if !v.Resting {
-				l.watchOne(ctx, v)
-			}
-		}
-		if !v.until.IsZero() && now.After(v.until) {
+	var ask []View
+	for _, v := range views {
+		switch {
+		case l.errs[v.Key] > 0: // it is looked at again anyway, and not too often
+		case !v.until.IsZero() && now.After(v.until):
 			l.Kick(v.Key)
+		case v.State == Queued && v.limit && free > 0:
+			free--
+			l.Kick(v.Key)
+		case (v.State == Working || v.State == Asking) && !v.Resting:
+			v.chatty = now.Sub(l.said[v.Key].at) >= chatter
+			ask = append(ask, v)
 		}
 	}
+	l.watchAll(ctx, ask)
+}
+
+// atOnce is how many pod-apis are asked at a time: one that hangs keeps neither
+// the others nor the loop waiting.
+const atOnce = 16
+
+// watchAll asks pods how they are, beside the loop, unless it is at that still.
+func (l *Loop) watchAll(ctx context.Context, ask []View) {
+	if len(ask) == 0 || !l.watching.TryLock() {
+		return
+	}
+	l.helpers.Add(1)
+	go func() {
+		defer l.helpers.Done()
+		defer l.watching.Unlock()
+		var all sync.WaitGroup
+		places := make(chan struct{}, atOnce)
+		for _, v := range ask {
+			places <- struct{}{}
+			all.Add(1)
+			go func() {
+				defer func() { <-places; all.Done() }()
+				l.watchOne(ctx, v)
+			}()
+		}
+		all.Wait()
+	}()
 }
 
 func (l *Loop) watchOne(ctx context.Context, v View) {
@@ -359,7 +392,7 @@ func (l *Loop) watchOne(ctx context.Context, v View) {
 		l.Kick(v.Key)
 	case settled(sum.State) != settled(agentState(v.State)):
 		l.Kick(v.Key)
-	case sum.Activity != v.Activity && l.cfg.Now().Sub(l.said[v.Key].at) >= chatter:
+	case sum.Activity != v.Activity && v.chatty:
 		l.Kick(v.Key)
 	}
 }

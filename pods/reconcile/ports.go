@@ -17,6 +17,9 @@ var ErrRefused = errors.New("refused")
 // ErrReadOnly is what a Forge answers for a repository that takes no changes.
 var ErrReadOnly = errors.New("the repository is archived")
 
+// ErrTooMany is what a Forge answers when more has changed than it can list.
+var ErrTooMany = errors.New("too many")
+
 // A Key names one issue.
 type Key struct {
 	Owner, Repo string
@@ -78,11 +81,12 @@ type PullText struct {
 // Forge is what the loop needs of a forge. All methods may be called
 // concurrently; those that write are idempotent.
 type Forge interface {
-	// Wanted lists the open issues that carry the trigger label.
-	Wanted(ctx context.Context) ([]Issue, error)
+	// Wanted lists the open issues that carry the trigger label, as they were at
+	// asOf, by the forge's clock; that is zero when the forge does not tell.
+	Wanted(ctx context.Context) (found []Issue, asOf time.Time, err error)
 	// Changed lists the issues and pull requests of any state that changed at
-	// since, by the forge's clock, or later.
-	Changed(ctx context.Context, since time.Time) ([]Issue, error)
+	// since, by the forge's clock, or later; ErrTooMany when it can't.
+	Changed(ctx context.Context, since time.Time) (found []Issue, asOf time.Time, err error)
 	// Issue reads one issue; ErrGone when there is none. When the repository has
 	// been renamed, the Key in the answer is what it is called now.
 	Issue(ctx context.Context, k Key) (Issue, error)

@@ -55,6 +55,8 @@ type View struct {
 	pod   Key       // the pod's, which is another where a repository was renamed
 	limit bool      // queued because of the limit on working agents
 	until time.Time // when it has to be looked at again, zero for never
+	// chatty is set in watch when a new activity may be told again.
+	chatty bool
 }
 
 // stateScope is what the names of the labels that tell a state begin with.

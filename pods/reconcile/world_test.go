@@ -82,28 +82,28 @@ func (w *world) set(f func()) {
 	f()
 }
 
-func (w *world) Wanted(context.Context) ([]reconcile.Issue, error) {
+func (w *world) Wanted(context.Context) ([]reconcile.Issue, time.Time, error) {
 	if err := w.up(); err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.issue.Open && slices.Contains(w.issue.Labels, "devaipod") {
-		return []reconcile.Issue{w.issue}, nil
+		return []reconcile.Issue{w.issue}, w.now, nil
 	}
-	return nil, nil
+	return nil, w.now, nil
 }
 
-func (w *world) Changed(_ context.Context, since time.Time) ([]reconcile.Issue, error) {
+func (w *world) Changed(_ context.Context, since time.Time) ([]reconcile.Issue, time.Time, error) {
 	if err := w.up(); err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.issue.Updated.Before(since) {
-		return nil, nil
+		return nil, w.now, nil
 	}
-	return []reconcile.Issue{w.issue}, nil
+	return []reconcile.Issue{w.issue}, w.now, nil
 }
 
 func (w *world) Keep(_ reconcile.Key, t *reconcile.Task) error {
@@ -130,7 +130,9 @@ func (w *world) Issue(_ context.Context, k reconcile.Key) (reconcile.Issue, erro
 	if k != w.issue.Key && k != w.formerly {
 		return reconcile.Issue{}, reconcile.ErrGone
 	}
-	return w.issue, nil
+	i := w.issue
+	i.Labels = slices.Clone(i.Labels) // the loop keeps it beyond this call
+	return i, nil
 }
 
 func (w *world) Trigger(context.Context, reconcile.Key) (reconcile.Trigger, bool, error) {

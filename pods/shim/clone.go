@@ -69,15 +69,8 @@ func (c *Config) cloneOnce(ctx context.Context) error {
 	}
 	url := "http://" + c.GateAddr + "/work/" + c.Repo + ".git"
 	c.Log.Info("cloning", "repo", c.Repo, "branch", c.Branch, "base", c.Base)
-	err := c.git(ctx, "", "ls-remote", "--quiet", "--exit-code", "--", url, "refs/heads/"+c.Base)
-	if exit := new(exec.ExitError); errors.As(err, &exit) && exit.ExitCode() == noBase {
-		return fmt.Errorf("cloning %s: %w (%s)", c.Repo, ErrNoBase, c.Base)
-	}
-	if err != nil {
-		return err
-	}
 	if err := c.git(ctx, "", "clone", "--quiet", "--no-recurse-submodules", "--branch", c.Base, "--", url, tmp); err != nil {
-		return err
+		return c.whyNot(ctx, url, err)
 	}
 	start := "refs/remotes/origin/" + c.Branch
 	if c.git(ctx, tmp, "rev-parse", "--verify", "--quiet", start) != nil {
@@ -87,6 +80,15 @@ func (c *Config) cloneOnce(ctx context.Context) error {
 		return err
 	}
 	return os.Rename(tmp, c.RepoDir)
+}
+
+// whyNot tells a clone that went wrong for now from one that always will.
+func (c *Config) whyNot(ctx context.Context, url string, err error) error {
+	asked := c.git(ctx, "", "ls-remote", "--quiet", "--exit-code", "--", url, "refs/heads/"+c.Base)
+	if exit := new(exec.ExitError); errors.As(asked, &exit) && exit.ExitCode() == noBase {
+		return fmt.Errorf("cloning %s: %w (%s)", c.Repo, ErrNoBase, c.Base)
+	}
+	return err
 }
 
 // tellGit writes the way to the gate into the user's own git configuration

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Name is the model's name.
@@ -20,6 +21,7 @@ const Name = "scripted-model"
 
 // A Request is one question to the model, with the whole conversation in it.
 type Request struct {
+	At           time.Time // when it came
 	System, User string
 	HasTools     bool // without tools it asks for a title, or the like
 	Calls        []ToolCall
@@ -94,6 +96,7 @@ func fail(w http.ResponseWriter, status int, text string) {
 
 func (s *Server) complete(w http.ResponseWriter, r *http.Request) {
 	var in wireRequest
+	at := time.Now()
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<20))
 	if err == nil {
 		err = json.Unmarshal(body, &in)
@@ -103,6 +106,7 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	req := in.request()
+	req.At = at
 	s.mu.Lock()
 	s.requests = append(s.requests, req)
 	s.calls++

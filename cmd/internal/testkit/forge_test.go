@@ -199,11 +199,11 @@ func labelsAndComments(t *testing.T, c *forge.Client, prov forge.Provisioner, ap
 		issue, err = c.CreateIssue(ctx, r, forge.IssueSpec{Title: fmt.Sprint("issue ", i), Labels: []string{"devaipod"}})
 		must(t, err)
 	}
-	found, err := c.LabeledIssues(ctx, "devaipod")
-	if err != nil || len(found) != 51 || found[0].Repo != r {
+	found, asOf, err := c.LabeledIssues(ctx, "devaipod")
+	if err != nil || time.Since(asOf).Abs() > time.Minute || len(found) != 51 || found[0].Repo != r {
 		t.Errorf("labeled: %d, %v", len(found), err)
 	}
-	if found, err := c.LabeledIssues(ctx, "no such label"); err != nil || len(found) != 0 {
+	if found, _, err := c.LabeledIssues(ctx, "no such label"); err != nil || len(found) != 0 {
 		t.Errorf("with an unknown label: %d, %v", len(found), err)
 	}
 	n := issue.Number

@@ -1,0 +1,314 @@
+package main_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	main "codeberg.org/devaipod/devaipod/cmd/devaipod"
+	"codeberg.org/devaipod/devaipod/cmd/internal/testkit"
+	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// A crowd is a repository with many issues on the suite's forge, and a loop
+// that looks for a label of its own there: without webhooks, with pods that are
+// only noted, and with its calls counted.
+type crowd struct {
+	*suite
+	repo   forge.Repo
+	client *forge.Client // the loop's
+	loop   *reconcile.Loop
+	calls  atomic.Int64
+
+	begun, left chan struct{} // a pass has begun; the issue that is nowhere was left
+
+	mu   sync.Mutex
+	pods map[reconcile.Key]reconcile.Pod
+}
+
+const crowdLabel = "crowd"
+
+// crowdOverlap is shorter than the service's, so that issues that are made here
+// are soon not recent any more.
+const crowdOverlap = 5 * time.Second
+
+func (c *crowd) RoundTrip(r *http.Request) (*http.Response, error) {
+	c.calls.Add(1)
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// newCrowd makes the repository with its issues, and starts the loop.
+func newCrowd(tb testing.TB, issues int) *crowd {
+	tb.Helper()
+	running.once.Do(func() { running.s, running.err = start(suiteContext) })
+	if running.err != nil {
+		tb.Fatal(running.err)
+	}
+	s := running.s
+	c := &crowd{suite: s, repo: forge.Repo{Owner: person, Name: fmt.Sprint("crowd", issues)}, begun: make(chan struct{}, 1), left: make(chan struct{}, 1), pods: map[reconcile.Key]reconcile.Pod{}}
+	cred, err := s.Credentials()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c.client, err = forge.New(forge.Config{
+		URL: s.ForgeURL(), Token: cred.ServiceToken, BotToken: cred.BotToken, BotUser: cred.Bot, ServiceUser: cred.Service,
+		Transport: c,
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := s.api(person).Post(s.ctx, "/user/repos", map[string]any{"name": c.repo.Name, "auto_init": true, "default_branch": "main"}, nil); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := c.client.DeleteRepo(context.WithoutCancel(s.ctx), c.repo); err != nil {
+			tb.Error(err)
+		}
+	})
+	if _, err := c.client.EnsureLabels(s.ctx, c.repo, forge.DefaultLabels(crowdLabel)); err != nil {
+		tb.Fatal(err)
+	}
+	if err := c.fill(issues); err != nil {
+		tb.Fatal(err)
+	}
+	c.run(tb)
+	return c
+}
+
+// fill makes the issues, a few at a time.
+func (c *crowd) fill(issues int) error {
+	numbers, errs := make(chan int), make(chan error, 8)
+	for range cap(errs) {
+		go func() {
+			var err error
+			for n := range numbers {
+				if err == nil {
+					_, err = c.api(person).CreateIssue(c.ctx, c.repo.String(), fmt.Sprint("One of many, ", n), "")
+				}
+			}
+			errs <- err
+		}()
+	}
+	for n := range issues {
+		numbers <- n
+	}
+	close(numbers)
+	var all error
+	for range cap(errs) {
+		all = errors.Join(all, <-errs)
+	}
+	return all
+}
+
+// run starts the loop, until the test's end.
+func (c *crowd) run(tb testing.TB) {
+	var err error
+	c.loop, err = reconcile.New(reconcile.Config{
+		Forge: main.NewForgePort(c.client, crowdLabel, c.Instance+"-crowd", c.Instance+"-bot"), Pods: c, Label: crowdLabel,
+		Resync: time.Hour, Overlap: crowdOverlap, Harmless: forge.Harmless,
+		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-crowd", n) }, Log: slog.New(slog.NewTextHandler(tb.Output(), nil)),
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	done := make(chan error, 1)
+	go func() { done <- c.loop.Run(ctx) }()
+	tb.Cleanup(func() { cancel(); <-done })
+	select {
+	case <-c.loop.Passed():
+	case <-c.ctx.Done():
+		tb.Fatal(c.ctx.Err())
+	}
+}
+
+// pass makes a pass over everything and tells how many calls it made.
+func (c *crowd) pass(tb testing.TB) int64 {
+	tb.Helper()
+	before := c.calls.Load()
+	for _, step := range []struct {
+		kick func()
+		seen chan struct{}
+	}{{c.loop.KickAll, c.begun}, {func() { c.loop.Kick(c.nowhere()) }, c.left}} {
+		empty(step.seen)
+		step.kick()
+		select {
+		case <-step.seen:
+		case <-time.After(2 * time.Minute):
+			tb.Fatal("the pass has no end")
+		case <-c.ctx.Done():
+			tb.Fatal(c.ctx.Err())
+		}
+	}
+	return c.calls.Load() - before - 1 // the question for the issue that is nowhere
+}
+
+func empty(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+	}
+}
+
+// nowhere is an issue that is not there. A pass that has left it came after all
+// others.
+func (c *crowd) nowhere() reconcile.Key {
+	return reconcile.Key{Owner: c.repo.Owner, Repo: c.repo.Name, Issue: 999_999_999}
+}
+
+func note(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// settle waits until the issues are not recent any more and all is looked at.
+func (c *crowd) settle(tb testing.TB) {
+	tb.Helper()
+	for quiet := 0; quiet < 3; quiet++ {
+		if c.pass(tb) > 1 {
+			quiet = -1
+		}
+		if err := pause(c.ctx, 3*time.Second); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// TestAPassOverAThousandIssues counts what a pass costs the forge, with ten
+// issues and with a thousand, and lets it find a label that was put on and one
+// that was taken off, with no webhook.
+func TestAPassOverAThousandIssues(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	cost := map[int]int64{}
+	for _, issues := range []int{10, 1000} {
+		start := time.Now()
+		c := newCrowd(t, issues)
+		t.Logf("%d issues made in %s", issues, time.Since(start).Round(time.Millisecond))
+		c.settle(t)
+		cost[issues] = c.pass(t)
+		var on int64
+		for range 3 {
+			off := on
+			for on = off; on == off; {
+				on = 1 + rnd.Int64N(int64(issues))
+			}
+			c.relabel(t, on, off)
+			calls := c.pass(t)
+			t.Logf("of %d issues, label on %d, off %d: found with %d calls", issues, on, off, calls)
+			if !c.runs(on) || c.runs(off) {
+				t.Errorf("issue %d, labeled, runs: %t; issue %d, unlabeled, runs: %t", on, c.runs(on), off, c.runs(off))
+			}
+			if calls > 60 {
+				t.Errorf("that cost %d calls", calls)
+			}
+		}
+	}
+	if cost[10] != 1 || cost[1000] != 1 {
+		t.Errorf("a pass without a change costs %d calls with 10 issues and %d with 1,000, want one", cost[10], cost[1000])
+	}
+}
+
+// relabel puts the label on an issue and takes it off another (0 for none), and
+// waits until the forge's index knows.
+func (c *crowd) relabel(tb testing.TB, on, off int64) {
+	tb.Helper()
+	api := c.api(person)
+	if err := api.Label(c.ctx, c.repo.String(), on, crowdLabel); err != nil {
+		tb.Fatal(err)
+	}
+	if off != 0 {
+		if err := c.client.RemoveLabel(c.ctx, c.repo, off, crowdLabel); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	var found []testkit.Issue
+	for !has(found, on) || has(found, off) {
+		if err := pause(c.ctx, 200*time.Millisecond); err != nil {
+			tb.Fatal(err)
+		}
+		found = nil
+		if err := api.Get(c.ctx, "/repos/issues/search?state=open&labels="+crowdLabel, &found); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+func has(issues []testkit.Issue, n int64) bool {
+	for _, i := range issues {
+		if i.Number == n && strings.Contains(fmt.Sprint(i.Labels), crowdLabel) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *crowd) runs(n int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pods[reconcile.Key{Owner: c.repo.Owner, Repo: c.repo.Name, Issue: n}].Whole
+}
+
+// The pods are only noted.
+
+func (c *crowd) List(context.Context) (out []reconcile.Pod, _ error) {
+	note(c.begun)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.pods {
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func (c *crowd) Begin(_ context.Context, t reconcile.Task) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pods[t.Key] = reconcile.Pod{
+		Key: t.Key, Name: "none", TriggerID: t.Trigger.ID, TriggerAt: t.Trigger.At, Labeler: t.Trigger.User,
+		Branch: t.Branch, Base: t.Base, Whole: true, Created: time.Now(), Started: time.Now(),
+	}
+	return nil
+}
+
+func (c *crowd) Stop(_ context.Context, k reconcile.Key) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, ok := c.pods[k]; ok {
+		p.Whole, p.Stopped = false, true
+		c.pods[k] = p
+	}
+	return nil
+}
+
+func (c *crowd) Remove(_ context.Context, k reconcile.Key) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.pods, k)
+	return nil
+}
+
+func (c *crowd) Resume(context.Context, reconcile.Key) error { return nil }
+func (c *crowd) Keep(k reconcile.Key, _ *reconcile.Task) error {
+	if k == c.nowhere() {
+		note(c.left)
+	}
+	return nil
+}
+
+func (c *crowd) Kept(reconcile.Key) (*reconcile.Task, error) { return nil, nil }
+func (c *crowd) Summary(context.Context, reconcile.Key) (reconcile.Summary, error) {
+	return reconcile.Summary{State: reconcile.AgentWorking}, nil
+}
