@@ -225,7 +225,7 @@ var exercises = map[string][][]any{
 	"MissingScopes":    {{"read:user", "write:repository", "write:issue", "write:admin"}},
 	"Me":               {{}},
 	"PullFiles":        {{repo, int64(3)}},
-	"PullForBranch":    {{repo, "agent/1-x"}},
+	"PullForBranch":    {{repo, "agent/1-x"}, {repo, "agent/1-x"}},
 	"PutComment":       {{repo, int64(1), "marker", "new"}, {repo, int64(2), "marker", "new"}},
 	"RemoveLabel":      {{repo, int64(1), "devaipod"}},
 	"RemoveSystemHook": {{"http://127.0.0.1:8090/there"}},
@@ -258,14 +258,26 @@ var answers = map[string]string{
 	"/repos/ann/full/issues/1/comments":            `[{"id": 7, "user": {"login": "bot"}, "body": "<!-- marker -->\nold"}, {"id": 8, "user": {"login": "bot"}, "body": "<!-- marker -->\ndouble"}]`,
 	"/repos/ann/full/issues/2/comments":            `[]`,
 	"/repos/ann/full/pulls":                        `[{"number": 3, "state": "open", "title": "old", "user": {"login": "bot"}, "head": {"label": "agent/1-x", "ref": "agent/1-x", "repo": {"id": 1}}, "base": {"ref": "main", "repo": {"id": 1}}}]`,
+	"/repos/ann/full/pulls/3":                      `{"number": 3, "state": "open", "title": "old", "user": {"login": "bot"}}`,
 	"/repos/ann/full/pulls/3/files":                `[]`,
 	"/repos/ann/full/collaborators/bot/permission": `{"permission": "read"}`,
 }
 
+// later are other answers, from the second time on that a method's client asks.
+var later = map[string]string{
+	"/repos/ann/full/pulls": `[{"number": 4, "state": "open", "title": "newer", "user": {"login": "bot"}, "head": {"label": "agent/9-z", "ref": "agent/9-z", "repo": {"id": 1}}, "base": {"ref": "main", "repo": {"id": 1}}}]`,
+}
+
 // record runs all exercises, against what looks like Forgejo in a sub-path.
 func record(t *testing.T) []recorded {
+	asked := map[string]int{}
 	rec := &recorder{fake: func(method, path string) (int, string) {
-		switch body, ok := answers[path]; {
+		asked[path]++
+		body, ok := answers[path]
+		if other := later[path]; other != "" && asked[path] > 1 {
+			body = other
+		}
+		switch {
 		case method == "POST" && path == "/users/bot/tokens":
 			return 201, `{"sha1": "token"}`
 		case strings.Contains(path, "none") || strings.Contains(path, "nobody-"):
@@ -295,12 +307,14 @@ func record(t *testing.T) []recorded {
 		if len(exercises[name]) == 0 {
 			t.Errorf("%s is not exercised: what it calls is not held to Forgejo's API", name)
 		}
+		clear(asked)
+		c := newClient()
 		for _, args := range exercises[name] {
 			in := []reflect.Value{reflect.ValueOf(t.Context())}
 			for _, a := range args {
 				in = append(in, reflect.ValueOf(a))
 			}
-			results := reflect.ValueOf(newClient()).MethodByName(name).Call(in)
+			results := reflect.ValueOf(c).MethodByName(name).Call(in)
 			if err, _ := results[len(results)-1].Interface().(error); err != nil {
 				t.Errorf("%s%v: %v", name, args, err)
 			}

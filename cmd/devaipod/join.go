@@ -96,7 +96,7 @@ func (a *app) forgeJoin(ctx context.Context, role string) (err error) {
 	}
 	c.Forge = a.cfg.forgeURL()
 	c.set(role, token)
-	version, err := a.reach(ctx)
+	version, err := a.reach(ctx, token)
 	if err != nil {
 		return err
 	}
@@ -134,15 +134,25 @@ func (c *credentials) set(role, token string) {
 	}
 }
 
-// reach asks the forge what it is, as anybody.
-func (a *app) reach(ctx context.Context) (forge.Version, error) {
+// reach asks the forge what it is: as anybody, so that no token goes to what is
+// no forge, and with a token only where strangers are told nothing. What it is
+// stays unknown where the token is refused too; the rights tell of that.
+func (a *app) reach(ctx context.Context, token string) (forge.Version, error) {
 	client, err := a.forgeWith("")
 	if err != nil {
 		return forge.Version{}, err
 	}
 	v, err := client.Version(ctx)
+	if errors.Is(err, forge.ErrForbidden) {
+		if client, err = a.forgeWith(token); err != nil {
+			return v, err
+		}
+		v, err = client.Version(ctx)
+	}
 	var e *forge.Error
 	switch {
+	case errors.Is(err, forge.ErrForbidden):
+		return forge.Version{Software: "a forge"}, nil
 	case err == nil && v.Version != "":
 		return v, nil
 	case err == nil || errors.As(err, &e):
@@ -170,7 +180,7 @@ func (a *app) joinForge(ctx context.Context) error {
 	if err != nil && !errors.Is(err, errNoForge) {
 		return err
 	}
-	version, err := a.reach(ctx)
+	version, err := a.reach(ctx, c.ServiceToken)
 	if err != nil {
 		return err
 	}

@@ -19,9 +19,10 @@ import (
 
 // A fakeForge checks tokens as a forge does, and keeps what was changed.
 type fakeForge struct {
-	tokens map[string]fakeToken
-	users  map[string]bool
-	hooks  []string
+	private bool // tells strangers nothing
+	tokens  map[string]fakeToken
+	users   map[string]bool
+	hooks   []string
 
 	mu      sync.Mutex
 	changes []string
@@ -44,6 +45,10 @@ func (f *fakeForge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if path == "/version" {
+		if _, known := f.tokens[strings.TrimPrefix(r.Header.Get("Authorization"), "token ")]; f.private && !known {
+			w.WriteHeader(403)
+			return
+		}
 		fmt.Fprint(w, `{"version": "1.2.3"}`)
 		return
 	}
@@ -225,6 +230,20 @@ func TestAWrongTokenIsNotKept(t *testing.T) {
 	}
 }
 
+func TestAForgeThatTellsStrangersNothingIsJoinedToo(t *testing.T) {
+	f := &fakeForge{private: true, tokens: map[string]fakeToken{"given": {"svc", true, allScopes}}, users: map[string]bool{}}
+	a, said := joining(t, f)
+	if err := a.joinForge(t.Context()); exitCode(err) != codeNeedsHuman || !strings.Contains(err.Error(), "service: a token") {
+		t.Errorf("without a token: %v", err)
+	}
+	if err := a.joinWith(t, "service", "wrong"); exitCode(err) != codeNeedsHuman || !strings.Contains(err.Error(), "a token that the forge takes") {
+		t.Errorf("with a wrong one: %v", err)
+	}
+	if err := a.joinWith(t, "service", "given"); err != nil || !strings.Contains(said.String(), "(gitea 1.2.3) as svc") {
+		t.Errorf("%v\n%s", err, said)
+	}
+}
+
 func TestJoiningMakesTheBotOnceAndFollowsTheWebhook(t *testing.T) {
 	f := &fakeForge{tokens: map[string]fakeToken{"given": {"svc", true, allScopes}}, users: map[string]bool{}}
 	a, said := joining(t, f)
@@ -324,6 +343,9 @@ func TestTokensAreNotSentToAnotherForge(t *testing.T) {
 			t.Errorf("%s, with a token: %v, %+v", name, err, got)
 		}
 	}
+	if err := a.writeCredentials(credentials{Forge: a.cfg.forgeURL(), ServiceToken: "given"}); err != nil {
+		t.Fatal(err)
+	}
 	a.cfg.Forge.URL, a.cfg.Forge.Listen = "", "127.0.0.1:3000"
 	if _, err := a.readCredentials(); exitCode(err) != codeRefused {
 		t.Errorf("to our own: %v", err)
@@ -364,7 +386,7 @@ func TestWhatIsWrongWithTheURLIsSaid(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, _ := joining(t, &fakeForge{})
 			tt.change(&a.cfg)
-			if _, err := a.reach(t.Context()); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := a.reach(t.Context(), "given"); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v, want %q", err, tt.want)
 			} else if strings.Contains(err.Error(), "is it up?") != (name == "nobody there") {
 				t.Errorf("%v", err)

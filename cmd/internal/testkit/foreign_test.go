@@ -91,3 +91,16 @@ func joining(t *testing.T, c *forge.Client, prov forge.Provisioner, api *testkit
 		t.Errorf("%d hooks", len(hooks))
 	}
 }
+
+// A forge that tells strangers nothing, not even what it is.
+func TestARealForgeWithoutStrangers(t *testing.T) {
+	c, _, api := realForge(t, "service__REQUIRE_SIGNIN_VIEW=true")
+	anybody, err := forge.New(forge.Config{URL: api.URL})
+	must(t, err)
+	if v, err := anybody.Version(t.Context()); !errors.Is(err, forge.ErrForbidden) {
+		t.Errorf("a stranger is told %s, %v", v, err)
+	}
+	if v, err := c.Version(t.Context()); err != nil || v.Software != "gitea" {
+		t.Errorf("the service is told %s, %v", v, err)
+	}
+}

@@ -20,9 +20,9 @@ import (
 
 // The forge package against the real sibling forge, in its container.
 
-// realForge starts it and returns the service's client, and the API as the
-// service account.
-func realForge(t *testing.T) (*forge.Client, forge.Provisioner, *testkit.API) {
+// realForge starts it, with more settings if there are, and returns the
+// service's client, and the API as the service account.
+func realForge(t *testing.T, settings ...string) (*forge.Client, forge.Provisioner, *testkit.API) {
 	t.Helper()
 	ctx := t.Context()
 	root, err := testkit.Root()
@@ -32,9 +32,11 @@ func realForge(t *testing.T) (*forge.Client, forge.Provisioner, *testkit.API) {
 	must(t, build.Run())
 	addr, err := testkit.FreeAddr("")
 	must(t, err)
-	_, err = world.Podman(ctx, "run", "--detach", "--name", "forge", "--pull", "never", "--publish", addr+":3000",
-		"--env", "FORGEJO__security__INSTALL_LOCK=true", "--env", "FORGEJO__server__ROOT_URL=http://"+addr+"/",
-		"--env", "FORGEJO__webhook__ALLOWED_HOST_LIST=loopback", testkit.ForgeImage)
+	run := []string{"run", "--detach", "--name", "forge", "--pull", "never", "--publish", addr + ":3000"}
+	for _, s := range append(settings, "security__INSTALL_LOCK=true", "server__ROOT_URL=http://"+addr+"/", "webhook__ALLOWED_HOST_LIST=loopback") {
+		run = append(run, "--env", "FORGEJO__"+s)
+	}
+	_, err = world.Podman(ctx, append(run, testkit.ForgeImage)...)
 	must(t, err)
 	t.Cleanup(func() {
 		if _, err := world.Podman(context.WithoutCancel(ctx), "rm", "--force", "--volumes", "--time", "2", "forge"); err != nil {
@@ -44,7 +46,8 @@ func realForge(t *testing.T) (*forge.Client, forge.Provisioner, *testkit.API) {
 	url := "http://" + addr
 	c, err := forge.New(forge.Config{URL: url})
 	must(t, err)
-	for deadline := time.Now().Add(time.Minute); c.Healthy(ctx) != nil; time.Sleep(100 * time.Millisecond) {
+	up := func() bool { err := c.Healthy(ctx); return err == nil || errors.Is(err, forge.ErrForbidden) }
+	for deadline := time.Now().Add(time.Minute); !up(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the forge does not answer")
 		}
