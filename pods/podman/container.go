@@ -240,7 +240,7 @@ func (c *Client) State(ctx context.Context, name string) (ContainerState, error)
 		st.Running, st.OOMKilled, st.ExitCode, st.StartedAt = d.State.Running, d.State.OOMKilled, int(d.State.ExitCode), d.State.StartedAt
 	}
 	if d.State != nil {
-		st.Exited = d.State.Status == "exited" || d.State.Status == "stopped"
+		st.Exited = exited(d.State.Status, d.State.StartedAt)
 	}
 	if d.Config != nil {
 		st.Labels = d.Config.Labels

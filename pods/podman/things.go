@@ -114,10 +114,23 @@ func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]Th
 	var out []Thing
 	for _, f := range found {
 		if len(f.Names) > 0 && carries(f.Labels, labels) {
-			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", Exited: f.State == "exited" || f.State == "stopped", ExitCode: int(f.ExitCode), CreatedAt: f.Created, StartedAt: time.Unix(f.StartedAt, 0)})
+			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", Exited: exited(f.State, time.Unix(f.StartedAt, 0)), ExitCode: int(f.ExitCode), CreatedAt: f.Created, StartedAt: time.Unix(f.StartedAt, 0)})
 		}
 	}
 	return out, nil
+}
+
+// exited tells whether a container has run and does no more. After a reboot
+// podman says of those that ran before that they are created, as of those that
+// have never run.
+func exited(state string, started time.Time) bool {
+	switch state {
+	case "exited", "stopped":
+		return true
+	case "created", "configured":
+		return started.Unix() > 0
+	}
+	return false
 }
 
 // Volumes lists those that carry all of labels.

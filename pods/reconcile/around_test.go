@@ -230,6 +230,50 @@ func TestALabelPutOnWhileWeWriteIsSeen(t *testing.T) {
 			t.Errorf("said %q", w.said)
 		}
 	})
+	t.Run("between two writes", func(t *testing.T) {
+		w := newWorld()
+		w.saying = sync.OnceFunc(func() { w.unlabel(); w.label("ann") })
+		w.with(t, w.config(), func(l *reconcile.Loop) {
+			until(t, "begun again", func() bool {
+				l.Kick(w.issue.Key)
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return w.begun == 2 && w.state == reconcile.Working
+			})
+		})
+		if w.said["refused"] != "" {
+			t.Errorf("said %q", w.said)
+		}
+	})
+	t.Run("between two writes, with a change of the text", func(t *testing.T) {
+		w := newWorld()
+		w.saying = sync.OnceFunc(func() {
+			w.unlabel()
+			w.label("ann")
+			w.set(func() { w.issue.Body, w.issue.Updated = "something else", w.issue.Updated.Add(time.Second) })
+		})
+		w.with(t, w.config(), func(l *reconcile.Loop) {
+			until(t, "refused", func() bool {
+				l.Kick(w.issue.Key)
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return strings.Contains(w.said["refused"], "changed after")
+			})
+		})
+		if w.begun != 1 {
+			t.Errorf("begun %d", w.begun)
+		}
+	})
+	t.Run("before our writes, with a change of the text between", func(t *testing.T) {
+		w := newWorld()
+		w.beginErr = errors.New("no image")
+		w.pass(t)
+		w.label("ann") // another label while it waits, and then another text
+		w.set(func() { w.issue.Body, w.issue.Updated = "something else", w.issue.Updated.Add(time.Minute) })
+		if w.pass(t); !strings.Contains(w.said["refused"], "changed after") {
+			t.Errorf("said %q", w.said)
+		}
+	})
 	t.Run("by somebody who may not, over a pod that runs", func(t *testing.T) {
 		w := newWorld()
 		w.pass(t)

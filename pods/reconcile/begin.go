@@ -6,20 +6,21 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 )
 
 // begin decides whether a label may start a pod (invariant S1) and starts it.
 // Whatever can't be found out starts nothing.
 func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod, has bool, pods map[Key]Pod) error {
 	task, why, err := l.task(ctx, i, tr, ok)
-	if why != "" && has && !pod.Stopped { // its own label was taken off
-		err = errors.Join(err, l.cfg.Pods.Stop(ctx, pod.Key), l.cfg.Forge.SetState(ctx, i, ""))
-	}
 	if err != nil {
 		return err
 	}
 	if why != "" {
+		if has && !pod.Stopped { // its own label was taken off
+			if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
+				return err
+			}
+		}
 		return l.refuse(ctx, i, why)
 	}
 	if has {
@@ -109,9 +110,8 @@ func (l *Loop) pin(ctx context.Context, i Issue, tr Trigger, ok bool) (task Task
 	if err != nil || why != "" {
 		return Task{}, why, err
 	}
-	// Every edit, label and comment moves the issue's time of update; the forge
-	// keeps whole seconds, and takes the two times one after the other.
-	if i.Updated.After(tr.At.Add(time.Second)) {
+	// Every edit, label and comment moves the issue's time of update.
+	if changedAfter(i.Updated, tr) && !l.ours(i, tr) {
 		return Task{}, "the issue may have changed after the label was put on; please read it again, then take the label off and put it on again", nil
 	}
 	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
@@ -172,13 +172,19 @@ func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 	if l.said[i.Key].body == body {
 		return nil
 	}
-	if changed, err := l.changed(ctx, i); err != nil || changed {
-		return err
-	}
-	l.cfg.Log.Warn("not started", "issue", i.Key.String(), "why", why)
-	if err := l.cfg.Forge.Say(ctx, i.Key, "refused", body); err != nil {
+	done, err := l.write(ctx, i, func() error {
+		if err := l.cfg.Forge.SetState(ctx, i, ""); err != nil {
+			return err
+		}
+		return l.cfg.Forge.Say(ctx, i.Key, "refused", body)
+	})
+	if err != nil {
 		return fmt.Errorf("telling on %s why nothing starts: %w", i.Key, err)
 	}
+	if !done {
+		return nil
+	}
+	l.cfg.Log.Warn("not started", "issue", i.Key.String(), "why", why)
 	l.said[i.Key] = said{body: body, state: Refused, at: l.cfg.Now()}
 	return nil
 }

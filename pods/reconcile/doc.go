@@ -11,7 +11,9 @@
 // issue anew, and ends in one of begin (may this label start a pod? invariant
 // S1), advance (a pod is there: branch → draft pull request → ready for
 // review) or finish (label gone, issue closed, pull request merged).
-// view.go renders what people read about it.
+// lost.go is for issues whose place on the forge is gone, renamed or archived,
+// own.go tells our own writes from a person's, and view.go renders what people
+// read.
 //
 // The package imports nothing of ours: [Forge] and [Pods] are what it needs of
 // the others, and the command wires them.

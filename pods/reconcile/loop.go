@@ -71,6 +71,7 @@ type Loop struct {
 	pins    map[Key]Task      // what could not be kept yet
 	stuck   map[Key]time.Time // since when a pod could not be started
 	again   map[Key]int       // how often a decision was put off in a row
+	own     map[Key]own       // what our writes did to the time of update
 	failed  int               // consecutive passes that failed
 	feed    feed
 }
@@ -106,7 +107,7 @@ func New(cfg Config) (*Loop, error) {
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, feed: newFeed(),
+		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, own: map[Key]own{}, feed: newFeed(),
 	}, nil
 }
 
@@ -319,6 +320,7 @@ func (l *Loop) forget(k Key) {
 	delete(l.exits, k)
 	delete(l.away, k)
 	delete(l.again, k)
+	delete(l.own, k)
 }
 
 func sortedKeys(m map[Key]bool) []Key {
@@ -425,39 +427,24 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 	if body == last.body || (v.State == last.state && v.State == Working && l.cfg.Now().Sub(last.at) < chatter) {
 		return nil
 	}
-	if v.State != last.state {
-		if changed, err := l.changed(ctx, i); err != nil || changed {
+	say := func() error {
+		if err := l.cfg.Forge.Say(ctx, i.Key, "status", body); err != nil {
+			return fmt.Errorf("telling %s on %s: %w", v.State, i.Key, err)
+		}
+		return nil
+	}
+	if v.State == last.state { // an edit of our comment, which does not show on the issue
+		if err := say(); err != nil {
 			return err
 		}
+	} else if done, err := l.write(ctx, i, func() error {
 		if err := l.cfg.Forge.SetState(ctx, i, v.State.label()); err != nil {
 			return fmt.Errorf("setting the label for %s on %s: %w", v.State, i.Key, err)
 		}
-	}
-	if err := l.cfg.Forge.Say(ctx, i.Key, "status", body); err != nil {
-		return fmt.Errorf("telling %s on %s: %w", v.State, i.Key, err)
+		return say()
+	}); err != nil || !done {
+		return err
 	}
 	l.said[i.Key] = said{body: body, state: v.State, at: l.cfg.Now()}
 	return nil
-}
-
-// maxAgain is how often in a row a decision is put off because its issue has
-// changed meanwhile.
-const maxAgain = 3
-
-// changed tells whether somebody has changed an issue since it was read, which
-// may be seconds ago. Then it is looked at anew, and nothing is written now: what
-// we write moves the issue's time of update, by which pin tells a change of the
-// text, and would make a label that was just put on look too old.
-func (l *Loop) changed(ctx context.Context, i Issue) (bool, error) {
-	now, err := l.cfg.Forge.Issue(ctx, i.Key)
-	if err != nil {
-		return false, fmt.Errorf("looking at %s again: %w", i.Key, err)
-	}
-	if now.print() == i.print() || l.again[i.Key] >= maxAgain {
-		delete(l.again, i.Key)
-		return false, nil
-	}
-	l.again[i.Key]++
-	l.Kick(i.Key)
-	return true, nil
 }

@@ -71,10 +71,8 @@ func (l *Loop) leaveState(ctx context.Context, i Issue) error {
 	if !slices.Contains(i.Labels, stateScope+string(Queued)) {
 		return nil
 	}
-	if changed, err := l.changed(ctx, i); err != nil || changed {
-		return err
-	}
-	return l.cfg.Forge.SetState(ctx, i, "")
+	_, err := l.write(ctx, i, func() error { return l.cfg.Forge.SetState(ctx, i, "") })
+	return err
 }
 
 // advance brings a pod's branch and pull request to where its agent is.

@@ -45,6 +45,7 @@ type world struct {
 	task     reconcile.Task
 	begun    int
 	during   func() // what happens while a pod is made or stopped
+	saying   func() // and while a comment is written
 	beginErr error
 	removed  int
 	stopped  int
@@ -190,6 +191,9 @@ func (w *world) Unlabel(context.Context, reconcile.Key) error {
 func (w *world) Say(_ context.Context, _ reconcile.Key, subject, body string) error {
 	if err := w.up(); err != nil {
 		return err
+	}
+	if w.saying != nil {
+		w.saying()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
