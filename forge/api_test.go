@@ -14,7 +14,7 @@ import (
 	"codeberg.org/devaipod/devaipod/forge"
 )
 
-func client(t *testing.T, h http.HandlerFunc) *forge.Client {
+func botClient(t *testing.T, h http.HandlerFunc) *forge.Client {
 	t.Helper()
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
@@ -28,7 +28,7 @@ func client(t *testing.T, h http.HandlerFunc) *forge.Client {
 func TestHugeTextsHideNoOtherIssues(t *testing.T) {
 	huge := strings.Repeat("<", 3<<10) // six times as long as JSON
 	const poison, total = 57, 60
-	c := client(t, func(w http.ResponseWriter, r *http.Request) {
+	c := botClient(t, func(w http.ResponseWriter, r *http.Request) {
 		limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
 		page, _ := strconv.Atoi(r.URL.Query().Get("page"))
 		var some []map[string]any
@@ -75,7 +75,7 @@ func TestARenamedRepositoryIsFollowedWithinTheForge(t *testing.T) {
 	}))
 	defer elsewhere.Close()
 	writes := 0
-	c := client(t, func(w http.ResponseWriter, r *http.Request) {
+	c := botClient(t, func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case strings.Contains(r.URL.Path, "/ann/hello/"):
 			if r.Method != http.MethodGet {
@@ -103,7 +103,7 @@ func TestARenamedRepositoryIsFollowedWithinTheForge(t *testing.T) {
 }
 
 func TestAnArchivedRepositoryIsTold(t *testing.T) {
-	c := client(t, func(w http.ResponseWriter, r *http.Request) {
+	c := botClient(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet {
 			fmt.Fprint(w, `[]`)
 			return
@@ -125,7 +125,7 @@ func TestThePullRequestsTitleHasNoForce(t *testing.T) {
 		"[WIP]":                        "agent/1-x",
 	} {
 		var got string
-		c := client(t, func(w http.ResponseWriter, r *http.Request) {
+		c := botClient(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodGet {
 				fmt.Fprint(w, `[]`)
 				return

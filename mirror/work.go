@@ -48,7 +48,10 @@ type WorkConfig struct {
 	// Wait is how long git waits for a forge that does not answer, as while it is
 	// started again; a minute when 0.
 	Wait time.Duration
-	Log  *slog.Logger
+	// Transport carries the requests; nil for one of its own. It must hand on
+	// bodies as they come, without undoing a compression.
+	Transport http.RoundTripper
+	Log       *slog.Logger
 }
 
 // NewWork checks cfg and returns an endpoint. It makes no call.
@@ -60,17 +63,20 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 	if cfg.Wait == 0 {
 		cfg.Wait = time.Minute
 	}
+	if cfg.Transport == nil {
+		cfg.Transport = &http.Transport{
+			DisableCompression:    true,
+			MaxIdleConnsPerHost:   8,
+			IdleConnTimeout:       time.Minute,
+			ResponseHeaderTimeout: 10 * time.Minute, // receive-pack answers when it is done
+		}
+	}
 	return &Work{
 		forge: u, user: cfg.User, token: cfg.Token, wait: cfg.Wait, log: cfg.Log,
 		http: &http.Client{
 			// A redirect would carry the token to wherever the answer says.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport: &http.Transport{
-				DisableCompression:    true,
-				MaxIdleConnsPerHost:   8,
-				IdleConnTimeout:       time.Minute,
-				ResponseHeaderTimeout: 10 * time.Minute, // receive-pack answers when it is done
-			},
+			Transport:     cfg.Transport,
 		},
 	}, nil
 }

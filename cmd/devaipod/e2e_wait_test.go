@@ -20,7 +20,7 @@ func (c *call) again(args []string) (string, error) {
 		return inner.out.String(), err
 	}
 	var out bytes.Buffer
-	call := testkit.Call{Args: args[1:], Stdout: &out, Stderr: &out}
+	call := testkit.Call{Args: args[1:], Env: []string{"DEVAIPOD_CONFIG=" + c.env("DEVAIPOD_CONFIG")}, Stdout: &out, Stderr: &out}
 	if args[0] != "devaipod" {
 		return "", fmt.Errorf("no command %q", args[0])
 	}
