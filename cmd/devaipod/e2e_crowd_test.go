@@ -39,7 +39,7 @@ const crowdLabel = "crowd"
 
 // crowdOverlap is shorter than the service's, so that issues that are made here
 // are soon not recent any more.
-const crowdOverlap = 5 * time.Second
+const crowdOverlap = 2 * time.Second
 
 func (c *crowd) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.calls.Add(1)
@@ -179,7 +179,7 @@ func (c *crowd) settle(tb testing.TB) {
 		if c.pass(tb) > 1 {
 			quiet = -1
 		}
-		if err := pause(c.ctx, 3*time.Second); err != nil {
+		if err := pause(c.ctx, 2*time.Second); err != nil {
 			tb.Fatal(err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -304,21 +305,29 @@ func (w *World) rules(ctx context.Context, table string) (rules [][]string, chai
 	}
 	pool := w.pool.Addr().As4()
 	prefix := fmt.Sprintf(" %d.%d.", pool[0], pool[1])
+	shared := map[string]bool{} // netavark names chains by the network's name, which others may have too
 	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
 		line := lines.Text()
 		rule, isRule := strings.CutPrefix(line, "-A ")
-		if !isRule || !strings.Contains(line, prefix) {
+		if !isRule {
 			continue
 		}
 		f := strings.Fields(rule)
+		if !strings.Contains(line, prefix) {
+			shared[f[0]] = shared[f[0]] || privateAddr.MatchString(line)
+			continue
+		}
 		rules = append(rules, f)
 		// netavark gives each network a chain NETAVARK-<hash>.
 		if strings.HasPrefix(f[0], "NETAVARK-") && !strings.HasPrefix(f[0], "NETAVARK-HOSTPORT") && !slices.Contains(chains, f[0]) {
 			chains = append(chains, f[0])
 		}
 	}
-	return rules, chains, nil
+	return rules, slices.DeleteFunc(chains, func(c string) bool { return shared[c] }), nil
 }
+
+// privateAddr finds an address that a podman network may have.
+var privateAddr = regexp.MustCompile(` (10|172|192)(\.\d+){3}[/: ]`)
 
 // removeRules takes out the firewall rules that podman would have, had it not
 // been killed.
