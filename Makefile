@@ -77,7 +77,7 @@ bench: install images build ## the speed of the whole program, beside a baseline
 lint: modules bin/golangci-lint ## gofmt, golangci-lint, shellcheck where it is installed
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on: $$unformatted" >&2; exit 1; fi
-	@CGO_ENABLED=0 bin/golangci-lint run </dev/null
+	@CGO_ENABLED=0 bin/golangci-lint run --allow-parallel-runners </dev/null
 	@if command -v shellcheck >/dev/null; then \
 	  shellcheck -x .ci/install .ci/run compose/images/build compose/images/*/recipe.sh compose/images/forge/rootfs/usr/local/bin/*; \
 	fi

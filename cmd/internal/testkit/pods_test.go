@@ -357,3 +357,20 @@ func touch(t *testing.T, container, path string) {
 	_, err := world.Podman(t.Context(), "exec", container, "touch", path)
 	must(t, err)
 }
+
+// Two worlds whose default networks had one name would flush each other's chains
+// of the firewall, and published ports would go dead.
+func TestWorldsShareNoNetwork(t *testing.T) {
+	other, err := testkit.NewWorld(filepath.Join(t.TempDir(), "w"))
+	must(t, err)
+	t.Cleanup(func() { must(t, other.Remove(context.WithoutCancel(t.Context()))) })
+	var names []string
+	for _, w := range []*testkit.World{world.World, other} {
+		out, err := w.Podman(t.Context(), "network", "ls", "--format", "{{.Name}}")
+		must(t, err)
+		names = append(names, strings.TrimSpace(out))
+	}
+	if !strings.HasPrefix(names[1], "podman") || names[1] == "podman" || strings.Contains(names[0], names[1]) {
+		t.Errorf("networks %q", names)
+	}
+}

@@ -44,9 +44,9 @@ func NewWorld(dir string) (*World, error) {
 		return nil, err
 	}
 	files := map[string]string{
-		"containers.conf": w.containersConf(),
-		"net/podman.json": w.defaultNetwork(),
-		"pool":            w.pool.String() + " " + w.bridge + "\n",
+		"containers.conf":              w.containersConf(),
+		"net/" + w.network() + ".json": w.defaultNetwork(),
+		"pool":                         w.pool.String() + " " + w.bridge + "\n",
 	}
 	for name, text := range files {
 		if err := os.WriteFile(w.path(name), []byte(text), 0o600); err != nil {
@@ -146,8 +146,9 @@ tmp_dir = %q
 [network]
 network_backend = "netavark"
 network_config_dir = %q
+default_network = %q
 default_subnet_pools = [{"base" = %q, "size" = 24}]
-`, atMost(syscall.RLIMIT_NOFILE, 16384), atMost(rlimitNproc, 8192), runtime, manager, w.path("t"), w.path("net"), w.pool)
+`, atMost(syscall.RLIMIT_NOFILE, 16384), atMost(rlimitNproc, 8192), runtime, manager, w.path("t"), w.path("net"), w.network(), w.pool)
 }
 
 const rlimitNproc = 6 // which package syscall does not name
@@ -161,16 +162,20 @@ func atMost(resource int, want uint64) uint64 {
 	return min(want, have.Max)
 }
 
-// defaultNetwork gives the world's own subnet and bridge to podman's default
-// network, which otherwise is the same in every world.
+// network is the name of the world's default network. netavark names chains of
+// the firewall by it: two worlds with one name would take out each other's rules.
+func (w *World) network() string { return "podman" + strings.TrimPrefix(w.bridge, "dvk") }
+
+// defaultNetwork gives the world's own name, subnet and bridge to podman's
+// default network, which otherwise is the same in every world.
 func (w *World) defaultNetwork() string {
 	last := w.pool.Addr().As4()
 	last[2] = 255
-	return fmt.Sprintf(`{"name": "podman", "id": "2f259bab93aaaaa2542ba43ef33eb990d0999ee1b9924b557b7be53c0b7a1bb9",
+	return fmt.Sprintf(`{"name": %q, "id": "2f259bab93aaaaa2542ba43ef33eb990d0999ee1b9924b557b7be53c0b7a1bb9",
  "driver": "bridge", "network_interface": %q, "created": "2026-01-01T00:00:00Z",
  "subnets": [{"subnet": "%d.%d.255.0/24", "gateway": "%d.%d.255.1"}],
  "ipv6_enabled": false, "internal": false, "dns_enabled": false, "ipam_options": {"driver": "host-local"}}
-`, w.bridge, last[0], last[1], last[0], last[1])
+`, w.network(), w.bridge, last[0], last[1], last[0], last[1])
 }
 
 // choosePool takes a random private /16 that no interface of this machine is
