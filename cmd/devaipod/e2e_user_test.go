@@ -49,6 +49,9 @@ func TestRootless(t *testing.T) {
 			}
 		})
 	})
+	if left, err := user.Processes(); err != nil || len(left) > 0 {
+		t.Errorf("processes of the user that are left: %v %v", left, err)
+	}
 	if left, err := filepath.Glob(filepath.Join(user.Dir, "tmp/dvt-*")); err != nil || len(left) > 0 {
 		t.Errorf("left in the user's directory: %v %v", left, err)
 	}

@@ -199,7 +199,7 @@ func (u *OSUser) Own() error {
 // and the user. What is not there is no error.
 func (u *OSUser) Remove(ctx context.Context) error {
 	for try := 0; ; try++ {
-		pids, err := u.processes()
+		pids, err := u.Processes()
 		if err != nil {
 			return err
 		}
@@ -238,9 +238,9 @@ func (u *OSUser) Remove(ctx context.Context) error {
 	return os.RemoveAll(u.Dir)
 }
 
-// processes are those with one of the user's ids, but for dead ones that
+// Processes are those with one of the user's ids, but for dead ones that
 // nobody asked for their end.
-func (u *OSUser) processes() ([]int, error) {
+func (u *OSUser) Processes() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil || u.id == 0 {
 		return nil, err

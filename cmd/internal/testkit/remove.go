@@ -149,13 +149,10 @@ func (w *World) Processes() ([]int, error) {
 		if err != nil || slices.Contains(above, pid) {
 			continue
 		}
-		// Gone by now, or another user's: not ours either way.
+		// Gone by now, or of another user, which one of a container may be.
 		env, err := os.ReadFile("/proc/" + e.Name() + "/environ")
-		if err != nil {
-			continue
-		}
 		// Any will do: podman gives not all of them to what keeps its execs' ends.
-		marked := slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool { return slices.Contains(ours, string(kv)) })
+		marked := err == nil && slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool { return slices.Contains(ours, string(kv)) })
 		if marked || w.contains(pid) {
 			pids = append(pids, pid)
 		}
