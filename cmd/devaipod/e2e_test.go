@@ -160,8 +160,27 @@ func (s *suite) setup(env *testscript.Env) error {
 		if tb, ok := env.T().(testing.TB); ok && tb.Failed() {
 			env.T().Log(s.dump(env.Getenv("REPO")))
 		}
+		if err := s.rest(env.Getenv("REPO")); err != nil {
+			env.T().Log("closing what the script opened:", err)
+		}
 	})
 	return nil
+}
+
+// rest closes a script's issues, so that their agents stop: some thirty that wait
+// for a review would be more than a small machine has memory for.
+func (s *suite) rest(repo string) error {
+	var open []testkit.Issue
+	err := s.api(person).Get(s.ctx, "/repos/"+repo+"/issues?state=open&type=issues&limit=50", &open)
+	var said *testkit.StatusError
+	if errors.As(err, &said) && said.Code == http.StatusNotFound {
+		return nil // it made none, or took it away
+	}
+	for _, i := range open {
+		_, e := s.api(person).Do(s.ctx, http.MethodPatch, fmt.Sprintf("/repos/%s/issues/%d", repo, i.Number), map[string]string{"state": "closed"})
+		err = errors.Join(err, e)
+	}
+	return err
 }
 
 // start builds the program and brings up what the scripts share.
