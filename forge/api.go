@@ -88,7 +88,8 @@ type Config struct {
 	BotUser  string // login names
 	// ServiceUser is Token's account.
 	ServiceUser string
-	HTTP        *http.Client // nil for one of its own
+	// Transport carries the calls; nil for one of its own.
+	Transport http.RoundTripper
 	// Fault, when not nil, is called with a name before each call that changes
 	// something; tests end the process there.
 	Fault func(point string)
@@ -100,6 +101,8 @@ type Client struct {
 	cfg  Config
 	base string
 	http *http.Client
+
+	is flavour
 }
 
 // New checks cfg and returns a client. It makes no call.
@@ -111,15 +114,14 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{cfg: cfg, base: strings.TrimRight(cfg.URL, "/"), http: cfg.HTTP}
-	if c.http == nil {
-		c.http = &http.Client{
-			// Never carry a token to where an answer points.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport:     &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute},
-		}
+	if cfg.Transport == nil {
+		cfg.Transport = &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}
 	}
-	return c, nil
+	return &Client{cfg: cfg, base: strings.TrimRight(cfg.URL, "/"), http: &http.Client{
+		// Never carry a token to where an answer points.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport:     cfg.Transport,
+	}}, nil
 }
 
 // A call is one request; the zero identity is the service's.
@@ -128,7 +130,8 @@ type call struct {
 	query        url.Values
 	body         any
 	bot          bool
-	sudo         string // act as this account: site admins only
+	sudo         string        // act as this account: site admins only
+	login        *url.Userinfo // name and password, instead of a token
 }
 
 // do makes a call and decodes the answer into out, which may be nil.
@@ -185,16 +188,7 @@ func (c *Client) once(ctx context.Context, in call, out any) (http.Header, error
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	token := c.cfg.Token
-	if in.bot {
-		token = c.cfg.BotToken
-	}
-	if token != "" {
-		req.Header.Set("Authorization", "token "+token)
-	}
-	if in.sudo != "" {
-		req.Header.Set("Sudo", in.sudo)
-	}
+	c.identify(req, in)
 	if c.cfg.Fault != nil && in.method != http.MethodGet {
 		c.cfg.Fault("forge: " + in.method + " " + in.path)
 	}
@@ -211,7 +205,11 @@ func (c *Client) once(ctx context.Context, in call, out any) (http.Header, error
 		return nil, fmt.Errorf("the forge's answer to %s %s is larger than %d bytes", in.method, in.path, maxAnswer)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return nil, &Error{Method: in.method, Path: in.path, Status: resp.StatusCode, Message: message(b)}
+		e := &Error{Method: in.method, Path: in.path, Status: resp.StatusCode, Message: message(b)}
+		if to := resp.Header.Get("Location"); to != "" {
+			e.Message = fmt.Sprintf("go to %.500q", to)
+		}
+		return nil, e
 	}
 	if out == nil || len(b) == 0 {
 		return resp.Header, nil
@@ -220,6 +218,23 @@ func (c *Client) once(ctx context.Context, in call, out any) (http.Header, error
 		return nil, fmt.Errorf("reading the forge's answer to %s %s: %w", in.method, in.path, err)
 	}
 	return resp.Header, nil
+}
+
+// identify says in whose name a request is.
+func (c *Client) identify(req *http.Request, in call) {
+	token := c.cfg.Token
+	if in.bot {
+		token = c.cfg.BotToken
+	}
+	if in.login != nil {
+		password, _ := in.login.Password()
+		req.SetBasicAuth(in.login.Username(), password)
+	} else if token != "" {
+		req.Header.Set("Authorization", "token "+token)
+	}
+	if in.sudo != "" {
+		req.Header.Set("Sudo", in.sudo)
+	}
 }
 
 // message is the forge's error text.
@@ -260,33 +275,6 @@ func pages[T any](ctx context.Context, c *Client, in call) ([]T, error) {
 		}
 	}
 	return nil, fmt.Errorf("%s has more than %d entries", in.path, maxPages*pageSize)
-}
-
-// A Version is which forge this is.
-type Version struct {
-	Software string // "forgejo" or "gitea"
-	Version  string
-}
-
-// String is like "forgejo 11.0.15".
-func (v Version) String() string { return v.Software + " " + v.Version }
-
-// Version asks the forge what it is: only Forgejo has an API of its own name.
-func (c *Client) Version(ctx context.Context) (Version, error) {
-	var v struct {
-		Version string `json:"version"`
-	}
-	if err := c.do(ctx, call{method: "GET", path: "/version"}, &v); err != nil {
-		return Version{}, err
-	}
-	err := c.do(ctx, call{method: "GET", path: "/api/forgejo/v1/version"}, nil)
-	switch {
-	case err == nil:
-		return Version{"forgejo", v.Version}, nil
-	case errors.Is(err, ErrNotFound):
-		return Version{"gitea", v.Version}, nil
-	}
-	return Version{}, err
 }
 
 // Healthy tells whether the forge answers; nil when it does.

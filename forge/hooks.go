@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -21,7 +22,7 @@ var hookEvents = []string{
 
 type hookJSON struct {
 	ID     int64             `json:"id,omitempty"`
-	Type   string            `json:"type"`
+	Type   string            `json:"type,omitempty"` // of a new one; it can't be changed
 	Config map[string]string `json:"config"`
 	Events []string          `json:"events"`
 	Active bool              `json:"active"`
@@ -36,7 +37,7 @@ func (c *Client) EnsureSystemHook(ctx context.Context, target, secret string) (c
 		return false, err
 	}
 	want := hookJSON{
-		Type: v.Software, Active: true, Events: hookEvents,
+		Active: true, Events: hookEvents,
 		Config: map[string]string{"url": target, "content_type": "json", "http_method": "post", "secret": secret, "is_system_webhook": "true"},
 	}
 	have, err := pages[hookJSON](ctx, c, call{method: "GET", path: "/admin/hooks"})
@@ -45,16 +46,28 @@ func (c *Client) EnsureSystemHook(ctx context.Context, target, secret string) (c
 	}
 	for _, h := range have {
 		if h.Config["url"] == target {
-			in := call{method: http.MethodPatch, path: "/admin/hooks/" + jsonNumber(h.ID), body: want}
-			return false, c.do(ctx, in, nil)
+			return false, c.do(ctx, call{method: http.MethodPatch, path: fmt.Sprintf("/admin/hooks/%d", h.ID), body: want}, nil)
 		}
 	}
+	want.Type = v.hookType()
 	return true, c.do(ctx, call{method: "POST", path: "/admin/hooks", body: want}, nil)
 }
 
-func jsonNumber(n int64) string {
-	b, _ := json.Marshal(n) // an integer always marshals
-	return string(b)
+// RemoveSystemHook takes the hooks with this target off the forge.
+func (c *Client) RemoveSystemHook(ctx context.Context, target string) error {
+	have, err := pages[hookJSON](ctx, c, call{method: "GET", path: "/admin/hooks"})
+	if err != nil {
+		return err
+	}
+	for _, h := range have {
+		if h.Config["url"] != target {
+			continue
+		}
+		if err := c.do(ctx, call{method: http.MethodDelete, path: fmt.Sprintf("/admin/hooks/%d", h.ID)}, nil); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return nil
 }
 
 // An Event says that something may have changed: a key, nothing more. What

@@ -128,20 +128,18 @@ func (c *Client) SetState(ctx context.Context, i Issue, state string) (changed b
 	return changed, nil
 }
 
-// RemoveLabel takes a label off an issue; one that is not on it is no error.
+// RemoveLabel takes a label off an issue; one that is not on it is no error. The
+// label may be the repository's or its organization's.
 func (c *Client) RemoveLabel(ctx context.Context, r Repo, n int64, name string) error {
-	issue, err := c.Issue(ctx, r, n)
-	if err != nil {
+	var on []labelJSON // this route has no pages
+	if err := c.do(ctx, call{method: "GET", path: r.path("/issues/%d/labels", n)}, &on); err != nil {
 		return err
 	}
-	if !slices.Contains(issue.Labels, name) {
+	i := slices.IndexFunc(on, func(l labelJSON) bool { return l.Name == name })
+	if i < 0 {
 		return nil
 	}
-	ids, err := c.labelIDs(ctx, r, []string{name})
-	if err != nil {
-		return err
-	}
-	err = c.do(ctx, call{method: http.MethodDelete, path: r.path("/issues/%d/labels/%d", n, ids[0])}, nil)
+	err := c.do(ctx, call{method: http.MethodDelete, path: r.path("/issues/%d/labels/%d", n, on[i].ID)}, nil)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("taking %s off %s#%d: %w", name, r, n, err)
 	}

@@ -50,8 +50,7 @@ func (p Provisioner) EnsureUser(ctx context.Context, u User) (password string, c
 	if u.Password == "" {
 		return m[1], true, nil
 	}
-	body := map[string]any{"source_id": 0, "login_name": u.Name, "password": u.Password, "must_change_password": false}
-	if err := p.Admin.do(ctx, call{method: "PATCH", path: "/admin/users/" + u.Name, body: body}, nil); err != nil {
+	if err := p.Admin.SetPassword(ctx, u.Name, u.Password); err != nil {
 		return "", true, fmt.Errorf("setting the password of %s: %w", u.Name, err)
 	}
 	return u.Password, true, nil

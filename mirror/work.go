@@ -43,7 +43,10 @@ type WorkConfig struct {
 	ForgeURL string        // base URL of the forge
 	User     string        // account in whose name pods read and push
 	Token    func() string // its token, asked for at each request
-	Log      *slog.Logger
+	// Transport carries the requests; nil for one of its own. It must hand on
+	// bodies as they come, without undoing a compression.
+	Transport http.RoundTripper
+	Log       *slog.Logger
 }
 
 // NewWork checks cfg and returns an endpoint. It makes no call.
@@ -52,17 +55,20 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, fmt.Errorf("forge URL %q: want http://HOST or https://HOST", cfg.ForgeURL)
 	}
+	if cfg.Transport == nil {
+		cfg.Transport = &http.Transport{
+			DisableCompression:    true,
+			MaxIdleConnsPerHost:   8,
+			IdleConnTimeout:       time.Minute,
+			ResponseHeaderTimeout: 10 * time.Minute, // receive-pack answers when it is done
+		}
+	}
 	return &Work{
 		forge: u, user: cfg.User, token: cfg.Token, log: cfg.Log,
 		http: &http.Client{
 			// A redirect would carry the token to wherever the answer says.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport: &http.Transport{
-				DisableCompression:    true,
-				MaxIdleConnsPerHost:   8,
-				IdleConnTimeout:       time.Minute,
-				ResponseHeaderTimeout: 10 * time.Minute, // receive-pack answers when it is done
-			},
+			Transport:     cfg.Transport,
 		},
 	}, nil
 }

@@ -41,7 +41,7 @@ func (a *app) checkout(ctx context.Context, k reconcile.Key) error {
 		return err
 	}
 	tracking := "refs/remotes/" + remote + "/" + branch
-	if err := a.git(ctx, "", nil, "fetch", "--", remote, "+refs/heads/"+branch+":"+tracking); err != nil {
+	if err := a.git(ctx, "", a.cfg.gitEnv(), "fetch", "--", remote, "+refs/heads/"+branch+":"+tracking); err != nil {
 		return fmt.Errorf("fetching %s from %s: %w", branch, remote, err)
 	}
 	if exec.CommandContext(ctx, "git", "rev-parse", "--verify", "--quiet", "refs/heads/"+branch).Run() != nil {

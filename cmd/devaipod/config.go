@@ -29,8 +29,11 @@ type config struct {
 		Resync time.Duration `mapstructure:"resync"`
 	} `mapstructure:"service"`
 	Forge struct {
-		Image  string `mapstructure:"image"`
-		Listen string `mapstructure:"listen"`
+		URL     string `mapstructure:"url"`
+		CA      string `mapstructure:"ca"`
+		Webhook string `mapstructure:"webhook"`
+		Image   string `mapstructure:"image"`
+		Listen  string `mapstructure:"listen"`
 	} `mapstructure:"forge"`
 	Podman struct {
 		Socket string `mapstructure:"socket"`
@@ -65,6 +68,9 @@ func defaults() map[string]any {
 		"label":          "devaipod",
 		"service.listen": "127.0.0.1:8090",
 		"service.resync": "1m",
+		"forge.url":      "",
+		"forge.ca":       "",
+		"forge.webhook":  "",
 		"forge.image":    "codeberg.org/forgejo/forgejo:14-rootless",
 		"forge.listen":   "127.0.0.1:3000",
 		"podman.socket":  "",
@@ -241,6 +247,9 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want a loopback address and port, like 127.0.0.1:8090", key, addr)
 		}
 	}
+	if err := c.validateForge(); err != nil {
+		return err
+	}
 	if c.Service.Resync < time.Second {
 		return fmt.Errorf("service.resync = %q: want 1s or more", c.Service.Resync)
 	}
@@ -265,7 +274,6 @@ func (c config) validate() error {
 	return nil
 }
 
-func (c config) forgeURL() string   { return "http://" + c.Forge.Listen }
 func (c config) serviceURL() string { return "http://" + c.Service.Listen }
 func (c config) file(name string) string {
 	return filepath.Join(c.StateDir, name)

@@ -89,6 +89,14 @@ func TestBadConfigurationIsRefusedByName(t *testing.T) {
 		"a memory limit without units": {file: "[agent]\nmemory = \"5\"", want: "agent.memory"},
 		"a relative state directory":   {file: "state_dir = \"x\"", want: "absolute"},
 		"a state directory too deep":   {file: "state_dir = \"/" + strings.Repeat("x", 90) + "\"", want: "80 bytes"},
+		"a forge in clear, elsewhere":  {file: "[forge]\nurl = \"http://git.example.org\"", want: "in clear"},
+		"a forge's URL with a token":   {file: "[forge]\nurl = \"https://u:p@git.example.org\"", want: "forge.url"},
+		"a forge's URL without a host": {file: "[forge]\nurl = \"git.example.org\"", want: "forge.url"},
+		"an authority of our own":      {file: "[forge]\nca = \"/etc/ca.pem\"", want: "forge.ca"},
+		"a relative authority":         {file: "[forge]\nurl = \"https://git.example.org\"\nca = \"ca.pem\"", want: "forge.ca"},
+		"an authority without TLS":     {file: "[forge]\nurl = \"http://localhost:3000\"\nca = \"/etc/ca.pem\"", want: "forge.ca"},
+		"a webhook of our own":         {file: "[forge]\nwebhook = \"http://127.0.0.1:8090/hooks/forge\"", want: "forge.webhook"},
+		"a webhook that is no URL":     {file: "[forge]\nurl = \"https://git.example.org\"\nwebhook = \"svc\"", want: "forge.webhook"},
 		"a file that is no TOML":       {file: "[[[", want: "devaipod.toml"},
 	} {
 		t.Run(name, func(t *testing.T) {

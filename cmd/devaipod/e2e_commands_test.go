@@ -46,6 +46,11 @@ func commands() map[string]func(*call) error {
 		"freeaddr":   (*call).freeAddr,   // freeaddr: a loopback address and port that nobody listens on
 		"capture":    (*call).capture,    // capture NAME: the last stdout as a variable
 		"gitconfig":  (*call).gitconfig,  // gitconfig FILE: one whose credential helper is the person's
+		"front":      (*call).front,      // front [seen]: a TLS proxy before the forge; sets $FRONT, $CA
+		"second":     (*call).second,     // second [WEBHOOK]: another devaipod, which joins the forge at $FRONT
+		"hookrelay":  (*call).hookRelay,  // hookrelay PORT: the forge's way to its webhook
+		"account":    (*call).account,    // account NAME [admin]: makes one on the forge
+		"mint":       (*call).mint,       // mint NAME FILE SCOPE…: a token of an account
 		"waitfor":    (*call).waitfor,    // waitfor PATTERN COMMAND ARG…: until it prints that
 		"always":     (*call).always,     // always DURATION PATTERN COMMAND ARG…: that, all the time
 	}
@@ -429,7 +434,7 @@ func (c *call) again(args []string) (string, error) {
 		return inner.out.String(), err
 	}
 	var out bytes.Buffer
-	call := testkit.Call{Args: args[1:], Stdout: &out, Stderr: &out}
+	call := testkit.Call{Args: args[1:], Env: []string{"DEVAIPOD_CONFIG=" + c.env("DEVAIPOD_CONFIG")}, Stdout: &out, Stderr: &out}
 	if args[0] != "devaipod" {
 		return "", fmt.Errorf("no command %q", args[0])
 	}

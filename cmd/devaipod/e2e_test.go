@@ -47,6 +47,7 @@ type suite struct {
 	model    *http.Server
 	script   *scriptedmodel.Server
 	keeper   *keeper // while a script survives
+	fronted  *front  // of the script that joins
 }
 
 // running is the suite once a test needed it.

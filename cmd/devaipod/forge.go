@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"codeberg.org/devaipod/devaipod/compose"
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
@@ -23,7 +24,7 @@ import (
 func (a *app) forgeCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "forge", Short: "The local forge and the service beside it", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(a.forgeUpCmd(), a.forgeDownCmd(), a.forgeStatusCmd(), a.forgeOpenCmd(), a.forgeLogsCmd(), a.forgeAddCmd())
+	cmd.AddCommand(a.forgeUpCmd(), a.forgeDownCmd(), a.forgeStatusCmd(), a.forgeOpenCmd(), a.forgeLogsCmd(), a.forgeAddCmd(), a.forgeJoinCmd())
 	return cmd
 }
 
@@ -41,6 +42,9 @@ func (a *app) forgeUpCmd() *cobra.Command {
 		Long: `Start the forge's container, wait until it answers, make what is missing of
 accounts, tokens, webhook and labels, and run the service in the foreground.
 Ctrl-C stops both. With -d it goes on in the background once healthy.
+
+With forge.url set no container is started: the forge there is joined, with the
+tokens that devaipod forge join was given.
 
 Running it again repairs what is missing and changes nothing else.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.forgeUp(cmd.Context(), who, detach) },
@@ -68,6 +72,9 @@ func validAccount(name string) bool {
 func (a *app) forgeUp(ctx context.Context, who person, detach bool) error {
 	if !validAccount(who.name) {
 		return usagef("--admin %q: want letters, digits, dot, dash and underscore, and not the reserved name admin", who.name)
+	}
+	if who.fromStdin && a.cfg.joined() {
+		return usagef("--password-stdin is for an account on a forge of our own; %s has its own accounts", a.cfg.forgeURL())
 	}
 	if who.fromStdin {
 		line, err := io.ReadAll(io.LimitReader(a.in, 1024))
@@ -99,8 +106,8 @@ func (a *app) forgeUp(ctx context.Context, who person, detach bool) error {
 	if err := unlock(); err != nil {
 		return err
 	}
-	if err = a.serve(ctx); errors.Is(err, errServiceRuns) {
-		return err // the forge is that one's too
+	if err = a.serve(ctx); a.cfg.joined() || errors.Is(err, errServiceRuns) {
+		return err // the forge is not ours, or that one's too
 	}
 	a.step("stopping the forge")
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
@@ -113,6 +120,16 @@ func (a *app) bringUp(ctx context.Context, who person) (*podman.Client, error) {
 	p, err := a.podman(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if a.cfg.joined() {
+		if err := a.needPorts(ctx, p, compose.Stack{}); err != nil {
+			return nil, err
+		}
+		if err := a.joinForge(ctx); err != nil {
+			return nil, err
+		}
+		a.step("service  %s", a.cfg.serviceURL())
+		return p, nil
 	}
 	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: p, Log: a.log})
 	if err != nil {
@@ -233,7 +250,10 @@ func (a *app) forgeDownCmd() *cobra.Command {
 		Use: "down", Short: "Stop the service, the pods and the forge", Args: noArgs,
 		Long: `Stop the service, the pods and the forge. Nothing is lost: forge up goes on from
 there. With --purge all of the instance is removed for good: containers, pods,
-volumes (the forge's repositories too), networks, secrets and the state directory.`,
+volumes (the forge's repositories too), networks, secrets and the state directory.
+
+A forge that was joined (forge.url) is neither stopped nor removed; --purge takes
+this instance's webhook off it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.forgeDown(cmd.Context(), purge, force) },
 	}
 	cmd.Flags().BoolVar(&purge, "purge", false, "remove everything of this instance, repositories and work included")
@@ -243,7 +263,11 @@ volumes (the forge's repositories too), networks, secrets and the state director
 
 func (a *app) forgeDown(ctx context.Context, purge, force bool) error {
 	if purge && !force {
-		if err := a.confirm(fmt.Sprintf("Remove the forge of instance %s with all its repositories, and all pods with their work?", a.cfg.Instance), "--force"); err != nil {
+		question := "Remove the forge of instance %s with all its repositories, and all pods with their work?"
+		if a.cfg.joined() {
+			question = "Remove all pods of instance %s with their work, and its webhook on " + a.cfg.forgeURL() + "?"
+		}
+		if err := a.confirm(fmt.Sprintf(question, a.cfg.Instance), "--force"); err != nil {
 			return err
 		}
 	}
@@ -266,13 +290,16 @@ func (a *app) forgeDown(ctx context.Context, purge, force bool) error {
 	if err != nil {
 		return err
 	}
+	if purge && a.cfg.joined() {
+		a.leaveForge(ctx)
+	}
 	if purge {
-		a.step("removing pods, forge and volumes")
+		a.step("removing %s and volumes", a.cfg.stackWords())
 		if err := a.purge(ctx, p, manager); err != nil {
 			return err
 		}
 	} else {
-		a.step("stopping pods and forge")
+		a.step("stopping %s", a.cfg.stackWords())
 		found, err := manager.List(ctx)
 		if err != nil {
 			return err
@@ -311,6 +338,9 @@ func (a *app) purge(ctx context.Context, p *podman.Client, m *pods.Manager) erro
 }
 
 func (a *app) stopStack(ctx context.Context, p *podman.Client) error {
+	if a.cfg.joined() {
+		return nil
+	}
 	stack, err := a.stack("")
 	if err != nil {
 		return err
@@ -341,6 +371,7 @@ type forgeState struct {
 	Instance string `json:"instance"`
 	Forge    struct {
 		URL     string `json:"url"`
+		Joined  bool   `json:"joined"` // not ours
 		Running bool   `json:"running"`
 		Healthy bool   `json:"healthy"`
 		Problem string `json:"problem,omitempty"` // why it is not healthy, where it answers
@@ -385,7 +416,8 @@ func (a *app) forgeStatusCmd() *cobra.Command {
 
 func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 	st := forgeState{Instance: a.cfg.Instance, Repositories: []string{}}
-	st.Forge.URL, st.Service.URL, st.Podman.Lacking = a.cfg.forgeURL(), a.cfg.serviceURL(), []string{}
+	st.Forge.URL, st.Service.URL, st.Forge.Joined = a.cfg.forgeURL(), a.cfg.serviceURL(), a.cfg.joined()
+	st.Podman.Lacking = []string{}
 	creds, err := a.readCredentials()
 	if errors.Is(err, errNoForge) {
 		return st, nil
@@ -405,14 +437,18 @@ func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 		st.Forge.Running, st.Forge.Problem = true, "it refuses the service's token: run devaipod forge up"
 	case errors.As(err, &said):
 		st.Forge.Running, st.Forge.Problem = true, err.Error()
+	case err != nil && a.cfg.joined():
+		st.Forge.Problem = err.Error()
 	case err == nil:
 		st.Forge.Healthy, st.Forge.Running, st.Forge.Version = true, true, v.String()
-		repos, err := client.Repositories(ctx)
-		if err != nil {
-			return st, err
-		}
-		for _, r := range repos {
-			st.Repositories = append(st.Repositories, r.Repo.String())
+		if !a.cfg.joined() { // there may be any number on somebody else's
+			repos, err := client.Repositories(ctx)
+			if err != nil {
+				return st, err
+			}
+			for _, r := range repos {
+				st.Repositories = append(st.Repositories, r.Repo.String())
+			}
 		}
 	}
 	var svc serviceStatus
@@ -439,14 +475,22 @@ func (a *app) printForgeStatus(st forgeState) error {
 		}
 		return "not running"
 	}
-	forge := state(st.Forge.Running, st.Forge.Version)
+	version := st.Forge.Version
+	if st.Forge.Joined {
+		version += ", joined"
+	}
+	forge := state(st.Forge.Running, version)
 	if st.Forge.Problem != "" {
 		forge = plain(st.Forge.Problem, 500)
 	}
-	_, err := fmt.Fprintf(a.out, "instance  %s\nforge     %s  %s\nservice   %s  %s\npodman    %s  %s\nlogin     %s\nrepositories (%d)\n",
+	_, err := fmt.Fprintf(a.out, "instance  %s\nforge     %s  %s\nservice   %s  %s\npodman    %s  %s\nlogin     %s\n",
 		st.Instance, st.Forge.URL, forge,
 		st.Service.URL, state(st.Service.Running, fmt.Sprintf("running, pid %d", st.Service.PID)),
-		st.Podman.Socket, state(st.Podman.Version != "", st.Podman.Version), st.Login, len(st.Repositories))
+		st.Podman.Socket, state(st.Podman.Version != "", st.Podman.Version), orDash(st.Login))
+	if st.Forge.Joined || err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.out, "repositories (%d)\n", len(st.Repositories))
 	for _, r := range st.Repositories {
 		fmt.Fprintf(a.out, "  %s\n", r)
 	}
@@ -480,6 +524,9 @@ func (a *app) forgeLogsCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, rest []string) error {
 			if len(rest) == 0 || rest[0] == "service" {
 				return a.printFile(cmd.Context(), a.cfg.file("service.log"), follow)
+			}
+			if a.cfg.joined() {
+				return usagef("the forge at %s is not ours: its logs are with it; `devaipod forge logs` has the service's", a.cfg.forgeURL())
 			}
 			p, err := a.podman(cmd.Context())
 			if err != nil {

@@ -28,7 +28,10 @@ func (a *app) forgeAddCmd() *cobra.Command {
 		Use: "add REPO", Short: "Bring a repository into the forge", Args: args(cobra.ExactArgs(1)),
 		Long: `Copy a repository (a URL or a local path) into the forge: branches and tags, with
 the labels, and the bot as a collaborator. A private one is read with your own git
-credentials (git credential, ssh agent), which are not kept.`,
+credentials (git credential, ssh agent), which are not kept.
+
+On a forge that was joined (forge.url), the URL of a repository that it has already
+readies that one: labels, and the bot as a collaborator.`,
 		RunE: func(cmd *cobra.Command, rest []string) error {
 			return a.forgeAdd(cmd.Context(), rest[0], as, private)
 		},
@@ -46,6 +49,9 @@ func (a *app) forgeAdd(ctx context.Context, source, as string, private bool) err
 	creds, err := a.readCredentials()
 	if err != nil {
 		return err
+	}
+	if repo, ok := a.repoOf(source); ok && as == "" && a.cfg.joined() {
+		return a.adopt(ctx, creds, repo)
 	}
 	if as == "" {
 		as = creds.Person + "/" + repoName(source)
@@ -81,10 +87,34 @@ func (a *app) forgeAdd(ctx context.Context, source, as string, private bool) err
 	if err != nil {
 		return err
 	}
+	return a.tellAdded(repo, info)
+}
+
+// adopt readies a repository that a joined forge has already.
+func (a *app) adopt(ctx context.Context, creds credentials, name string) error {
+	repo, err := forge.ParseRepo(name)
+	if err != nil {
+		return &exitError{codeUsage, err}
+	}
+	service, err := a.serviceForge(creds)
+	if err != nil {
+		return err
+	}
+	info, err := service.Repository(ctx, repo)
+	if err != nil {
+		return unreachable(err)
+	}
+	if err := prepareRepository(ctx, service, repo, a.cfg.Label); err != nil {
+		return err
+	}
+	return a.tellAdded(repo, info)
+}
+
+func (a *app) tellAdded(repo forge.Repo, info forge.RepoInfo) error {
 	if a.asJSON {
 		return json.NewEncoder(a.out).Encode(map[string]string{"repo": repo.String(), "url": info.HTMLURL, "clone_url": info.CloneURL})
 	}
-	_, err = fmt.Fprintln(a.out, info.HTMLURL)
+	_, err := fmt.Fprintln(a.out, info.HTMLURL)
 	return err
 }
 
@@ -97,7 +127,7 @@ func (a *app) addRepo(ctx context.Context, client *forge.Client, creds credentia
 	}
 	a.step("writing  %s/%s", a.cfg.forgeURL(), repo)
 	auth := base64.StdEncoding.EncodeToString([]byte(creds.Person + ":" + creds.PersonToken))
-	env := []string{"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=http." + a.cfg.forgeURL() + "/.extraHeader", "GIT_CONFIG_VALUE_0=Authorization: Basic " + auth}
+	env := a.cfg.gitEnv("extraHeader", "Authorization: Basic "+auth)
 	// The default branch goes first: the forge makes what comes first the default.
 	for _, refs := range [][]string{{"refs/heads/" + head}, {"refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"}} {
 		if err := a.git(ctx, bare, env, append([]string{"push", a.cfg.forgeURL() + "/" + repo.String() + ".git"}, refs...)...); err != nil {

@@ -17,6 +17,9 @@ type forgePort struct {
 	label    string
 	instance string
 	bot      string
+	// On a forge that we joined: what readies a repository before it is written
+	// to; else nil.
+	prepare func(context.Context, forge.Repo) error
 }
 
 var _ reconcile.Forge = forgePort{}
@@ -40,6 +43,11 @@ func issueOf(i forge.Issue) reconcile.Issue {
 }
 
 func (p forgePort) Wanted(ctx context.Context) ([]reconcile.Issue, error) {
+	if p.prepare != nil {
+		if any, err := p.client.AnyLabeled(ctx, p.label); err != nil || !any {
+			return nil, err
+		}
+	}
 	found, err := p.client.LabeledIssues(ctx, p.label)
 	if err != nil {
 		return nil, err
@@ -77,6 +85,11 @@ func (p forgePort) Issue(ctx context.Context, k reconcile.Key) (reconcile.Issue,
 }
 
 func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trigger, bool, error) {
+	if p.prepare != nil {
+		if err := p.prepare(ctx, repoOf(k)); err != nil {
+			return reconcile.Trigger{}, false, err
+		}
+	}
 	ev, ok, err := p.client.LabelEvent(ctx, repoOf(k), k.Issue, p.label)
 	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At}, ok, err
 }

@@ -15,7 +15,8 @@ import (
 
 var (
 	issueRef  = regexp.MustCompile(`^([A-Za-z0-9._-]+)/([A-Za-z0-9._-]+)#([0-9]{1,9})$`)
-	issuePath = regexp.MustCompile(`^/([A-Za-z0-9._-]+)/([A-Za-z0-9._-]+)/(?:issues|pulls)/([0-9]{1,9})$`)
+	issuePath = regexp.MustCompile(`^/([A-Za-z0-9._-]+)/([A-Za-z0-9._-]+)/(?:issues|pulls)/([0-9]{1,9})(?:[?#].*)?$`)
+	scpRemote = regexp.MustCompile(`^(?:[A-Za-z0-9._-]+@)?([A-Za-z0-9.-]+):([^/:][^:]*)$`)
 	repoRef   = regexp.MustCompile(`^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$`)
 )
 
@@ -23,10 +24,8 @@ var (
 // checkout of the forge, 3 or #3.
 func (a *app) issueKey(ctx context.Context, s string) (reconcile.Key, error) {
 	m := issueRef.FindStringSubmatch(s)
-	if m == nil && strings.HasPrefix(s, a.cfg.forgeURL()+"/") {
-		if u, err := url.Parse(s); err == nil {
-			m = issuePath.FindStringSubmatch(u.Path)
-		}
+	if path, ok := strings.CutPrefix(s, a.cfg.forgeURL()); ok && m == nil {
+		m = issuePath.FindStringSubmatch(path)
 	}
 	if m == nil {
 		if _, err := strconv.ParseUint(strings.TrimPrefix(s, "#"), 10, 31); err != nil {
@@ -68,14 +67,27 @@ func (a *app) remoteHere(ctx context.Context) (remote, repo string, err error) {
 	return "", "", usagef("no remote of this checkout leads to the forge at %s: name the repository as owner/repo, or bring it in with `devaipod forge add`", a.cfg.forgeURL())
 }
 
-// repoOf is the owner/name that a URL of the forge names.
+// repoOf is the owner/name that a URL of the forge names: one of http(s), below
+// the forge's own, or one of ssh at the same host.
 func (a *app) repoOf(remote string) (string, bool) {
-	u, err := url.Parse(remote)
-	if err != nil || u.Host != a.cfg.Forge.Listen {
+	base, err := url.Parse(a.cfg.forgeURL())
+	if err != nil {
 		return "", false
 	}
-	repo := strings.TrimSuffix(strings.Trim(u.Path, "/"), ".git")
-	return repo, repoRef.MatchString(repo)
+	if m := scpRemote.FindStringSubmatch(remote); m != nil {
+		remote = "ssh://" + m[1] + "/" + m[2]
+	}
+	u, err := url.Parse(remote)
+	if err != nil {
+		return "", false
+	}
+	path, same := strings.CutPrefix(u.Path, base.Path+"/")
+	same = same && u.Host == base.Host && (u.Scheme == "http" || u.Scheme == "https")
+	if u.Scheme == "ssh" && a.cfg.joined() {
+		path, same = u.Path, u.Hostname() == base.Hostname()
+	}
+	repo := strings.TrimSuffix(strings.Trim(path, "/"), ".git")
+	return repo, same && repoRef.MatchString(repo)
 }
 
 // parseRepo checks an owner/name.

@@ -21,8 +21,16 @@ import (
 
 // personForge is the forge in the person's own name.
 func (a *app) personForge(creds credentials) (*forge.Client, error) {
+	if creds.PersonToken == "" {
+		return nil, &exitError{codeNeedsHuman, fmt.Errorf("this needs a token of yours: %s", a.howToJoin("person"))}
+	}
+	transport, err := a.cfg.forgeTransport()
+	if err != nil {
+		return nil, err
+	}
 	return forge.New(forge.Config{
-		URL: a.cfg.forgeURL(), Token: creds.PersonToken, BotToken: creds.BotToken, BotUser: creds.Bot, ServiceUser: creds.Service, Log: a.log,
+		URL: a.cfg.forgeURL(), Token: creds.PersonToken, BotToken: creds.BotToken, BotUser: creds.Bot, ServiceUser: creds.Service,
+		Transport: transport, Log: a.log,
 	})
 }
 

@@ -166,7 +166,7 @@ func (a *app) tokenWorks(ctx context.Context, token, account string, admin bool)
 	if token == "" {
 		return false
 	}
-	client, err := forge.New(forge.Config{URL: a.cfg.forgeURL(), Token: token, Log: a.log})
+	client, err := a.forgeWith(token)
 	if err != nil {
 		return false
 	}
@@ -176,7 +176,7 @@ func (a *app) tokenWorks(ctx context.Context, token, account string, admin bool)
 
 // waitForge waits until the forge answers.
 func (a *app) waitForge(ctx context.Context) error {
-	client, err := forge.New(forge.Config{URL: a.cfg.forgeURL(), Log: a.log})
+	client, err := a.forgeWith("")
 	if err != nil {
 		return err
 	}

@@ -125,6 +125,9 @@ func (a *app) runJob(ctx context.Context, j job) error {
 			return usagef("%s has no branch %q to start from (or is not on the forge)", repo, j.base)
 		}
 	}
+	if err := a.prepareForRun(ctx, creds, repo); err != nil {
+		return unreachable(err)
+	}
 	title, body := titleOf(j.task)
 	if j.model != "" {
 		body += "\n\n/model " + j.model

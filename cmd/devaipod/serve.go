@@ -53,6 +53,9 @@ func (a *app) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if creds.ServiceToken == "" || creds.BotToken == "" {
+		return &exitError{codeNeedsHuman, errors.New("the service's or the bot's token is not there yet: run `devaipod forge up` once")}
+	}
 	if err := a.makeStateDir(); err != nil {
 		return err
 	}
@@ -90,8 +93,12 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
+	transport, err := a.cfg.forgeTransport()
+	if err != nil {
+		return nil, err
+	}
 	work, err := mirror.NewWork(mirror.WorkConfig{
-		ForgeURL: a.cfg.forgeURL(), User: creds.Bot, Token: func() string { return creds.BotToken }, Log: a.log,
+		ForgeURL: a.cfg.forgeURL(), User: creds.Bot, Token: func() string { return creds.BotToken }, Transport: transport, Log: a.log,
 	})
 	if err != nil {
 		return nil, err
@@ -107,7 +114,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
 	s.loop, err = reconcile.New(reconcile.Config{
-		Forge: forgePort{client: client, label: a.cfg.Label, instance: a.cfg.Instance, bot: creds.Bot},
+		Forge: forgePort{client: client, label: a.cfg.Label, instance: a.cfg.Instance, bot: creds.Bot, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Ours: []string{creds.Bot, creds.Service}, Max: a.cfg.Agent.Max,
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
@@ -115,9 +122,13 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 }
 
 func (a *app) serviceForge(creds credentials) (*forge.Client, error) {
+	transport, err := a.cfg.forgeTransport()
+	if err != nil {
+		return nil, err
+	}
 	return forge.New(forge.Config{
 		URL: a.cfg.forgeURL(), Token: creds.ServiceToken, BotToken: creds.BotToken,
-		BotUser: creds.Bot, ServiceUser: creds.Service, Fault: fault, Log: a.log,
+		BotUser: creds.Bot, ServiceUser: creds.Service, Transport: transport, Fault: fault, Log: a.log,
 	})
 }
 
@@ -208,7 +219,11 @@ func (s *service) run(ctx context.Context) error {
 			}
 		}()
 	}
-	go s.prepareRepositories(ctx)
+	if s.cfg.joined() {
+		s.tellJoined()
+	} else {
+		go s.prepareRepositories(ctx)
+	}
 	go func() {
 		select {
 		case <-s.loop.Passed():
@@ -279,11 +294,17 @@ func (s *service) prepareRepositories(ctx context.Context) {
 	}
 }
 
+// prepareRepository lets the bot push and makes the labels; the one that starts
+// too, unless label is empty.
 func prepareRepository(ctx context.Context, client *forge.Client, repo forge.Repo, label string) error {
 	if err := client.EnsureBot(ctx, repo); err != nil {
 		return fmt.Errorf("letting the bot push to %s: %w", repo, err)
 	}
-	if _, err := client.EnsureLabels(ctx, repo, forge.DefaultLabels(label)); err != nil {
+	labels := forge.DefaultLabels(label)
+	if label == "" {
+		labels = labels[:len(labels)-1]
+	}
+	if _, err := client.EnsureLabels(ctx, repo, labels); err != nil {
 		return fmt.Errorf("making the labels of %s: %w", repo, err)
 	}
 	return nil

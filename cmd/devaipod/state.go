@@ -24,6 +24,11 @@ type credentials struct {
 	Person        string `json:"person"`
 	PersonToken   string `json:"person_token"`
 	WebhookSecret string `json:"webhook_secret"`
+
+	// Of a forge that we joined (forge.url):
+	Forge   string `json:"forge,omitempty"`    // its URL: whose tokens these are
+	BotMade bool   `json:"bot_made,omitempty"` // the bot's account is of our making
+	Webhook string `json:"webhook,omitempty"`  // the target of our hook there
 }
 
 const credentialsFile = "forge.json"
@@ -31,7 +36,16 @@ const credentialsFile = "forge.json"
 // errNoForge is what commands answer before `forge up` has run once.
 var errNoForge = errors.New("there is no forge yet: run `devaipod forge up` first")
 
+// readCredentials reads them, if they are the configured forge's.
 func (a *app) readCredentials() (credentials, error) {
+	c, err := a.loadCredentials()
+	if err == nil {
+		err = a.forThisForge(c)
+	}
+	return c, err
+}
+
+func (a *app) loadCredentials() (credentials, error) {
 	var c credentials
 	b, err := os.ReadFile(a.cfg.file(credentialsFile))
 	if errors.Is(err, fs.ErrNotExist) {

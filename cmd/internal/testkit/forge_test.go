@@ -93,6 +93,7 @@ func TestTheRealForge(t *testing.T) {
 			t.Errorf("%d hooks", len(hooks))
 		}
 	})
+	t.Run("joining", func(t *testing.T) { joining(t, c, prov, api) })
 }
 
 func accounts(t *testing.T, c *forge.Client, prov forge.Provisioner, api *testkit.API) {
