@@ -44,9 +44,10 @@ func (w *World) PowerOff(ctx context.Context) error {
 		}
 	}
 	// Podman's and its runtime's directories in /run, which a boot finds empty.
-	for _, dir := range []string{"r", "t"} {
+	for _, dir := range []string{"r", "t", "x"} {
 		errs = append(errs, os.RemoveAll(w.path(dir)))
 	}
+	errs = append(errs, os.Mkdir(w.path("x"), 0o700)) // the login's
 	for _, run := range []string{"/run", os.Getenv("XDG_RUNTIME_DIR")} {
 		for _, id := range strings.Fields(ids) {
 			for _, runtime := range []string{"runc", "crun"} {
