@@ -309,6 +309,7 @@ func (c *crowd) Keep(k reconcile.Key, _ *reconcile.Task) error {
 }
 
 func (c *crowd) Kept(reconcile.Key) (*reconcile.Task, error) { return nil, nil }
+func (c *crowd) Waiting() ([]reconcile.Key, error)           { return nil, nil }
 func (c *crowd) Summary(context.Context, reconcile.Key) (reconcile.Summary, error) {
 	return reconcile.Summary{State: reconcile.AgentWorking}, nil
 }

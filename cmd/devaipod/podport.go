@@ -152,8 +152,26 @@ func (p *podPort) Keep(k reconcile.Key, t *reconcile.Task) error {
 	return podfile.Replace(p.keepFile(k), b)
 }
 
-func (p *podPort) Kept(k reconcile.Key) (*reconcile.Task, error) {
-	b, err := os.ReadFile(p.keepFile(k))
+func (p *podPort) Kept(k reconcile.Key) (*reconcile.Task, error) { return readTask(p.keepFile(k)) }
+
+func (p *podPort) Waiting() ([]reconcile.Key, error) {
+	files, err := filepath.Glob(filepath.Join(p.keep, "*.json"))
+	var keys []reconcile.Key
+	for _, file := range files {
+		t, err := readTask(file)
+		if err != nil { // its issue is told when it is looked at; the others must go on
+			p.log.Warn("a task that waits can't be read", "err", err)
+		}
+		if t != nil {
+			keys = append(keys, t.Key)
+		}
+	}
+	return keys, err
+}
+
+// readTask reads a task that was kept; nil when there is none.
+func readTask(file string) (*reconcile.Task, error) {
+	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -162,7 +180,7 @@ func (p *podPort) Kept(k reconcile.Key) (*reconcile.Task, error) {
 	}
 	var t reconcile.Task
 	if err := json.Unmarshal(b, &t); err != nil {
-		return nil, fmt.Errorf("reading the task in %s: %w; remove the file and put the label on again", p.keepFile(k), err)
+		return nil, fmt.Errorf("reading the task in %s: %w; remove the file and put the label on again", file, err)
 	}
 	return &t, nil
 }

@@ -75,6 +75,12 @@ func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 		}
 	}
 	if whole {
+		// Their label may have been taken off while nobody looked.
+		waiting, err := l.cfg.Pods.Waiting()
+		if err != nil {
+			return nil, fmt.Errorf("looking for tasks that wait: %w", err)
+		}
+		keys = append(keys, waiting...)
 		l.feed.whole = now
 	}
 	// By the earlier of the two clocks: one that is late makes the next pass read

@@ -167,6 +167,7 @@ func (c *crowd) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bo
 // Of each issue one task may be kept.
 func (c *crowd) Keep(reconcile.Key, *reconcile.Task) error   { return nil }
 func (c *crowd) Kept(reconcile.Key) (*reconcile.Task, error) { return nil, nil }
+func (c *crowd) Waiting() ([]reconcile.Key, error)           { return nil, nil }
 func (c *crowd) Resume(context.Context, reconcile.Key) error { return nil }
 func (c *crowd) Remove(context.Context, reconcile.Key) error { return nil }
 func (c *crowd) count() (calls int)                          { c.mu.Lock(); defer c.mu.Unlock(); return c.calls }

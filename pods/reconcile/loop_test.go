@@ -240,6 +240,17 @@ func TestAnUnlabeledIssueWaitsNoMore(t *testing.T) {
 	}
 }
 
+func TestALabelTakenOffWhileNobodyLookedIsSeen(t *testing.T) {
+	w := newWorld()
+	w.beginErr = errors.New("no")
+	w.pass(t)
+	w.issue.Labels = []string{"agent/queued"}
+	w.pass(t)
+	if w.kept != nil || w.state != "" {
+		t.Errorf("kept %v, state %q", w.kept, w.state)
+	}
+}
+
 func TestEveryCauseIsToldWithWhatToDo(t *testing.T) {
 	for cause, want := range map[reconcile.Cause]string{
 		reconcile.CauseQuestion: "Answer it", reconcile.CausePermission: "Answer it",

@@ -218,6 +218,8 @@ type Pods interface {
 	Keep(k Key, t *Task) error
 	// Kept finds the task that was kept, nil when there is none.
 	Kept(k Key) (*Task, error)
+	// Waiting lists the issues of which a task is kept.
+	Waiting() ([]Key, error)
 	// Summary asks the pod-api.
 	Summary(ctx context.Context, k Key) (Summary, error)
 }

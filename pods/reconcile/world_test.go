@@ -116,6 +116,15 @@ func (w *world) Keep(_ reconcile.Key, t *reconcile.Task) error {
 	return w.keepErr
 }
 
+func (w *world) Waiting() ([]reconcile.Key, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.kept == nil {
+		return nil, nil
+	}
+	return []reconcile.Key{w.kept.Key}, nil
+}
+
 func (w *world) Kept(reconcile.Key) (*reconcile.Task, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
