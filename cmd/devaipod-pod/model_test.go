@@ -21,7 +21,7 @@ func TestAModelThatFailsIsTold(t *testing.T) {
 		"model-500":   {podapi.CauseModel, "500", 0},
 		"half":        {podapi.CauseModel, "broke off", 0},
 		"garbage":     {podapi.CauseError, "", 0},
-		"hang":        {podapi.CauseStalled, "no progress for 5s", 5 * time.Second},
+		"hang":        {podapi.CauseStalled, "no progress for 20s", 20 * time.Second},
 	} {
 		t.Run(scenario, func(t *testing.T) {
 			t.Parallel()
@@ -38,7 +38,7 @@ func TestAModelThatFailsIsTold(t *testing.T) {
 
 func TestAStalledAgentGoesOnWhenItIsNudged(t *testing.T) {
 	t.Parallel()
-	p := newPodThatStalls(t, "nonce: "+nonce+"\nscenario: hang-once", 5*time.Second)
+	p := newPodThatStalls(t, "nonce: "+nonce+"\nscenario: hang-once", 20*time.Second)
 	p.startShim()
 	p.startControl()
 	p.wait("done", done)

@@ -24,6 +24,7 @@ type Traffic struct {
 	Received                  int64 // bytes of answers that were no errors
 	LastStatus                int
 	LastError                 string
+	Failures                  int // in a row
 }
 
 // Config is what a [Driver] is made from.
@@ -36,10 +37,12 @@ type Config struct {
 	Traffic func() Traffic
 	Journal *podapi.Journal
 	Poll    time.Duration // between two looks; 1 s when 0
-	// Stall is how long opencode may take to start, may not answer, or may make
-	// no progress in a turn; 10 minutes when 0.
+	// Stall is how long there may be no progress in a turn; 10 minutes when 0.
 	Stall time.Duration
-	Log   *slog.Logger
+	// Silence is how long opencode may take to start, or may not answer; Stall, and
+	// two minutes at least, when 0.
+	Silence time.Duration
+	Log     *slog.Logger
 }
 
 // A Driver drives one opencode through one task. It implements podapi.Driver.
@@ -62,6 +65,8 @@ type Driver struct {
 	moved     time.Time         // when that was
 	urged     bool              // it was asked to go on after a stall
 	up        bool              // it has answered, and not failed to since
+	failing   time.Time         // since when the model has failed in this turn
+	gaveUp    bool              // the turn was ended for it
 	patience  time.Duration     // for whether it is up
 }
 
@@ -84,6 +89,9 @@ func New(cfg Config) *Driver {
 	}
 	if cfg.Stall == 0 {
 		cfg.Stall = 10 * time.Minute
+	}
+	if cfg.Silence == 0 {
+		cfg.Silence = max(cfg.Stall, 2*time.Minute)
 	}
 	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]string{}}
 	d.sum.State, d.sum.Since = podapi.Starting, time.Now().UTC()
@@ -175,12 +183,12 @@ func (d *Driver) away() {
 	if sum.State != podapi.Starting {
 		sum.Activity = "opencode does not answer"
 	}
-	if time.Since(d.answered) > d.cfg.Stall {
+	if time.Since(d.answered) > d.cfg.Silence {
 		what := "has not answered"
 		if sum.State == podapi.Starting {
 			what = "did not start"
 		}
-		sum.State, sum.Cause, sum.Error = podapi.Failed, podapi.CauseSilent, fmt.Sprintf("opencode %s for %s", what, d.cfg.Stall)
+		sum.State, sum.Cause, sum.Error = podapi.Failed, podapi.CauseSilent, fmt.Sprintf("opencode %s for %s", what, d.cfg.Silence)
 	}
 	d.set(sum)
 }
@@ -308,13 +316,41 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 		d.set(sum)
 		return nil
 	}
-	d.idleSince = time.Time{}
+	if !d.idleSince.IsZero() { // another turn
+		d.idleSince, d.gaveUp = time.Time{}, false
+	}
+	if sum.State == podapi.Working && d.hopeless() {
+		d.gaveUp = true
+		d.set(sum)
+		return d.api.abort(ctx, sum.Session)
+	}
 	if sum.State == podapi.Working {
 		return d.progress(ctx, sum, all)
 	}
 	d.moved = time.Time{} // it waits for a person
 	d.set(sum)
 	return nil
+}
+
+// How often, and for how long, the model may fail in one turn.
+const (
+	maxFailures = 12
+	maxFailing  = 30 * time.Second
+)
+
+// hopeless tells whether the model fails for too long. opencode itself gives up
+// on errors after some tries, and on answers that break off never: it asks again
+// at once, and each try may cost money.
+func (d *Driver) hopeless() bool {
+	t := d.cfg.Traffic()
+	if t.Failures == 0 {
+		d.failing = time.Time{}
+		return false
+	}
+	if d.failing.IsZero() {
+		d.failing = time.Now()
+	}
+	return t.Failures >= maxFailures && time.Since(d.failing) >= min(maxFailing, d.cfg.Stall)
 }
 
 // progress looks whether a busy turn moves. One that does not is broken off and
@@ -359,8 +395,12 @@ func size(all []message) (n int) {
 // over judges a turn that has ended, by its last message.
 func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) error {
 	last := all[len(all)-1]
-	sum.Activity = ""
+	sum.Activity, d.failing = "", time.Time{}
 	switch {
+	case d.gaveUp:
+		t := d.cfg.Traffic()
+		sum.State, sum.Cause = podapi.Failed, podapi.CauseModel
+		sum.Error = fmt.Sprintf("the model failed %d times in a row; the last time: %s", t.Failures, t.LastError)
 	case last.Info.Error != nil:
 		sum.State, sum.Cause, sum.Error = podapi.Failed, d.cause(last), podapi.Clip(d.why(last), 4<<10)
 	case last.Info.Role == "user" || last.interrupted() || last.Info.Finish == "tool-calls":

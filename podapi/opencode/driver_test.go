@@ -99,7 +99,7 @@ func run(t *testing.T, s *stub) *opencode.Driver {
 func drive(t *testing.T, socket string, s *stub) *opencode.Driver {
 	t.Helper()
 	d := opencode.New(opencode.Config{
-		Socket: socket, Dir: "/workspace/repo", Key: "ann/hello#3@7", Prompt: "do it", Poll: 20 * time.Millisecond, Stall: s.stall,
+		Socket: socket, Dir: "/workspace/repo", Key: "ann/hello#3@7", Prompt: "do it", Poll: 20 * time.Millisecond, Stall: s.stall, Silence: s.stall,
 		Traffic: func() opencode.Traffic {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -239,17 +239,17 @@ func busyAt(output string) string {
 
 func TestAStallIsNudgedOnceAndThenTold(t *testing.T) {
 	s := newStub()
-	s.stall = 400 * time.Millisecond
+	s.stall = 2 * time.Second
 	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
 	busy := `{"ses_1":{"type":"busy"}}`
 	s.set(busyAt(""), busy, "[]", 0)
 	d := run(t, s)
 	// What moves is no stall, by whatever it moves.
-	for i := range 6 {
+	for i := range 15 {
 		time.Sleep(100 * time.Millisecond)
 		s.set(busyAt(strings.Repeat(".", i)), busy, "[]", 0)
 	}
-	for i := range 6 {
+	for i := range 15 {
 		time.Sleep(100 * time.Millisecond)
 		s.mu.Lock()
 		s.traffic.Received = int64(i)
@@ -262,7 +262,7 @@ func TestAStallIsNudgedOnceAndThenTold(t *testing.T) {
 	s.mu.Unlock()
 	// A person's time to answer is no stall either.
 	s.set(busyAt("x"), busy, `[{"sessionID":"ses_1","questions":[{"question":"which?"}]}]`, 0)
-	time.Sleep(time.Second)
+	time.Sleep(s.stall + time.Second)
 	if sum := d.Summary(); sum.State != podapi.Asking || sum.Cause != podapi.CauseQuestion {
 		t.Errorf("while it asks: %+v", sum)
 	}
@@ -275,6 +275,40 @@ func TestAStallIsNudgedOnceAndThenTold(t *testing.T) {
 	if sum.Cause != podapi.CauseStalled || !strings.Contains(sum.Error, "bash make") || s.aborted != 1 || len(s.prompts) != 1 || !strings.Contains(s.prompts[0], "no progress") {
 		t.Errorf("%+v, broken off %d times, prompts %q", sum, s.aborted, s.prompts)
 	}
+}
+
+func TestAModelThatFailsWithoutEndEndsTheTurn(t *testing.T) {
+	s := newStub()
+	s.stall = 500 * time.Millisecond
+	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+	busy := `{"ses_1":{"type":"busy"}}`
+	s.set(busyAt(""), busy, "[]", 0)
+	d := run(t, s)
+	fails := func(n int) { // each answer has some bytes, which is no progress then
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.traffic.Received++
+		s.traffic.LastStatus, s.traffic.LastError, s.traffic.Failures = 200, "the model's answer broke off", n
+	}
+	for n := range 9 {
+		fails(n)
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.mu.Lock()
+	if s.aborted != 0 {
+		t.Error("given up after a few failures")
+	}
+	s.mu.Unlock()
+	fails(12)
+	wait(t, d, "broken off", func(podapi.Summary) bool { s.mu.Lock(); defer s.mu.Unlock(); return s.aborted > 0 })
+	s.set(busyAt(""), "{}", "[]", 0)
+	sum := wait(t, d, "told", state(podapi.Failed))
+	if sum.Cause != podapi.CauseModel || !strings.Contains(sum.Error, "failed 12 times in a row") || !strings.Contains(sum.Error, "broke off") {
+		t.Errorf("%+v", sum)
+	}
+	// Another turn, which a person may ask for, gets a chance of its own.
+	s.set(busyAt("x"), busy, "[]", 0)
+	wait(t, d, "at work", state(podapi.Working))
 }
 
 func TestAnAgentThatNeverStartsIsTold(t *testing.T) {

@@ -197,6 +197,7 @@ type Traffic struct {
 	Received     int64  // bytes of answers that were no errors
 	LastStatus   int    // HTTP status, 0 when the model did not answer
 	LastError    string // in words, "" when the last request went well
+	Failures     int    // requests that failed, in a row
 }
 
 type traffic struct {
@@ -231,4 +232,7 @@ func (t *traffic) end(status int, failure string) {
 	defer t.mu.Unlock()
 	t.t.InFlight--
 	t.t.LastResponse, t.t.LastStatus, t.t.LastError = time.Now(), status, failure
+	if t.t.Failures++; failure == "" {
+		t.t.Failures = 0
+	}
 }

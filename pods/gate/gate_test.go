@@ -141,7 +141,7 @@ func TestTheModelGetsTheRealKeyAndTheAgentNeverDoes(t *testing.T) {
 	if got := fmt.Sprint(resp.Header); strings.Contains(got, key) {
 		t.Errorf("the key came back: %s", got)
 	}
-	if tr := p.gate.Traffic(); tr.Requests != 1 || tr.InFlight != 0 || tr.LastStatus != 200 || tr.LastError != "" {
+	if tr := p.gate.Traffic(); tr.Requests != 1 || tr.InFlight != 0 || tr.LastStatus != 200 || tr.LastError != "" || tr.Failures != 0 {
 		t.Errorf("traffic %+v", tr)
 	}
 }
@@ -288,7 +288,7 @@ func TestAFailureIsToldInWordsWithoutTheKey(t *testing.T) {
 		t.Errorf("%s %q", resp.Status, body)
 	}
 	tr := p.gate.Traffic()
-	if tr.LastStatus != 401 || !strings.Contains(tr.LastError, "no such key") || strings.Contains(tr.LastError, key) {
+	if tr.LastStatus != 401 || tr.Failures != 1 || !strings.Contains(tr.LastError, "no such key") || strings.Contains(tr.LastError, key) {
 		t.Errorf("traffic %+v", tr)
 	}
 }

@@ -13,7 +13,7 @@ import (
 // What a task's text may hold for the script: lines of their own.
 var (
 	nonceLine    = regexp.MustCompile(`(?m)^nonce: ([A-Za-z0-9]{8,128})\s*$`)
-	scenarioLine = regexp.MustCompile(`(?m)^scenario: ([a-z-]+)\s*$`)
+	scenarioLine = regexp.MustCompile(`(?m)^scenario: ([a-z0-9-]+)\s*$`)
 	branchLine   = regexp.MustCompile(`git push origin HEAD:(agent/[^\s]+)`)
 	digest       = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
 )
