@@ -1,0 +1,213 @@
+package opencode
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/podapi"
+)
+
+// settle is how long all signals must agree that a turn is over.
+const settle = 1500 * time.Millisecond
+
+// judge works out the state from opencode's status, its last message, and the
+// model's traffic at the gate.
+func (d *Driver) judge(ctx context.Context, s session, all []message, st sessionStatus, ask asked) error {
+	last := all[len(all)-1]
+	sum := podapi.Summary{State: podapi.Working, Session: s.ID, Activity: activity(last), Message: podapi.Clip(lastWords(all), 32<<10)}
+	switch {
+	case ask.text != "":
+		sum.State, sum.Cause, sum.Question = podapi.Asking, ask.cause, podapi.Clip(ask.text, 4<<10)
+	case st.Type == "retry":
+		sum.Activity = podapi.Line(fmt.Sprintf("the model is asked again (try %d): %s", st.Attempt, st.Message), 300)
+	case st.Type != "", d.cfg.Traffic().InFlight > 0:
+		// busy
+	default:
+		if d.idleSince.IsZero() {
+			d.idleSince = time.Now()
+		}
+		if time.Since(d.idleSince) >= settle {
+			return d.over(ctx, sum, all)
+		}
+		d.set(sum)
+		return nil
+	}
+	if !d.idleSince.IsZero() { // another turn
+		d.idleSince, d.gaveUp = time.Time{}, false
+	}
+	if sum.State == podapi.Working && d.hopeless() {
+		d.gaveUp = true
+		d.set(sum)
+		return d.api.abort(ctx, sum.Session)
+	}
+	if sum.State == podapi.Working {
+		return d.progress(ctx, sum, all)
+	}
+	d.moved = time.Time{} // it waits for a person
+	d.set(sum)
+	return nil
+}
+
+// How often, and for how long, the model may fail in one turn.
+const (
+	maxFailures = 12
+	maxFailing  = 30 * time.Second
+)
+
+// hopeless tells whether the model fails for too long. opencode itself gives up
+// on errors after some tries, and on answers that break off never: it asks again
+// at once, and each try may cost money.
+func (d *Driver) hopeless() bool {
+	t := d.cfg.Traffic()
+	if t.Failures == 0 {
+		d.failing = time.Time{}
+		return false
+	}
+	if d.failing.IsZero() {
+		d.failing = time.Now()
+	}
+	return t.Failures >= maxFailures && time.Since(d.failing) >= min(maxFailing, d.cfg.Stall)
+}
+
+// progress looks whether a busy turn moves. One that does not is broken off and
+// asked to go on, once; the second time it is given up.
+func (d *Driver) progress(ctx context.Context, sum podapi.Summary, all []message) error {
+	if mark := fmt.Sprint(d.cfg.Traffic().Received, " ", size(all)); mark != d.mark || d.moved.IsZero() {
+		d.mark, d.moved = mark, time.Now()
+	}
+	if time.Since(d.moved) < d.cfg.Stall {
+		d.set(sum)
+		return nil
+	}
+	if d.urged {
+		sum.State, sum.Cause = podapi.Failed, podapi.CauseStalled
+		sum.Error = fmt.Sprintf("the agent made no progress for %s, and has been asked to go on once before; it was at: %s", d.cfg.Stall, sum.Activity)
+		d.set(sum)
+		return nil
+	}
+	d.cfg.Journal.Add(podapi.EventError, fmt.Sprintf("no progress for %s; breaking off and asking the agent to go on", d.cfg.Stall))
+	d.set(sum)
+	if err := d.api.abort(ctx, sum.Session); err != nil {
+		return err
+	}
+	d.urged, d.moved = true, time.Time{}
+	return d.prompt(ctx, all, fmt.Sprintf("There was no progress for %s, so what was running has been broken off. Go on with the task in another way, and push your work when it is done.", d.cfg.Stall))
+}
+
+// size changes with all that an agent does.
+func size(all []message) (n int) {
+	for _, m := range all {
+		n++
+		for _, p := range m.Parts {
+			n += 1 + len(p.Text)
+			if p.State != nil {
+				n += len(p.State.Status) + len(p.State.Output) + len(p.State.Error)
+			}
+		}
+	}
+	return n
+}
+
+// over judges a turn that has ended, by its last message.
+func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) error {
+	last := all[len(all)-1]
+	sum.Activity, d.failing = "", time.Time{}
+	switch {
+	case d.gaveUp:
+		t := d.cfg.Traffic()
+		sum.State, sum.Cause = podapi.Failed, podapi.CauseModel
+		sum.Error = fmt.Sprintf("the model failed %d times in a row; the last time: %s", t.Failures, t.LastError)
+	case last.Info.Error != nil:
+		sum.State, sum.Cause, sum.Error = podapi.Failed, d.cause(last), podapi.Clip(d.why(last), 4<<10)
+	case last.Info.Role == "user" || last.interrupted() || last.Info.Finish == "tool-calls":
+		// Nobody works on it: opencode was killed in the middle.
+		if d.nudged {
+			sum.State, sum.Cause, sum.Error = podapi.Failed, podapi.CauseInterrupted, "the agent's turn was interrupted and did not go on when it was asked to"
+			break
+		}
+		d.cfg.Journal.Add(podapi.EventError, "the turn was interrupted; asking the agent to go on")
+		sum.Activity = "going on after an interruption"
+		d.set(sum)
+		err := d.prompt(ctx, all, "You were interrupted. Go on with the task from where you were, and push your work when it is done.")
+		d.nudged = err == nil
+		return err
+	default:
+		sum.State, d.nudged = podapi.Done, false
+	}
+	d.set(sum)
+	return nil
+}
+
+// cause sorts a failed turn: by what the gate saw of the model, and for what
+// the gate itself refused, by the status that opencode noted.
+func (d *Driver) cause(last message) podapi.Cause {
+	t := d.cfg.Traffic()
+	status := t.LastStatus
+	if t.LastError == "" {
+		status = last.Info.Error.Data.StatusCode
+	}
+	switch {
+	case status == http.StatusTooManyRequests:
+		return podapi.CauseLimited
+	case status >= 400 && status < 500:
+		return podapi.CauseRefused
+	case t.LastError != "", status >= 500:
+		return podapi.CauseModel
+	}
+	return podapi.CauseError
+}
+
+// why tells of a failed turn; the gate knows the model's own words.
+func (d *Driver) why(last message) string {
+	text := last.Info.Error.Name
+	if m := last.Info.Error.Data.Message; m != "" {
+		text = m
+	}
+	if t := d.cfg.Traffic(); t.LastError != "" {
+		return t.LastError
+	}
+	return text
+}
+
+// lastWords is the newest text of the agent.
+func lastWords(all []message) string {
+	for i := len(all) - 1; i >= 0; i-- {
+		if text := strings.TrimSpace(all[i].text()); text != "" && all[i].Info.Role == "assistant" {
+			return text
+		}
+	}
+	return ""
+}
+
+// activity says in a line what a message is busy with.
+func activity(m message) string {
+	for i := len(m.Parts) - 1; i >= 0; i-- {
+		switch p := m.Parts[i]; {
+		case p.Type == "tool" && p.State != nil:
+			return podapi.Line(p.Tool+" "+p.input(), 200)
+		case p.Type == "text" && p.Text != "":
+			return podapi.Line(p.Text, 200)
+		case p.Type == "reasoning":
+			return "thinking"
+		}
+	}
+	return "waiting for the model"
+}
+
+// input is what a tool was called with, the telling part of it.
+func (p part) input() string {
+	var in map[string]any
+	if json.Unmarshal(p.State.Input, &in) != nil {
+		return p.State.Title
+	}
+	for _, key := range []string{"command", "filePath", "path", "pattern", "url", "description"} {
+		if v, ok := in[key].(string); ok {
+			return v
+		}
+	}
+	return p.State.Title
+}
