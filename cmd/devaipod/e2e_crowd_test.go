@@ -84,8 +84,12 @@ func newCrowd(tb testing.TB, issues int) *crowd {
 	return c
 }
 
-// fill makes the issues, a few at a time.
-func (c *crowd) fill(issues int) error {
+// fill makes the issues, a few at a time, with no webhook for each.
+func (c *crowd) fill(issues int) (err error) {
+	if err := c.webhook(false); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.webhook(true)) }()
 	numbers, errs := make(chan int), make(chan error, 8)
 	for range cap(errs) {
 		go func() {
@@ -107,6 +111,22 @@ func (c *crowd) fill(issues int) error {
 		all = errors.Join(all, <-errs)
 	}
 	return all
+}
+
+// webhook turns the forge's on or off.
+func (c *crowd) webhook(on bool) error {
+	var hooks []struct {
+		ID int64 `json:"id"`
+	}
+	if err := c.api(person).Get(c.ctx, "/admin/hooks", &hooks); err != nil {
+		return err
+	}
+	for _, h := range hooks {
+		if _, err := c.api(person).Do(c.ctx, http.MethodPatch, fmt.Sprintf("/admin/hooks/%d", h.ID), map[string]bool{"active": on}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // run starts the loop, until the test's end.

@@ -304,8 +304,10 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 		return l.merged(ctx, i, pull, pod)
 	}
 	v.Pull, v.PullRequest = pull.Number, pull.URL
-	if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
-		return err
+	if !pod.Stopped {
+		if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
+			return err
+		}
 	}
 	v.Why = "The label was taken off."
 	if !i.Open {
