@@ -83,15 +83,9 @@ func (a *app) forgeUp(ctx context.Context, who person, detach bool) error {
 			return usagef("--password-stdin was given, and standard input is empty")
 		}
 	}
-	if err := a.makeStateDir(); err != nil {
-		return err
-	}
-	unlock, ok, err := a.lock("up.lock")
+	unlock, err := a.lockUp("`devaipod forge up`")
 	if err != nil {
 		return err
-	}
-	if !ok {
-		return fmt.Errorf("another `devaipod forge up` of instance %s is at work; wait for it", a.cfg.Instance)
 	}
 	pod, err := a.bringUp(ctx, who)
 	if err != nil {

@@ -68,15 +68,9 @@ func (a *app) forgeJoin(ctx context.Context, role string) (err error) {
 	if !a.cfg.joined() {
 		return usagef("forge.url is not set: put the URL of the forge to join into the configuration (docs/devaipod.toml)")
 	}
-	if err := a.makeStateDir(); err != nil {
-		return err
-	}
-	unlock, ok, err := a.lock("up.lock")
+	unlock, err := a.lockUp("`devaipod forge up` or `forge join`")
 	if err != nil {
 		return err
-	}
-	if !ok {
-		return fmt.Errorf("another `devaipod forge up` or `forge join` of instance %s is at work; wait for it", a.cfg.Instance)
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
 	c, err := a.loadCredentials()

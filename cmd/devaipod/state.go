@@ -112,3 +112,17 @@ func (a *app) lock(name string) (unlock func() error, ok bool, err error) {
 	}
 	return f.Close, true, nil
 }
+
+// lockUp makes the state directory and takes the lock of what changes the stack
+// or its tokens: one `forge up` or `forge join` at a time. others says what may
+// have it.
+func (a *app) lockUp(others string) (unlock func() error, err error) {
+	if err := a.makeStateDir(); err != nil {
+		return nil, err
+	}
+	unlock, ok, err := a.lock("up.lock")
+	if err == nil && !ok {
+		err = fmt.Errorf("another %s of instance %s is at work; wait for it", others, a.cfg.Instance)
+	}
+	return unlock, err
+}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,21 +27,7 @@ func (w *World) PowerOff(ctx context.Context) error {
 	if err := w.killProcesses(ctx); err != nil {
 		return err
 	}
-	mounts, err := w.mounts(namespaces)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, m := range mounts {
-		if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
-			errs = append(errs, fmt.Errorf("unmounting %s: %w", m, err))
-		}
-	}
-	for _, n := range namespaces {
-		if err := os.Remove(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
+	errs := []error{w.unmount(namespaces)}
 	// Podman's and its runtime's directories in /run, which a boot finds empty.
 	for _, dir := range []string{"r", "t", "x"} {
 		errs = append(errs, os.RemoveAll(w.path(dir)))

@@ -39,8 +39,19 @@ func (w *World) Remove(ctx context.Context) error {
 		}
 	}
 	errs = append(errs, w.endProcesses(ctx))
+	errs = append(errs, w.unmount(namespaces))
+	errs = append(errs, w.removeBridges(ctx), w.removeRules(ctx), w.removeFiles(ctx))
+	if left, err := w.Left(ctx); err != nil || len(left) > 0 {
+		return errors.Join(append(errs, err, fmt.Errorf("left behind: %s", strings.Join(left, ", ")))...)
+	}
+	// Errors on the way to a place where nothing is left are no errors.
+	return nil
+}
+
+// unmount undoes the world's mounts and removes its network namespaces.
+func (w *World) unmount(namespaces []string) error {
 	mounts, err := w.mounts(namespaces)
-	errs = append(errs, err)
+	errs := []error{err}
 	for _, m := range mounts {
 		if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
 			errs = append(errs, fmt.Errorf("unmounting %s: %w", m, err))
@@ -51,12 +62,7 @@ func (w *World) Remove(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, w.removeBridges(ctx), w.removeRules(ctx), w.removeFiles(ctx))
-	if left, err := w.Left(ctx); err != nil || len(left) > 0 {
-		return errors.Join(append(errs, err, fmt.Errorf("left behind: %s", strings.Join(left, ", ")))...)
-	}
-	// Errors on the way to a place where nothing is left are no errors.
-	return nil
+	return errors.Join(errs...)
 }
 
 // removeFiles removes the directory. An ordinary user's containers leave files
