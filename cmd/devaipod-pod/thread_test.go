@@ -129,7 +129,8 @@ func TestAPodThatIsKilledInTheMiddleGoesOn(t *testing.T) {
 	control.kill(t, syscall.SIGKILL)
 	p.startControl()
 	p.startShim()
-	p.wait("done", func(s podapi.Summary) bool { p.script.Release(""); return done(s) })
+	p.script.Release("")
+	p.wait("done", done)
 	p.mustHoldTheProof()
 	requests := p.script.Requests()
 	if n := strings.Count(requests[len(requests)-1].User, "THE-TASK"); n != 1 {
@@ -151,7 +152,8 @@ func TestAControlThatIsKilledTakesUpTheTurn(t *testing.T) {
 	})
 	control.kill(t, syscall.SIGKILL)
 	p.startControl()
-	p.wait("done", func(s podapi.Summary) bool { p.script.Release(""); return done(s) })
+	p.script.Release("")
+	p.wait("done", done)
 	p.mustHoldTheProof()
 	requests := p.script.Requests()
 	if n := strings.Count(requests[len(requests)-1].User, "THE-TASK"); n != 1 {

@@ -26,8 +26,8 @@ func (s *suite) serveModel() (url string, err error) {
 // release lets the model that waits for this issue go on in the scenario slow,
 // until the agent has pushed.
 func (c *call) release() error {
+	c.script.Release(c.env("NONCE"))
 	return c.until("a push", func() (bool, error) {
-		c.script.Release(c.env("NONCE"))
 		inner := &call{suite: c.suite, ts: c.ts}
 		err := inner.refs()
 		return strings.Contains(inner.out.String(), "refs/heads/agent/"+c.env("ISSUE")+"-"), err
@@ -36,8 +36,8 @@ func (c *call) release() error {
 
 // letgo lets it go on until the agent has tried to push.
 func (c *call) letgo() error {
+	c.script.Release(c.env("NONCE"))
 	return c.until("git push", func() (bool, error) {
-		c.script.Release(c.env("NONCE"))
 		out, err := c.again([]string{"devaipod", "logs", c.env("KEY")})
 		return strings.Contains(out, "git push"), err
 	})

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,6 +68,7 @@ type Server struct {
 	requests []Request
 	calls    int
 	waiting  map[chan struct{}]string // what the request was about
+	released []string
 }
 
 // New returns a model that answers who shows key, by script.
@@ -151,8 +153,12 @@ func (s *Server) Requests() []Request {
 
 // wait holds a request back; false when its client has gone.
 func (s *Server) wait(r *http.Request, about string) bool {
-	released := make(chan struct{})
 	s.mu.Lock()
+	if slices.ContainsFunc(s.released, func(part string) bool { return strings.Contains(about, part) }) {
+		s.mu.Unlock()
+		return true
+	}
+	released := make(chan struct{})
 	s.waiting[released] = about
 	s.mu.Unlock()
 	select {
@@ -166,10 +172,15 @@ func (s *Server) wait(r *http.Request, about string) bool {
 	}
 }
 
-// Release lets the replies go that wait now, to requests whose text holds about.
+// Release lets the replies go to requests whose text holds about: those that
+// wait, and those to come, since an agent whose connection broke, or whose push
+// did, asks again.
 func (s *Server) Release(about string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !slices.Contains(s.released, about) {
+		s.released = append(s.released, about)
+	}
 	for released, text := range s.waiting {
 		if strings.Contains(text, about) {
 			close(released)

@@ -194,16 +194,14 @@ func TestTheSlowTaskWaitsBeforeThePush(t *testing.T) {
 		t.Error("it did not wait")
 	case <-time.After(200 * time.Millisecond):
 	}
-	for {
-		model.Release("")
-		select {
-		case c := <-came:
-			if c == nil || !strings.Contains(c.Function.Arguments, "git push") {
-				t.Errorf("called %+v", c)
-			}
-			return
-		case <-time.After(10 * time.Millisecond):
-		}
+	model.Release("scenario: slow")
+	c := <-came
+	if c == nil || !strings.Contains(c.Function.Arguments, "git push") {
+		t.Fatalf("called %+v", c)
+	}
+	k.answer(c, "the connection broke")
+	if _, c = k.next(); c == nil || !strings.Contains(c.Function.Arguments, "git push") {
+		t.Errorf("after a push that failed it called %+v", c)
 	}
 }
 
