@@ -58,8 +58,10 @@ test-fast: modules ## the tests that need no forge, no podman and no image
 soak: install images build ## the end-to-end suite N=5 times, with 200 kills each, until the first failure
 	@for i in $$(seq $(N)); do \
 	  echo "Round $$i of $(N)" >&2; \
-	  TEST_KILLS=200 $(TEST) -count=1 $(E2E) </dev/null; \
+	  TEST_KILLS=200 TEST_BIG_MB=1024 $(TEST) -count=1 $(E2E) </dev/null; \
 	done
+	@echo "All of it once more as an ordinary user" >&2
+	@TEST_ROOTLESS=all $(TEST) -count=1 -run '^TestRootless$$' ./cmd/devaipod </dev/null
 
 .PHONY: demo
 demo: install images build ## label an issue, see the pull request; MODEL_URL=, MODEL= and a key on stdin for a real model

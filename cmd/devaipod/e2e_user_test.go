@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,10 +16,36 @@ import (
 	"codeberg.org/devaipod/devaipod/cmd/internal/testkit"
 )
 
-// asUser are the scripts that are run once more as an ordinary user: those in
-// which podman without root does something of its own. docs/architecture.md
-// says which and why.
-var asUser = []string{"forge-up", "no-credentials", "agent-dies", "restart-service", "purge"}
+// Scripts that are run once more as an ordinary user: asUser in each run of the
+// suite, those in which podman without root does something of its own; all but
+// needRoot when TEST_ROOTLESS is "all", as `make soak` has it.
+// docs/architecture.md says which and why.
+var (
+	asUser   = []string{"forge-up", "no-credentials", "agent-dies", "restart-service", "purge"}
+	needRoot = []string{"disk-full", "oom"} // a mount; a memory limit on cgroup v1
+)
+
+func userScripts(t *testing.T) []string {
+	t.Helper()
+	switch which := os.Getenv("TEST_ROOTLESS"); which {
+	case "":
+		return asUser
+	case "all":
+	default:
+		t.Fatalf("TEST_ROOTLESS=%s: want all, or nothing", which)
+	}
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, file := range files {
+		if name := scriptName(file); !slices.Contains(needRoot, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
 
 // TestRootless runs the demo and a part of the suite as an ordinary user, made
 // for it, with podman without root: this very test binary, and a demo that was
@@ -28,8 +55,9 @@ func TestRootless(t *testing.T) {
 		t.Log("the whole suite is an ordinary user's here; only root can make another")
 		return
 	}
-	ctx, cancel := context.WithTimeout(interrupted, 15*time.Minute)
+	ctx, cancel := context.WithTimeout(interrupted, patience)
 	defer cancel()
+	scripts := userScripts(t)
 	user := newUser(ctx, t)
 	t.Run("both", func(t *testing.T) {
 		t.Run("demo", func(t *testing.T) {
@@ -41,8 +69,8 @@ func TestRootless(t *testing.T) {
 		t.Run("scripts", func(t *testing.T) {
 			t.Parallel()
 			out := runAs(ctx, t, user, "tree/cmd/devaipod", "TEST_BIN="+filepath.Join(user.Dir, "tree/bin"), filepath.Join(user.Dir, "e2e.test"),
-				"-test.v", "-test.run", "^TestEndToEnd$/^(first|together|alone)/^("+strings.Join(asUser, "|")+")$")
-			for _, name := range asUser {
+				"-test.v", "-test.run", "^TestEndToEnd$/^(first|together|alone)/^("+strings.Join(scripts, "|")+")$")
+			for _, name := range scripts {
 				if !strings.Contains(out, "/"+name+" (") {
 					t.Errorf("the script %s did not run", name)
 				}
