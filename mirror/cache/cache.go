@@ -1,0 +1,211 @@
+package cache
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Config is what [New] needs.
+type Config struct {
+	// Dir holds the repositories; it is made when it is not there.
+	Dir string
+	// Allow decides which upstreams may be asked.
+	Allow Allow
+	// Hosts say how hosts are reached that are no plain https://HOST/.
+	Hosts map[string]Host
+	// Refs are the patterns of refs that are kept; refs/heads/*, refs/tags/* and
+	// refs/notes/* when empty.
+	Refs []string
+	// MaxAge is how old an answer may be before the upstream is asked again.
+	MaxAge time.Duration
+	// MaxRepository bounds what one question to an upstream may bring, in bytes;
+	// 20 GiB when 0.
+	MaxRepository int64
+	// MaxAnswers bounds the answers that are kept for clients that ask the same,
+	// in bytes of disk; 4 GiB when 0.
+	MaxAnswers int64
+	// Credentials are ours for an upstream's URL; nil for none. An empty user and
+	// password are none as well.
+	Credentials func(ctx context.Context, url string) (user, password string, err error)
+	// Ours tells whether a request comes from somebody who may use these; nil for
+	// nobody.
+	Ours func(*http.Request) bool
+	// Hostnames are what a client may call this server in the Host header, without
+	// port; localhost and loopback addresses are always let in.
+	Hostnames []string
+	// Progress is where git's progress of a fetch goes; nil for nowhere.
+	Progress func(Address) io.Writer
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// A Cache answers /git/<host>/<path>.git out of its directory. It is an
+// http.Handler; all its methods are safe for concurrent use, by several
+// processes on one directory too.
+type Cache struct {
+	cfg     Config
+	forward *forwarder
+	answers *answers
+	seen    *verified
+	hosts   *memo[string, failures]
+
+	ctx     context.Context
+	stop    context.CancelCauseFunc
+	running sync.WaitGroup // refreshes
+
+	mu    sync.Mutex
+	repos map[Address]*repo
+}
+
+// New opens the cache.
+func New(cfg Config) (*Cache, error) {
+	if len(cfg.Refs) == 0 {
+		cfg.Refs = []string{"refs/heads/*", "refs/tags/*", "refs/notes/*"}
+	}
+	if cfg.MaxRepository == 0 {
+		cfg.MaxRepository = 20 << 30
+	}
+	if cfg.MaxAnswers == 0 {
+		cfg.MaxAnswers = 4 << 30
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if !filepath.IsAbs(cfg.Dir) {
+		return nil, fmt.Errorf("the cache's directory %q: want an absolute path", cfg.Dir)
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, "repos"), 0o700); err != nil {
+		return nil, fmt.Errorf("making the cache's directory: %w", err)
+	}
+	kept, err := newAnswers(filepath.Join(cfg.Dir, "answers"), cfg.MaxAnswers)
+	if err != nil {
+		return nil, err
+	}
+	forward, err := newForwarder(cfg.MaxRepository, cfg.Log)
+	if err != nil {
+		return nil, errors.Join(err, kept.close())
+	}
+	c := &Cache{cfg: cfg, forward: forward, answers: kept, seen: newVerified(cfg.Now), hosts: newMemo[string, failures](cfg.Now), repos: map[Address]*repo{}}
+	c.ctx, c.stop = context.WithCancelCause(context.Background())
+	return c, nil
+}
+
+// errClosed ends what goes on when the cache is closed.
+var errClosed = errors.New("the cache is being closed")
+
+// Close ends what goes on and waits for it.
+func (c *Cache) Close() error {
+	c.stop(errClosed)
+	c.running.Wait()
+	return errors.Join(c.forward.close(), c.answers.close())
+}
+
+func (c *Cache) now() time.Time { return c.cfg.Now().UTC() }
+
+// repo is the repository of an address, whether it is there yet or not.
+func (c *Cache) repo(addr Address) *repo {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.repos[addr]
+	if r == nil {
+		r = &repo{c: c, addr: addr, dir: filepath.Join(c.cfg.Dir, "repos", addr.dir())}
+		c.repos[addr] = r
+	}
+	return r
+}
+
+func (c *Cache) progress(addr Address) io.Writer {
+	if c.cfg.Progress == nil {
+		return nil
+	}
+	return c.cfg.Progress(addr)
+}
+
+// credentials are our own for an upstream, as a header's value; empty for none.
+func (c *Cache) credentials(ctx context.Context, u upstream) (string, error) {
+	if c.cfg.Credentials == nil {
+		return "", nil
+	}
+	user, password, err := c.cfg.Credentials(ctx, u.url.String())
+	if err != nil || user == "" && password == "" {
+		return "", err
+	}
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password)), nil
+}
+
+// A way is how git's children reach one upstream, as somebody.
+type way struct {
+	u       upstream
+	session *session // of upstreams that speak HTTP
+	public  bool     // it is anybody's
+	ours    bool     // it is by our own credentials
+}
+
+func (c *Cache) way(ctx context.Context, u upstream, auth string) *way {
+	w := &way{u: u, public: auth == ""}
+	if u.web() {
+		w.session = c.forward.open(ctx, u, auth, c.cfg.Allow.check)
+	}
+	return w
+}
+
+func (w *way) close() {
+	if w.session != nil {
+		w.session.close()
+	}
+}
+
+// address is what git clone is told.
+func (w *way) address() string {
+	switch {
+	case w.session != nil:
+		return w.session.address()
+	case w.u.url.Scheme == "file":
+		return w.u.url.Path
+	default:
+		return w.u.url.String()
+	}
+}
+
+// run runs git so that it reaches the upstream, by the name "upstream" or by
+// the address. An error of the upstream's is told from one of ours.
+func (w *way) run(ctx context.Context, c child) error {
+	c.config = append(c.config, "remote.upstream.url="+w.address())
+	switch {
+	case w.session != nil:
+		c.config = append(c.config, w.session.config()...)
+	case w.u.url.Scheme == "file":
+		if _, err := os.Stat(w.u.url.Path); errors.Is(err, os.ErrNotExist) {
+			return errNotFound
+		}
+		c.config = append(c.config, "protocol.file.allow=always")
+	default:
+		c.config = append(c.config, "protocol.ssh.allow=always")
+		c.env = append(c.env, "HOME="+os.Getenv("HOME"), "SSH_AUTH_SOCK="+os.Getenv("SSH_AUTH_SOCK"), "GIT_SSH_COMMAND=ssh -o BatchMode=yes -o ConnectTimeout=20")
+	}
+	err := c.run(ctx)
+	if err == nil {
+		return nil
+	}
+	if w.session != nil {
+		if failure := w.session.failure(); failure != nil {
+			return failure
+		}
+		return err
+	}
+	var said *gitError
+	if errors.As(err, &said) && w.u.url.Scheme == "ssh" {
+		return &unreachableError{said}
+	}
+	return err
+}

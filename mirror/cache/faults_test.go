@@ -1,0 +1,323 @@
+package cache_test
+
+import (
+	"context"
+	"encoding/base64"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/cache"
+)
+
+func TestAnUpstreamThatIsDown(t *testing.T) {
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	before := git(t, "/", "ls-remote", w.at("app"))
+	w.up.asked()
+	w.up.down.Store(true)
+	for _, version := range []string{"0", "1", "2"} {
+		if got := git(t, "/", "-c", "protocol.version="+version, "ls-remote", w.at("app")); got != before {
+			t.Errorf("version %s: it lists %s", version, got)
+		}
+		to := filepath.Join(t.TempDir(), "clone")
+		out, err := try("/", "git", "-c", "protocol.version="+version, "clone", w.at("app"), to)
+		if err != nil || !strings.Contains(out, "remote: devaipod: "+w.up.host+" does not answer") {
+			t.Errorf("version %s: the clone says %v %s", version, err, out)
+		}
+	}
+	resp := w.get("app", "")
+	if s := resp.Header.Get("Cache-Status"); !strings.HasPrefix(s, "devaipod; hit; ttl=-") || !strings.Contains(s, "does not answer") {
+		t.Errorf("Cache-Status: %s", s)
+	}
+	if asked := w.up.asked(); asked["GET info/refs"] > 3 {
+		t.Errorf("an upstream that is down was asked %d times", asked["GET info/refs"])
+	}
+	if out, err := try("/", "git", "clone", w.at("other"), filepath.Join(t.TempDir(), "clone")); err == nil || !strings.Contains(out, "does not answer") || !strings.Contains(out, "try again later") {
+		t.Errorf("a repository that is not here: %v %s", err, out)
+	}
+	w.up.down.Store(false)
+	w.clock.advance(10 * time.Minute)
+	to := filepath.Join(t.TempDir(), "clone")
+	if out := git(t, "/", "clone", w.at("app"), to); strings.Contains(out, "does not answer") {
+		t.Errorf("once it is back: %s", out)
+	}
+}
+
+func basic(user, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+}
+
+func TestWhoMayRead(t *testing.T) {
+	const token = "Bearer ours"
+	w := newWorld(t, func(c *cache.Config) {
+		c.MaxAge = time.Hour
+		c.Ours = func(r *http.Request) bool { return r.Header.Get("Authorization") == token }
+	})
+	work := w.up.repo(t, "app")
+	w.up.private.Store(true)
+	status := func(auth string) int { t.Helper(); return w.get("app", auth).StatusCode }
+	for name, tt := range map[string]struct {
+		auth string
+		want int
+	}{
+		"nobody": {"", 401}, "somebody else": {basic("eve", "x"), 401}, "ours, which has no credentials": {token, 401},
+	} {
+		if got := status(tt.auth); got != tt.want {
+			t.Errorf("before anything is here, %s: %d, want %d", name, got, tt.want)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(w.dir, "cache/repos")); err != nil || len(left) > 0 {
+		t.Errorf("what nobody may read left %v %v", left, err)
+	}
+	mine := basic(user, password)
+	if got := status(mine); got != 200 {
+		t.Errorf("ada: %d", got)
+	}
+	for name, tt := range map[string]struct {
+		auth string
+		want int
+	}{
+		"nobody": {"", 401}, "somebody else": {basic("eve", "x"), 401}, "ada": {mine, 200}, "ours": {token, 401},
+	} {
+		if got := status(tt.auth); got != tt.want {
+			t.Errorf("once it is here, %s: %d, want %d", name, got, tt.want)
+		}
+		// Not by the second question alone, either.
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.at("app")+"/git-upload-pack", strings.NewReader("0014command=ls-refs\n0000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Git-Protocol", "version=2")
+		if tt.auth != "" {
+			req.Header.Set("Authorization", tt.auth)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != tt.want {
+			t.Errorf("ls-refs by %s: %d, want %d", name, resp.StatusCode, tt.want)
+		}
+	}
+	// A stale answer is no way around.
+	w.up.down.Store(true)
+	w.clock.advance(2 * time.Hour)
+	for name, auth := range map[string]string{"nobody": "", "somebody else": basic("eve", "x"), "ada, who can't be asked about": mine} {
+		if got := status(auth); got != 401 && got != 502 {
+			t.Errorf("stale, %s: %d", name, got)
+		}
+	}
+	w.up.down.Store(false)
+	w.clock.advance(2 * time.Hour)
+	if got := status(mine); got != 200 {
+		t.Errorf("ada again: %d", got)
+	}
+	// What becomes public is anybody's; what becomes private is nobody's.
+	w.up.private.Store(false)
+	w.clock.advance(2 * time.Hour)
+	if got := status(""); got != 200 {
+		t.Errorf("public: %d", got)
+	}
+	w.up.private.Store(true)
+	w.clock.advance(2 * time.Hour)
+	if got := status(""); got != 401 {
+		t.Errorf("private again: %d", got)
+	}
+	// By git itself, which asks for the password when it is told so.
+	helper := "!f() { echo username=" + user + "; echo password=" + password + "; }; f"
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "-c", "credential.helper="+helper, "clone", "-q", w.at("app"), to)
+	if a, b := git(t, to, "rev-parse", "origin/main"), git(t, work, "rev-parse", "main"); a != b {
+		t.Errorf("cloned %s, want %s", a, b)
+	}
+	w.mustNotHold(password, strings.TrimPrefix(mine, "Basic "))
+}
+
+// mustNotHold looks for secrets on the cache's disk and in its log.
+func (w *world) mustNotHold(secrets ...string) {
+	w.t.Helper()
+	err := filepath.WalkDir(filepath.Join(w.dir, "cache"), func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, s := range secrets {
+			if strings.Contains(string(b), s) {
+				w.t.Errorf("%s holds %s", path, s)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		w.t.Error(err)
+	}
+	for _, s := range secrets {
+		if strings.Contains(w.log.String(), s) {
+			w.t.Errorf("the log holds %s: %s", s, w.log)
+		}
+	}
+}
+
+func TestOurOwnCredentials(t *testing.T) {
+	const token = "Bearer ours"
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	w.up.private.Store(true)
+	w.open(func(c *cache.Config) {
+		c.Dir += "-2"
+		c.Ours = func(r *http.Request) bool { return r.Header.Get("Authorization") == token }
+		c.Credentials = func(t2 context.Context, url string) (string, string, error) {
+			if url != w.up.url+"/app.git" {
+				t.Errorf("credentials for %s", url)
+			}
+			return user, password, nil
+		}
+	})
+	if got := w.get("app", "").StatusCode; got != 401 {
+		t.Errorf("nobody gets %d", got)
+	}
+	if got := w.get("app", token).StatusCode; got != 200 {
+		t.Errorf("ours gets %d", got)
+	}
+	w.up.down.Store(true)
+	if got := w.get("app", token).StatusCode; got != 200 {
+		t.Errorf("ours gets %d of what is stale", got)
+	}
+	if got := w.get("app", "").StatusCode; got == 200 {
+		t.Errorf("nobody gets what is stale")
+	}
+}
+
+func TestRedirects(t *testing.T) {
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	other := newUpstream(t)
+	other.repo(t, "app")
+	for name, tt := range map[string]struct{ to, say string }{
+		"to a host that is not allowed": {other.url + "/app.git/info/refs?service=git-upload-pack", "no pattern of mirror.allow_upstream"},
+		"to no repository":              {w.up.url + "/elsewhere", "no repository"},
+		"to a file":                     {"file:///etc/passwd/info/refs", "less safe"},
+		"to localhost's files":          {"http://localhost/etc.git/info/refs", "no pattern"},
+		"with a password":               {"http://u:p@" + w.up.host + "/app.git/info/refs", "no repository"},
+	} {
+		w.clock.advance(time.Hour)
+		f := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { http.Redirect(rw, r, tt.to, http.StatusFound) })
+		w.up.answer.Store(&f)
+		out, err := try("/", "git", "ls-remote", w.at("app"))
+		if err == nil || !strings.Contains(out, tt.say) {
+			t.Errorf("%s: %v %s", name, err, out)
+		}
+	}
+	if asked := other.asked(); len(asked) > 0 {
+		t.Errorf("a host that is not allowed was asked %v", asked)
+	}
+	// A repository that was renamed is found.
+	w.clock.advance(time.Hour)
+	w.up.answer.Store(nil)
+	w.up.moved.Store(true)
+	want := git(t, "/", "ls-remote", w.up.url+"/app.git")
+	if got := git(t, "/", "ls-remote", w.at("old")); got != want {
+		t.Errorf("a renamed repository: %s, want %s", got, want)
+	}
+	git(t, "/", "clone", "-q", w.at("old"), filepath.Join(t.TempDir(), "clone"))
+}
+
+func TestAddressesThatAreNone(t *testing.T) {
+	w := newWorld(t)
+	for _, path := range []string{
+		"/git/", "/git/x", "/git/x.git/info/refs", "/git/h/..%2fa.git/info/refs", "/git/h/%2e%2e/a.git/info/refs", "/git/h/a%5cb.git/info/refs",
+		"/git/-h/a.git/info/refs", "/git/h/-a.git/info/refs", "/git/ext::sh/a.git/info/refs", "/git/h//a.git/info/refs",
+		"/git/h/a.git/b.git/info/refs", "/git/h:0/a.git/info/refs", "/git/h:99999/a.git/info/refs", "/git/h:x/a.git/info/refs",
+		"/git/u:p@h/a.git/info/refs", "/git/127.1/a.git/info/refs", "/git/0x7f000001/a.git/info/refs", "/git/2130706433/a.git/info/refs",
+		"/git/[::ffff:127.0.0.1]/a.git/info/refs", "/git/h/a%00.git/info/refs", "/git/h/a%0a.git/info/refs", "/git/h/%ff.git/info/refs",
+	} {
+		resp := w.raw(path + "?service=git-upload-pack")
+		if resp.StatusCode != http.StatusBadRequest && resp.StatusCode != http.StatusForbidden {
+			t.Errorf("%s: %s", path, resp.Status)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(w.dir, "cache/repos")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+}
+
+// raw asks for a path as it is written.
+func (w *world) raw(path string) *http.Response {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, w.url, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.URL.Opaque = path
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+func TestWhatIsNotServed(t *testing.T) {
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	for _, path := range []string{"info/refs", "HEAD", "objects/info/packs", "config"} {
+		if resp := w.raw("/git/" + w.up.host + "/app.git/" + path); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("%s: %s", path, resp.Status)
+		}
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.at("app")+"/info/refs?service=git-upload-pack", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "rebound.example.org"
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("by another name: %s", resp.Status)
+	}
+	if out, err := try("/", "git", "ls-remote", w.url+"/git/github.com/a/b.git"); err == nil || !strings.Contains(out, "mirror.allow_upstream") {
+		t.Errorf("an upstream that is not allowed: %v %s", err, out)
+	}
+}
+
+func TestAFetchThatBreaksOff(t *testing.T) {
+	w := newWorld(t)
+	work := w.up.repo(t, "app")
+	w.up.cut.Store(300)
+	if out, err := try("/", "git", "clone", w.at("app"), filepath.Join(t.TempDir(), "clone")); err == nil {
+		t.Errorf("a first fetch that breaks off looks well: %s", out)
+	}
+	w.up.cut.Store(0)
+	w.clock.advance(time.Hour)
+	git(t, "/", "clone", "-q", w.at("app"), filepath.Join(t.TempDir(), "clone"))
+	before := git(t, "/", "ls-remote", w.at("app"))
+	for _, text := range []string{"five", "six"} {
+		commit(t, work, strings.Repeat(text, 1000))
+	}
+	git(t, work, "push", "-q", "origin", "main")
+	w.up.cut.Store(300)
+	if got := git(t, "/", "ls-remote", w.at("app")); got != before {
+		t.Errorf("half a fetch shows: %s", got)
+	}
+	w.up.cut.Store(0)
+	w.clock.advance(time.Hour)
+	want := git(t, "/", "ls-remote", w.up.url+"/app.git")
+	if got := git(t, "/", "ls-remote", w.at("app")); got != want {
+		t.Errorf("after it: %s, want %s", got, want)
+	}
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", w.at("app"), to)
+	git(t, to, "fsck", "--strict")
+	left, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*/git/objects/pack/tmp_*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+}

@@ -1,0 +1,312 @@
+package cache
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"os"
+	"strings"
+	"time"
+)
+
+// A flight is one refresh, for all who wait for it.
+type flight struct {
+	access access
+	done   chan struct{}
+	err    error
+}
+
+// An access is what a caller shows: nothing, the right to use our own
+// credentials, or credentials of the caller's own for the upstream.
+type access struct {
+	ours bool
+	auth string // value of an Authorization header for the upstream
+}
+
+// fresh sees to it that the repository is younger than the limit, or tells why
+// it is not. However many ask at once, one refresh is made; it goes on without
+// whoever asked first.
+func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State, error) {
+	for {
+		st, ok, err := r.load()
+		if err != nil {
+			return st, err
+		}
+		if ok && st.Error == "" && r.c.now().Sub(st.Checked) < limit {
+			return st, nil
+		}
+		if err := r.c.resting(r.addr.Host); err != nil {
+			return st, err
+		}
+		f := r.fly(a)
+		select {
+		case <-ctx.Done():
+			return st, context.Cause(ctx)
+		case <-f.done:
+		}
+		if denied(f.err) && f.access != a {
+			continue // somebody else was not let in: that says nothing of us
+		}
+		st, _, err = r.load()
+		return st, firstError(f.err, err)
+	}
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fly joins the refresh that is under way, or begins one.
+func (r *repo) fly(a access) *flight {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.flight != nil {
+		return r.flight
+	}
+	f := &flight{access: a, done: make(chan struct{})}
+	r.flight = f
+	asked := r.c.now()
+	r.c.running.Go(func() {
+		ctx, cancel := context.WithTimeout(r.c.ctx, refreshLimit)
+		defer cancel()
+		f.err = r.refresh(ctx, a, asked)
+		r.c.judge(r.addr.Host, f.err)
+		r.mu.Lock()
+		r.flight = nil
+		r.mu.Unlock()
+		close(f.done)
+	})
+	return f
+}
+
+// refreshLimit bounds one refresh, a first clone included.
+const refreshLimit = 2 * time.Hour
+
+// refresh asks the upstream and fetches what is new. Only its end, the new
+// state, makes it count.
+func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
+	lock, err := r.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // and with it the lock goes
+	st, ok, err := r.load()
+	if err != nil {
+		return err
+	}
+	if ok && st.Error == "" && st.Checked.After(asked) {
+		return nil // another process did it while we waited
+	}
+	u, err := r.c.upstream(r.addr)
+	if err != nil {
+		return err
+	}
+	st.Address, st.Upstream = r.addr.String(), u.url.Redacted()
+	err = r.sync(ctx, u, a, &st, ok, lock)
+	var away *unreachableError
+	switch {
+	case errors.As(err, &away):
+		st.Error = away.err.Error()
+	case denied(err):
+		// Nobody was asked for first: it is not public, or no more.
+		st.Public, st.Ours = false, st.Ours && !a.ours
+	case err == nil:
+		st.Error = ""
+	}
+	if !ok && err != nil {
+		return errors.Join(err, r.discard())
+	}
+	return errors.Join(err, r.save(st))
+}
+
+// sync brings the repository to what the upstream has, and st with it.
+func (r *repo) sync(ctx context.Context, u upstream, a access, st *State, exists bool, lock *os.File) error {
+	began := r.c.now()
+	way, told, err := r.open(ctx, u, a)
+	if err != nil {
+		return err
+	}
+	defer way.close()
+	st.Public = way.public
+	st.Ours = st.Ours || way.ours
+	if exists && told.digest == st.Refs {
+		st.Checked = began
+		return nil
+	}
+	if exists {
+		err = r.fetch(ctx, way, lock)
+	} else {
+		err = r.clone(ctx, way, lock)
+	}
+	if err != nil {
+		return err
+	}
+	if err := r.pointHead(ctx, told.head); err != nil {
+		return err
+	}
+	st.Checked, st.Changed, st.Refs, st.Generation = began, r.c.now(), told.digest, newGeneration()
+	return nil
+}
+
+// open finds a way to the upstream and lists its refs: as anybody, and if that
+// is not let in, with the credentials of the caller or, if it may use them, ours.
+func (r *repo) open(ctx context.Context, u upstream, a access) (*way, refs, error) {
+	way := r.c.way(ctx, u, "")
+	if u.url.Scheme == "ssh" {
+		if !a.ours {
+			way.close()
+			return nil, refs{}, errUnauthorized
+		}
+		way.ours, way.public = true, false
+	}
+	told, err := r.ask(ctx, way, r.c.cfg.Refs...)
+	if denied(err) {
+		auth := a.auth
+		if auth == "" && a.ours {
+			var e error
+			if auth, e = r.c.credentials(ctx, u); e != nil {
+				err = errors.Join(err, e)
+			}
+		}
+		if auth != "" {
+			way.close()
+			way = r.c.way(ctx, u, auth)
+			way.ours = a.ours
+			if told, err = r.ask(ctx, way, r.c.cfg.Refs...); err == nil {
+				r.c.seen.add(r.addr, auth)
+			}
+		}
+	}
+	if err != nil {
+		way.close()
+		return nil, refs{}, err
+	}
+	return way, told, nil
+}
+
+// denied tells whether somebody else might be let in.
+func denied(err error) bool {
+	return errors.Is(err, errUnauthorized) || errors.Is(err, errNotFound)
+}
+
+// refs is what an upstream tells.
+type refs struct {
+	digest string // of all of it
+	head   string // where HEAD points: "refs/heads/main"; empty when it says nothing
+}
+
+// refReader digests the output of git ls-remote --symref as it comes: there may
+// be a million lines.
+type refReader struct {
+	sum  hash.Hash
+	head string
+	part []byte
+}
+
+func (w *refReader) Write(p []byte) (int, error) {
+	w.sum.Write(p)
+	if w.head == "" && len(w.part) < 4096 {
+		// HEAD is the first of the list.
+		w.part = append(w.part, p[:min(len(p), 4096)]...)
+		lines := bufio.NewScanner(strings.NewReader(string(w.part)))
+		for lines.Scan() {
+			if to, ok := strings.CutPrefix(lines.Text(), "ref: "); ok {
+				if name, ok := strings.CutSuffix(to, "\tHEAD"); ok {
+					w.head = name
+				}
+			}
+		}
+	}
+	return len(p), nil
+}
+
+// ask lists the upstream's HEAD, and its refs that match the patterns.
+func (r *repo) ask(ctx context.Context, way *way, patterns ...string) (refs, error) {
+	w := &refReader{sum: sha256.New()}
+	args := append([]string{"ls-remote", "--symref", "--quiet", "upstream", "HEAD"}, patterns...)
+	if err := way.run(ctx, child{args: args, stdout: w}); err != nil {
+		return refs{}, err
+	}
+	return refs{digest: hex.EncodeToString(w.sum.Sum(nil)), head: w.head}, nil
+}
+
+// refspecs are those of a fetch, each ref to its own name.
+func (c *Cache) refspecs() (all []string) {
+	for _, r := range c.cfg.Refs {
+		all = append(all, "+"+r+":"+r)
+	}
+	return all
+}
+
+// fetch brings a repository up to date, in one transaction.
+func (r *repo) fetch(ctx context.Context, way *way, lock *os.File) error {
+	args := append([]string{"fetch", "--atomic", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--progress", "upstream"}, r.c.refspecs()...)
+	c := child{dir: r.git(), args: args, lock: lock, stderr: r.c.progress(r.addr)}
+	err := way.run(ctx, c)
+	var said *gitError
+	if errors.As(err, &said) {
+		// A branch a/b where a was: git can't take both steps at once.
+		prune := c
+		prune.args = append([]string{"fetch", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--progress", "upstream"}, r.c.refspecs()...)
+		return way.run(ctx, prune)
+	}
+	return err
+}
+
+// clone makes the repository beside its place and then puts it there.
+func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
+	to := r.file("git.new")
+	args := []string{"clone", "--bare", "--quiet", "--progress", "--template=", "--origin=upstream"}
+	args = append(args, "--", way.address(), to)
+	if err := way.run(ctx, child{args: args, lock: lock, stderr: r.c.progress(r.addr)}); err != nil {
+		return err
+	}
+	if err := r.configure(to); err != nil {
+		return err
+	}
+	// Refs beyond branches and tags, and tags that no branch leads to.
+	c := child{dir: to, args: append([]string{"fetch", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "upstream"}, r.c.refspecs()...), lock: lock}
+	if err := way.run(ctx, c); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(r.git()); err != nil {
+		return err
+	}
+	return os.Rename(to, r.git())
+}
+
+// configure writes the repository's configuration: ours alone.
+func (r *repo) configure(dir string) error {
+	const text = `[core]
+	repositoryformatversion = 0
+	bare = true
+[uploadpack]
+	allowFilter = true
+	allowAnySHA1InWant = true
+[repack]
+	writeBitmaps = true
+[pack]
+	writeBitmapHashCache = true
+`
+	return os.WriteFile(dir+"/config", []byte(text), 0o600)
+}
+
+// pointHead lets HEAD name the branch that it names upstream.
+func (r *repo) pointHead(ctx context.Context, to string) error {
+	if !strings.HasPrefix(to, "refs/heads/") {
+		return nil
+	}
+	if err := (child{dir: r.git(), args: []string{"symbolic-ref", "HEAD", to}}).run(ctx); err != nil {
+		return fmt.Errorf("pointing HEAD at %s: %w", clip(printable(to)), err)
+	}
+	return nil
+}

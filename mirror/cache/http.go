@@ -1,0 +1,360 @@
+package cache
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Bounds on what a client sends, and how long it may take.
+const (
+	maxNegotiation = 128 << 20 // bytes of a fetch request; a million refs are about 50 MB
+	maxKept        = 64 << 10  // bytes of a request whose answer is kept
+	slowLimit      = 2 * time.Minute
+)
+
+// A request is what a client asks of one repository.
+type request struct {
+	w http.ResponseWriter
+	r *http.Request
+
+	repo   *repo
+	access access
+	// protocol is what the client asks for in Git-Protocol: "version=2", or "".
+	protocol string
+}
+
+// ServeHTTP answers git, at /git/<host>/<path>.git.
+func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !c.calledRightly(r.Host) {
+		// A page of some website, whose name leads here, must not read with this
+		// machine's access.
+		refuse(w, http.StatusForbidden, fmt.Sprintf("devaipod: this server is not called %s; use localhost, or add the name to mirror.hostnames", clip(printable(r.Host))))
+		return
+	}
+	addr, route, err := parsePath(r.URL)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "devaipod: "+printable(err.Error()))
+		return
+	}
+	if v := c.cfg.Allow.check(addr); v == refused {
+		_, err := c.upstream(addr)
+		refuse(w, http.StatusForbidden, "devaipod: "+printable(err.Error()))
+		return
+	}
+	q := &request{w: w, r: r, repo: c.repo(addr), access: c.accessOf(r), protocol: protocolOf(r)}
+	service := r.URL.Query().Get("service")
+	switch {
+	case r.Method == http.MethodGet && route == "/info/refs" && service == "git-upload-pack":
+		q.advertise()
+	case r.Method == http.MethodPost && route == "/git-upload-pack":
+		q.upload()
+	case r.Method == http.MethodGet && route == "/info/refs" && service == "git-receive-pack", r.Method == http.MethodPost && route == "/git-receive-pack":
+		refuse(w, http.StatusForbidden, "devaipod: this cache takes no pushes yet; push to "+addr.Host)
+	default:
+		refuse(w, http.StatusForbidden, "devaipod: git's dumb protocol is not served; use git 1.6.6 or newer, and nothing but git")
+	}
+}
+
+// parsePath finds the repository and what is asked of it.
+func parsePath(u *url.URL) (addr Address, route string, err error) {
+	if escaped := strings.ToLower(u.EscapedPath()); strings.Contains(escaped, "%2f") || strings.Contains(escaped, "%5c") {
+		return addr, "", &AddressError{u.EscapedPath(), "a slash in it is escaped"}
+	}
+	rest, ok := strings.CutPrefix(u.Path, "/git/")
+	i := strings.Index(rest, ".git/")
+	if !ok || i < 0 {
+		return addr, "", &AddressError{strings.TrimPrefix(u.Path, "/git/"), `it does not end in ".git"`}
+	}
+	addr, err = ParseAddress(rest[:i])
+	return addr, rest[i+len(".git"):], err
+}
+
+// calledRightly holds the Host header to the names that this server has.
+func (c *Cache) calledRightly(host string) bool {
+	name := strings.ToLower(hostOnly(host))
+	return isLoopback(name) || strings.HasSuffix(name, ".localhost") || slices.Contains(c.cfg.Hostnames, name)
+}
+
+var protocols = regexp.MustCompile(`^version=[012]$`)
+
+func protocolOf(r *http.Request) string {
+	for part := range strings.SplitSeq(r.Header.Get("Git-Protocol"), ":") {
+		if protocols.MatchString(part) {
+			return part
+		}
+	}
+	return ""
+}
+
+// maxAuth bounds an Authorization header, in bytes.
+const maxAuth = 8 << 10
+
+func (c *Cache) accessOf(r *http.Request) access {
+	if c.cfg.Ours != nil && c.cfg.Ours(r) {
+		return access{ours: true}
+	}
+	auth := r.Header.Get("Authorization")
+	if len(auth) > maxAuth {
+		auth = ""
+	}
+	return access{auth: auth}
+}
+
+// advertise answers git's first question, after having asked the upstream.
+func (q *request) advertise() {
+	c := q.repo.c
+	began := c.now()
+	st, err := q.repo.fresh(q.r.Context(), q.access, c.cfg.MaxAge)
+	stale := false
+	var away *unreachableError
+	if errors.As(err, &away) && st.Generation != "" {
+		stale, err = true, nil
+	}
+	if err == nil {
+		err = q.repo.admit(q.r.Context(), q.access, st)
+	}
+	if err != nil {
+		q.fail(err)
+		return
+	}
+	q.tell(st, st.Checked.Before(began), stale)
+	head := ""
+	if q.protocol != "version=2" {
+		head = "001e# service=git-upload-pack\n0000"
+	}
+	q.answer("application/x-git-upload-pack-advertisement", st.Generation+" refs "+q.protocol, "", func(ctx context.Context, w io.Writer) error {
+		if _, err := io.WriteString(w, head); err != nil {
+			return err
+		}
+		return q.repo.uploadPack(ctx, q.protocol, nil, w, "--http-backend-info-refs")
+	})
+}
+
+// upload answers what follows, out of what is here: the client has been told of
+// its age before.
+func (q *request) upload() {
+	c := q.repo.c
+	st, ok, err := q.repo.load()
+	if err == nil && !ok { // asked without the first question, or evicted since
+		st, err = q.repo.fresh(q.r.Context(), q.access, c.cfg.MaxAge)
+	}
+	if err == nil {
+		err = q.repo.admit(q.r.Context(), q.access, st)
+	}
+	if err != nil {
+		q.fail(err)
+		return
+	}
+	body, err := plainBody(q.w, q.r)
+	if err != nil {
+		refuse(q.w, http.StatusBadRequest, "devaipod: "+err.Error())
+		return
+	}
+	start, err := io.ReadAll(io.LimitReader(body, maxKept+1))
+	if err != nil {
+		refuse(q.w, http.StatusBadRequest, "devaipod: reading the request: "+err.Error())
+		return
+	}
+	warn := ""
+	if stale := st.Error != "" && c.now().Sub(st.Checked) >= c.cfg.MaxAge; stale {
+		warn = fmt.Sprintf("devaipod: %s does not answer (%s); this is as of %s", q.repo.addr.Host, clip(st.Error), st.Checked.Format(time.RFC3339))
+		q.tell(st, true, true)
+	} else {
+		q.tell(st, true, false)
+	}
+	sum := sha256.Sum256(start)
+	key := st.Generation + " " + q.protocol + " " + hex.EncodeToString(sum[:])
+	in := io.Reader(bytes.NewReader(start))
+	if len(start) > maxKept {
+		key, in = "", io.MultiReader(in, body)
+	}
+	q.answer("application/x-git-upload-pack-result", key, warn, func(ctx context.Context, w io.Writer) error {
+		return q.repo.uploadPack(ctx, q.protocol, in, w)
+	})
+}
+
+// uploadPack is git's own.
+func (r *repo) uploadPack(ctx context.Context, protocol string, in io.Reader, out io.Writer, args ...string) error {
+	c := child{args: append(append([]string{"upload-pack", "--stateless-rpc", "--strict"}, args...), r.git()), stdin: in, stdout: out}
+	if protocol != "" {
+		c.env = []string{"GIT_PROTOCOL=" + protocol}
+	}
+	return c.run(ctx)
+}
+
+// answer sends what produce makes, or made before for the same key; without a
+// key it is made for this request alone.
+func (q *request) answer(contentType, key, warn string, produce func(context.Context, io.Writer) error) {
+	c := q.repo.c
+	q.w.Header().Set("Content-Type", contentType)
+	out := &patient{w: q.w, rc: http.NewResponseController(q.w)}
+	if err := q.repo.touch(c.now()); err != nil {
+		c.cfg.Log.Warn("noting that a repository is in use", "repo", q.repo.addr.String(), "err", err)
+	}
+	var err error
+	if key == "" || !c.answers.room() {
+		err = produce(q.r.Context(), warning(out, warn))
+	} else {
+		err = q.kept(out, q.repo.addr.String()+" "+key, warn, produce)
+	}
+	if err == nil {
+		return
+	}
+	if q.r.Context().Err() == nil && !out.broke {
+		c.cfg.Log.Warn("answering git", "repo", q.repo.addr.String(), "err", err)
+	}
+	if out.began {
+		panic(http.ErrAbortHandler) // a cut-off answer must not look whole
+	}
+	q.fail(err)
+}
+
+// kept sends a kept answer. One that is complete goes from file to socket
+// without passing through this process.
+func (q *request) kept(out *patient, key, warn string, produce func(context.Context, io.Writer) error) error {
+	r, err := q.repo.c.answers.get(q.r.Context(), key, produce)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if size, ok := r.complete(); ok && warn == "" {
+		q.w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+		return out.send(r.f, size)
+	}
+	_, err = io.CopyBuffer(warning(out, warn), onlyReader{r}, make([]byte, 64<<10))
+	return err
+}
+
+// onlyReader hides all but Read.
+type onlyReader struct{ io.Reader }
+
+// A patient writer lets the client be slow, but not still.
+type patient struct {
+	w            http.ResponseWriter
+	rc           *http.ResponseController
+	began, broke bool
+}
+
+func (p *patient) more() error {
+	p.began = true
+	err := p.rc.SetWriteDeadline(time.Now().Add(slowLimit))
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil
+	}
+	return err
+}
+
+func (p *patient) Write(b []byte) (int, error) {
+	if err := p.more(); err != nil {
+		return 0, err
+	}
+	n, err := p.w.Write(b)
+	if err == nil {
+		if err = p.rc.Flush(); errors.Is(err, http.ErrNotSupported) {
+			err = nil
+		}
+	}
+	p.broke = p.broke || err != nil
+	return n, err
+}
+
+// send copies size bytes of a file.
+func (p *patient) send(f io.Reader, size int64) error {
+	for size > 0 {
+		if err := p.more(); err != nil {
+			return err
+		}
+		n, err := io.CopyN(p.w, f, min(size, 8<<20))
+		if err != nil {
+			p.broke = true
+			return err
+		}
+		size -= n
+	}
+	p.began = true
+	return nil
+}
+
+// tell says in headers how old the answer is (RFC 9111, RFC 9211).
+func (q *request) tell(st State, hit, stale bool) {
+	age := max(0, q.repo.c.now().Sub(st.Checked))
+	q.w.Header().Set("Age", strconv.Itoa(int(age/time.Second)))
+	q.w.Header().Set("Cache-Control", "no-cache")
+	status := "devaipod; fwd=stale"
+	ttl := int((q.repo.c.cfg.MaxAge - age) / time.Second)
+	switch {
+	case stale:
+		status = fmt.Sprintf(`devaipod; hit; ttl=%d; detail="the upstream does not answer"`, min(ttl, -1))
+	case hit:
+		status = fmt.Sprintf("devaipod; hit; ttl=%d", ttl)
+	}
+	q.w.Header().Set("Cache-Status", status)
+}
+
+// fail tells the client why there is nothing for it.
+func (q *request) fail(err error) {
+	addr := q.repo.addr
+	status, text := http.StatusInternalServerError, "devaipod: "+err.Error()
+	var refusal *RefusedError
+	var away *unreachableError
+	switch {
+	case q.r.Context().Err() != nil:
+		return // nobody is there
+	case errors.As(err, &refusal):
+		status = http.StatusForbidden
+	case errors.Is(err, errUnauthorized):
+		status, text = http.StatusUnauthorized, fmt.Sprintf("devaipod: %s does not let everybody read %s; use credentials of your own for it", addr.Host, addr.Path)
+		q.w.Header().Set("WWW-Authenticate", fmt.Sprintf("Basic realm=%q", addr.Host))
+	case errors.Is(err, errNotFound):
+		status, text = http.StatusNotFound, fmt.Sprintf("devaipod: %s knows no repository %s", addr.Host, addr.Path)
+	case errors.As(err, &away):
+		status, text = http.StatusBadGateway, fmt.Sprintf("devaipod: %s does not answer (%s), and there is no copy of %s here that you may read; try again later", addr.Host, clip(away.err.Error()), addr.Path)
+	case errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "No space left on device"):
+		status, text = http.StatusInsufficientStorage, "devaipod: the disk of the cache is full; make room (devaipod mirror status says what is large)"
+	}
+	if status >= http.StatusInternalServerError {
+		q.repo.c.cfg.Log.Warn("no answer for git", "repo", addr.String(), "err", err)
+	}
+	refuse(q.w, status, printable(text))
+}
+
+// plainBody undoes the request's content encoding, within bounds.
+func plainBody(w http.ResponseWriter, r *http.Request) (io.Reader, error) {
+	body := io.Reader(http.MaxBytesReader(w, r.Body, maxNegotiation))
+	switch enc := r.Header.Get("Content-Encoding"); enc {
+	case "":
+		return body, nil
+	case "gzip", "x-gzip":
+		zr, err := gzip.NewReader(body)
+		if err != nil {
+			return nil, fmt.Errorf("reading a compressed request: %w", err)
+		}
+		return http.MaxBytesReader(w, zr, maxNegotiation), nil
+	default:
+		return nil, fmt.Errorf("content encoding %q is not known", clip(printable(enc)))
+	}
+}
+
+// refuse answers with plain text, which git shows as "remote: …".
+func refuse(w http.ResponseWriter, status int, text string) {
+	for _, h := range []string{"Content-Length", "Age", "Cache-Status"} {
+		w.Header().Del(h)
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, text+"\n") // the client is gone: nobody to tell
+}

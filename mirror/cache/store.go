@@ -1,0 +1,228 @@
+package cache
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A repo is one repository of the cache. On disk it is a directory:
+//
+//	git/         the bare repository, ours alone to write
+//	git.new/     one that is being made
+//	state.json   what is known of it; without this there is no repository
+//	lock         held (flock) by who changes it, in whatever process
+//	used         its time of change is when a client last read
+type repo struct {
+	c    *Cache
+	addr Address
+	dir  string
+
+	mu     sync.Mutex
+	state  State // as read last
+	read   fileID
+	flight *flight // a refresh that is under way in this process
+}
+
+// State is what is known of a repository. It is written at once, after all that
+// it tells of.
+type State struct {
+	Address  string `json:"address"`
+	Upstream string `json:"upstream"` // URL, without credentials
+	// Public: the upstream lets anybody read.
+	Public bool `json:"public"`
+	// Ours: it let in our own credentials.
+	Ours bool `json:"ours"`
+	// Checked is when the upstream last began to tell its refs: all that is here
+	// is at least as new.
+	Checked time.Time `json:"checked"`
+	// Changed is when refs last changed here.
+	Changed time.Time `json:"changed"`
+	// Refs is a digest of what the upstream told.
+	Refs string `json:"refs"`
+	// Generation changes with each change of what clients are told.
+	Generation string `json:"generation"`
+	// Error is what the last question to the upstream ended with; empty once it
+	// answered.
+	Error string `json:"error,omitempty"`
+}
+
+// fileID tells one written state from another.
+type fileID struct {
+	inode uint64
+	size  int64
+	at    time.Time
+}
+
+func (r *repo) git() string             { return filepath.Join(r.dir, "git") }
+func (r *repo) file(name string) string { return filepath.Join(r.dir, name) }
+
+// load returns the state; ok is false when there is no repository yet. Another
+// process may have written it since, so the file is looked at each time.
+func (r *repo) load() (st State, ok bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	info, err := os.Stat(r.file("state.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return State{}, false, nil
+	}
+	if err != nil {
+		return State{}, false, err
+	}
+	id := fileID{size: info.Size(), at: info.ModTime()}
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		id.inode = sys.Ino
+	}
+	if id == r.read {
+		return r.state, true, nil
+	}
+	b, err := os.ReadFile(r.file("state.json"))
+	if err != nil {
+		return State{}, false, err
+	}
+	if err := json.Unmarshal(b, &st); err != nil {
+		return State{}, false, fmt.Errorf("%s: %w; remove the directory, and it is fetched again", r.file("state.json"), err)
+	}
+	r.state, r.read = st, id
+	return st, true, nil
+}
+
+// save writes the state, so that a kill leaves the old or the new one.
+func (r *repo) save(st State) error {
+	b, err := json.MarshalIndent(st, "", "  ")
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(r.dir, "state-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), r.file("state.json"))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// acquire waits for the right to change the repository, and removes what a
+// killed holder left. The file goes along to git's children, so that one that
+// outlives its process still holds the lock.
+func (r *repo) acquire(ctx context.Context) (lock *os.File, err error) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		lock, err := r.tryLock()
+		if err != nil {
+			return nil, fmt.Errorf("locking %s: %w", r.dir, err)
+		}
+		if lock != nil {
+			if err := r.sweep(); err != nil {
+				return nil, errors.Join(err, lock.Close())
+			}
+			return lock, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for another process that changes %s: %w", r.addr, context.Cause(ctx))
+		case <-time.After(wait):
+		}
+	}
+}
+
+// tryLock returns nil when somebody else has the lock.
+func (r *repo) tryLock() (*os.File, error) {
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(r.file("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // the directory went meanwhile
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	// It may have been removed with its directory before we had it.
+	mine, err := f.Stat()
+	now, err2 := os.Stat(r.file("lock"))
+	if err != nil || err2 != nil || !os.SameFile(mine, now) {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// discard removes a repository that nothing came of, or that is to go. The
+// caller has the lock.
+func (r *repo) discard() error {
+	r.c.mu.Lock()
+	if r.c.repos[r.addr] == r {
+		delete(r.c.repos, r.addr)
+	}
+	r.c.mu.Unlock()
+	// The state first: without it, the rest is no repository.
+	if err := os.Remove(r.file("state.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(r.dir)
+}
+
+// sweep removes what only a killed holder of the lock can have left: git's own
+// lock files and temporary packs, a repository half made.
+func (r *repo) sweep() error {
+	err := os.RemoveAll(r.file("git.new"))
+	old, e := filepath.Glob(r.file("state-*"))
+	err = errors.Join(err, e)
+	for _, f := range old {
+		err = errors.Join(err, os.Remove(f))
+	}
+	return errors.Join(err, filepath.WalkDir(r.git(), func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		name := d.Name()
+		switch {
+		case d.IsDir() && len(name) == 2 && filepath.Base(filepath.Dir(path)) == "objects":
+			return fs.SkipDir // loose objects: nothing of ours is made there
+		case d.IsDir() && strings.HasPrefix(name, "tmp_objdir-"):
+			return errors.Join(os.RemoveAll(path), fs.SkipDir)
+		case !d.IsDir() && (strings.HasSuffix(name, ".lock") || strings.HasPrefix(name, "tmp_") || strings.HasPrefix(name, ".tmp-")):
+			return os.Remove(path)
+		}
+		return nil
+	}))
+}
+
+// touch notes that a client reads.
+func (r *repo) touch(now time.Time) error {
+	err := os.Chtimes(r.file("used"), now, now)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = os.WriteFile(r.file("used"), nil, 0o600)
+	}
+	return err
+}
+
+func newGeneration() string { return rand.Text()[:16] }

@@ -1,0 +1,399 @@
+package cache
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Time limits on an upstream.
+const (
+	dialLimit   = 20 * time.Second
+	answerLimit = 5 * time.Minute // until its first byte: a large repository is counted first
+	idleLimit   = 2 * time.Minute // without a byte
+	maxMoves    = 3               // redirects
+)
+
+// A Host says how the repositories of one host are reached.
+type Host struct {
+	// URL is the base that a path is put behind: "ssh://git@example.org/",
+	// "https://example.org/git/". Empty for https://HOST/, and http:// where the
+	// host is a loopback address.
+	URL string
+}
+
+// An upstream is where one repository comes from.
+type upstream struct {
+	addr    Address
+	verdict verdict
+	url     *url.URL // http, https, ssh or file
+}
+
+// upstream says where an address leads, when the rules allow it.
+func (c *Cache) upstream(addr Address) (upstream, error) {
+	u := upstream{addr: addr, verdict: c.cfg.Allow.check(addr)}
+	if u.verdict == refused {
+		return u, &RefusedError{What: addr.String(), Why: "no pattern of mirror.allow_upstream lets it pass"}
+	}
+	base := "https://" + addr.Host + "/"
+	host, own := c.cfg.Hosts[addr.Host]
+	switch {
+	case own && host.URL != "":
+		base = strings.TrimSuffix(host.URL, "/") + "/"
+	case addr.Host == localhost:
+		base = "file:///"
+	case isLoopback(hostOnly(addr.Host)):
+		base = "http://" + addr.Host + "/"
+	}
+	at, err := url.Parse(base)
+	if err != nil {
+		return u, fmt.Errorf("mirror.hosts.%s: url: %w", addr.Host, err)
+	}
+	switch at.Scheme {
+	case "http", "https", "file", "ssh":
+	default:
+		return u, fmt.Errorf("mirror.hosts.%s: url %s: want http, https, ssh or file", addr.Host, at.Redacted())
+	}
+	if at.Scheme != "http" && at.Scheme != "https" && u.verdict != named {
+		return u, &RefusedError{What: addr.String(), Why: "by " + at.Scheme + " only hosts are asked that mirror.allow_upstream names"}
+	}
+	u.url = at.JoinPath(addr.Path + ".git")
+	return u, nil
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == localhost || err == nil && ip.IsLoopback()
+}
+
+// web tells whether the upstream speaks HTTP.
+func (u upstream) web() bool { return u.url.Scheme == "http" || u.url.Scheme == "https" }
+
+// What an upstream can say, beside an answer.
+var (
+	errUnauthorized = errors.New("the upstream wants credentials")
+	errNotFound     = errors.New("the upstream knows no such repository")
+)
+
+// An unreachableError is an upstream that does not answer, or not as git does.
+type unreachableError struct{ err error }
+
+func (e *unreachableError) Error() string { return "the upstream does not answer: " + e.err.Error() }
+func (e *unreachableError) Unwrap() error { return e.err }
+
+// A forwarder is the way of git's children to upstreams that speak HTTP: a
+// loopback server, which knows the sessions that are open and nothing else.
+// Credentials stay in this process.
+type forwarder struct {
+	listener net.Listener
+	server   *http.Server
+	clients  map[verdict]*http.Client
+	max      int64
+
+	mu       sync.Mutex
+	sessions map[string]*session
+}
+
+// A session is one upstream, asked with one set of credentials.
+type session struct {
+	f     *forwarder
+	ctx   context.Context
+	token string
+	allow func(Address) verdict
+	auth  string // value of the Authorization header, or ""
+
+	mu      sync.Mutex
+	verdict verdict
+	base    *url.URL // moves with a redirect
+	err     error    // why the upstream did not answer as it should
+	bytes   int64
+}
+
+func newForwarder(max int64, log *slog.Logger) (*forwarder, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("listening for git's children: %w", err)
+	}
+	f := &forwarder{listener: l, clients: map[verdict]*http.Client{}, max: max, sessions: map[string]*session{}}
+	for _, v := range []verdict{public, named} {
+		f.clients[v] = &http.Client{Transport: transport(v), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	}
+	f.server = &http.Server{Handler: f, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	go f.server.Serve(l) //nolint:errcheck // ends by close
+	return f, nil
+}
+
+// transport dials only where v lets it, and undoes no compression. It asks no
+// proxy: a proxy would resolve names behind our back.
+func transport(v verdict) *http.Transport {
+	return &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			d := net.Dialer{Timeout: dialLimit, Control: func(_, to string, _ syscall.RawConn) error { return mayDial(v, address, to) }}
+			return d.DialContext(ctx, network, address)
+		},
+		DisableCompression: true, MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second,
+		TLSHandshakeTimeout: dialLimit, ResponseHeaderTimeout: answerLimit, ForceAttemptHTTP2: true,
+	}
+}
+
+func (f *forwarder) close() error {
+	err := f.server.Close()
+	for _, c := range f.clients {
+		c.CloseIdleConnections()
+	}
+	return err
+}
+
+// open starts a session, which lasts until ctx ends or it is closed.
+func (f *forwarder) open(ctx context.Context, u upstream, auth string, allow func(Address) verdict) *session {
+	s := &session{f: f, ctx: ctx, token: rand.Text(), allow: allow, auth: auth, verdict: u.verdict, base: u.url}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sessions[s.token] = s
+	return s
+}
+
+func (s *session) close() {
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	delete(s.f.sessions, s.token)
+}
+
+// sessionHeader carries the session's secret. The URL is seen in a list of
+// processes, and anybody on the machine can reach the forwarder's port.
+const sessionHeader = "Devaipod-Session"
+
+// config lets a child in.
+func (s *session) config() []string {
+	return []string{"http.extraHeader=" + sessionHeader + ": " + s.token}
+}
+
+// address is where children find the upstream.
+func (s *session) address() string { return "http://" + s.f.listener.Addr().String() + "/upstream" }
+
+// failure is what went wrong at the upstream, if anything did.
+func (s *session) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+func (s *session) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = err
+	}
+}
+
+// ServeHTTP takes what git's children ask.
+func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := strings.TrimPrefix(r.URL.Path, "/upstream/")
+	f.mu.Lock()
+	s := f.sessions[r.Header.Get(sessionHeader)]
+	f.mu.Unlock()
+	switch {
+	case s == nil:
+		http.Error(w, "no such session", http.StatusNotFound)
+	case r.Method == http.MethodGet && path == "info/refs" || r.Method == http.MethodPost && path == "git-upload-pack":
+		s.serve(w, r, path)
+	default:
+		http.Error(w, "no such route", http.StatusNotFound)
+	}
+}
+
+func (s *session) serve(w http.ResponseWriter, r *http.Request, path string) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+	resp, err := s.ask(ctx, r, path)
+	if err != nil {
+		s.fail(err)
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer resp.Body.Close()
+	for _, h := range []string{"Content-Type", "Content-Encoding", "Content-Length"} {
+		if v := resp.Header.Get(h); v != "" {
+			w.Header().Set(h, v)
+		}
+	}
+	idle := time.AfterFunc(idleLimit, func() { cancel(fmt.Errorf("no byte for %s", idleLimit)) })
+	defer idle.Stop()
+	err = flushing(w, readerFunc(func(b []byte) (int, error) {
+		n, err := resp.Body.Read(b)
+		idle.Reset(idleLimit)
+		if s.count(n) > s.f.max {
+			return n, &RefusedError{What: s.base.Redacted(), Why: fmt.Sprintf("it sends more than %d bytes (mirror.max_repository)", s.f.max)}
+		}
+		return n, err
+	}))
+	if err != nil {
+		var refusal *RefusedError
+		if !errors.As(err, &refusal) {
+			err = &unreachableError{cause(ctx, err)}
+		}
+		s.fail(err)
+		panic(http.ErrAbortHandler) // git must not take it for whole
+	}
+}
+
+func (s *session) count(n int) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bytes += int64(n)
+	return s.bytes
+}
+
+// ask sends git's request to the upstream. The first question of a session may
+// be sent elsewhere, if the rules allow that place too.
+func (s *session) ask(ctx context.Context, r *http.Request, path string) (*http.Response, error) {
+	for moves := 0; ; moves++ {
+		s.mu.Lock()
+		base, v := s.base, s.verdict
+		s.mu.Unlock()
+		to := base.JoinPath(path)
+		if path == "info/refs" {
+			to.RawQuery = "service=git-upload-pack"
+		}
+		req, err := http.NewRequestWithContext(ctx, r.Method, to.String(), r.Body)
+		if err != nil {
+			return nil, err
+		}
+		req.ContentLength = r.ContentLength
+		for _, h := range []string{"Content-Type", "Content-Encoding", "Accept", "Accept-Encoding", "Git-Protocol"} {
+			if v := r.Header.Get(h); v != "" {
+				req.Header.Set(h, v)
+			}
+		}
+		req.Header.Set("User-Agent", "git/2 (devaipod)")
+		if s.auth != "" {
+			req.Header.Set("Authorization", s.auth)
+		}
+		resp, err := s.f.clients[v].Do(req)
+		if err != nil {
+			var refusal *RefusedError
+			if errors.As(err, &refusal) {
+				return nil, refusal
+			}
+			return nil, &unreachableError{cause(ctx, err)}
+		}
+		if resp.StatusCode/100 == 3 && path == "info/refs" && moves < maxMoves {
+			err := s.move(resp)
+			resp.Body.Close()
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := judge(resp, path); err != nil {
+			resp.Body.Close()
+			return nil, err
+		}
+		return resp, nil
+	}
+}
+
+// judge tells an answer of git's from any other.
+func judge(resp *http.Response, path string) error {
+	want := "application/x-git-upload-pack-result"
+	if path == "info/refs" {
+		want = "application/x-git-upload-pack-advertisement"
+	}
+	switch got := resp.Header.Get("Content-Type"); {
+	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
+		return errUnauthorized
+	case resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusGone:
+		return errNotFound
+	case resp.StatusCode != http.StatusOK:
+		return &unreachableError{fmt.Errorf("it says %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))}
+	case got != want:
+		return &unreachableError{fmt.Errorf("what it sends is %q and not git's smart protocol", clip(printable(got)))}
+	}
+	return nil
+}
+
+// move follows a redirect: to an address that the rules allow, never from https
+// to http, and without the credentials when it is another host.
+func (s *session) move(resp *http.Response) error {
+	to, err := resp.Location()
+	if err != nil {
+		return &unreachableError{err}
+	}
+	path, ok := strings.CutSuffix(to.Path, "/info/refs")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	refuse := func(why string) error {
+		return &RefusedError{What: s.base.Redacted(), Why: fmt.Sprintf("it redirects to %s://%s, %s", clip(printable(to.Scheme)), clip(printable(to.Host)), why)}
+	}
+	if !ok || to.User != nil {
+		return refuse("which is no repository")
+	}
+	if to.Scheme != "https" && (to.Scheme != "http" || s.base.Scheme == "https") {
+		return refuse("which is less safe")
+	}
+	host := strings.TrimSuffix(to.Host, map[string]string{"https": ":443", "http": ":80"}[to.Scheme])
+	addr, err := ParseAddress(host + "/" + strings.TrimPrefix(path, "/"))
+	if err != nil {
+		return refuse("which is no repository")
+	}
+	v := s.allow(addr)
+	if v == refused || addr.Host == localhost {
+		return refuse("which no pattern of mirror.allow_upstream lets pass")
+	}
+	if to.Host != s.base.Host && s.auth != "" {
+		return refuse("another host, which does not get the credentials")
+	}
+	s.base, s.verdict = &url.URL{Scheme: to.Scheme, Host: to.Host, Path: path}, v
+	return nil
+}
+
+// cause is the innermost reason of an HTTP client's error: without the URL.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+// flushing copies r to w, each piece at once.
+func flushing(w http.ResponseWriter, r io.Reader) error {
+	rc := http.NewResponseController(w)
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				return werr
+			}
+			if ferr := rc.Flush(); ferr != nil && !errors.Is(ferr, http.ErrNotSupported) {
+				return ferr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
