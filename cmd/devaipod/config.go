@@ -35,6 +35,12 @@ type config struct {
 		Image   string `mapstructure:"image"`
 		Listen  string `mapstructure:"listen"`
 	} `mapstructure:"forge"`
+	Mirror struct {
+		Dir           string        `mapstructure:"dir"`
+		AllowUpstream []string      `mapstructure:"allow_upstream"`
+		MaxAge        time.Duration `mapstructure:"max_age"`
+		Host          []mirrorHost  `mapstructure:"host"`
+	} `mapstructure:"mirror"`
 	Podman struct {
 		Socket string `mapstructure:"socket"`
 	} `mapstructure:"podman"`
@@ -58,32 +64,42 @@ type config struct {
 	File string `mapstructure:"-"`
 }
 
+// A mirrorHost says how the mirror reaches a host's repositories.
+type mirrorHost struct {
+	Name string `mapstructure:"name"`
+	URL  string `mapstructure:"url"`
+}
+
 // defaults are the keys that exist, and their values. state_dir is worked out
 // from the environment when empty.
 func defaults() map[string]any {
 	return map[string]any{
-		"instance":       "devaipod",
-		"state_dir":      "",
-		"log_level":      "info",
-		"label":          "devaipod",
-		"service.listen": "127.0.0.1:8090",
-		"service.resync": "1m",
-		"forge.url":      "",
-		"forge.ca":       "",
-		"forge.webhook":  "",
-		"forge.image":    "codeberg.org/forgejo/forgejo:14-rootless",
-		"forge.listen":   "127.0.0.1:3000",
-		"podman.socket":  "",
-		"agent.image":    "localhost/devaipod/agent:latest",
-		"agent.memory":   "4GiB",
-		"agent.max":      4,
-		"agent.stall":    "10m",
-		"agent.deadline": "4h",
-		"agent.rest":     "24h",
-		"model.api":      "openai",
-		"model.url":      "https://api.openai.com/v1",
-		"model.name":     "",
-		"model.key":      "model",
+		"instance":              "devaipod",
+		"state_dir":             "",
+		"log_level":             "info",
+		"label":                 "devaipod",
+		"service.listen":        "127.0.0.1:8090",
+		"service.resync":        "1m",
+		"forge.url":             "",
+		"forge.ca":              "",
+		"forge.webhook":         "",
+		"forge.image":           "codeberg.org/forgejo/forgejo:14-rootless",
+		"forge.listen":          "127.0.0.1:3000",
+		"mirror.dir":            "",
+		"mirror.allow_upstream": []string{"*"},
+		"mirror.max_age":        "15s",
+		"mirror.host":           []map[string]string{},
+		"podman.socket":         "",
+		"agent.image":           "localhost/devaipod/agent:latest",
+		"agent.memory":          "4GiB",
+		"agent.max":             4,
+		"agent.stall":           "10m",
+		"agent.deadline":        "4h",
+		"agent.rest":            "24h",
+		"model.api":             "openai",
+		"model.url":             "https://api.openai.com/v1",
+		"model.name":            "",
+		"model.key":             "model",
 	}
 }
 
@@ -97,9 +113,17 @@ func loadConfig(flags *pflag.FlagSet, environ []string) (config, error) {
 	v.SetEnvPrefix("DEVAIPOD")
 	v.SetEnvKeyReplacer(strings.NewReplacer(".", "_"))
 	v.AutomaticEnv()
-	for flag, key := range map[string]string{"instance": "instance", "state-dir": "state_dir", "log-level": "log_level"} {
-		if f := flags.Lookup(flag); f != nil && f.Changed {
-			v.Set(key, f.Value.String())
+	for flag, key := range map[string]string{
+		"instance": "instance", "state-dir": "state_dir", "log-level": "log_level",
+		"listen": "service.listen", "dir": "mirror.dir", "allow-upstream": "mirror.allow_upstream", "max-age": "mirror.max_age",
+	} {
+		f := flags.Lookup(flag)
+		if f == nil || !f.Changed {
+			continue
+		}
+		v.Set(key, f.Value.String())
+		if several, ok := f.Value.(pflag.SliceValue); ok {
+			v.Set(key, several.GetSlice())
 		}
 	}
 	file, err := readConfigFile(v, flags)
@@ -115,11 +139,14 @@ func loadConfig(flags *pflag.FlagSet, environ []string) (config, error) {
 		}
 	}
 	c := config{File: file}
-	if err := v.Unmarshal(&c); err != nil {
+	if err := v.UnmarshalExact(&c); err != nil {
 		return config{}, fmt.Errorf("reading the configuration: %w", err)
 	}
 	if c.StateDir == "" {
 		c.StateDir = defaultStateDir(c.Instance)
+	}
+	if c.Mirror.Dir == "" {
+		c.Mirror.Dir = c.file("mirror")
 	}
 	return c, c.validate()
 }
@@ -249,6 +276,17 @@ func (c config) validate() error {
 	}
 	if err := c.validateForge(); err != nil {
 		return err
+	}
+	if !filepath.IsAbs(c.Mirror.Dir) {
+		return fmt.Errorf("mirror.dir %q: want an absolute path", c.Mirror.Dir)
+	}
+	for _, h := range c.Mirror.Host {
+		if u, err := url.Parse(h.URL); h.Name == "" || err != nil || u.Host == "" && u.Scheme != "file" {
+			return fmt.Errorf("mirror.host %q: want a name and a url, like ssh://git@git.example.org/", h.Name)
+		}
+	}
+	if c.Mirror.MaxAge < 0 {
+		return fmt.Errorf("mirror.max_age = %q: want 0s or more", c.Mirror.MaxAge)
 	}
 	if c.Service.Resync < time.Second {
 		return fmt.Errorf("service.resync = %q: want 1s or more", c.Service.Resync)

@@ -36,7 +36,7 @@ func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State,
 		if err != nil {
 			return st, err
 		}
-		if ok && st.Error == "" && r.c.now().Sub(st.Checked) < limit {
+		if ok && st.Error == "" && !r.suspect.Load() && r.c.now().Sub(st.Checked) < limit {
 			return st, nil
 		}
 		if err := r.c.resting(r.addr.Host); err != nil {
@@ -103,14 +103,17 @@ func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
 	if err != nil {
 		return err
 	}
-	if ok && st.Error == "" && st.Checked.After(asked) {
+	if ok && st.Error == "" && st.Checked.After(asked) && !r.suspect.Load() {
 		return nil // another process did it while we waited
 	}
 	u, err := r.c.upstream(r.addr)
 	if err != nil {
 		return err
 	}
-	st.Address, st.Upstream = r.addr.String(), u.url.Redacted()
+	if ok && r.suspect.Load() && !r.sound(ctx) {
+		r.c.cfg.Log.Warn("a cached repository is damaged; it is fetched anew", "repo", r.addr.String())
+		ok = false
+	}
 	err = r.sync(ctx, u, a, &st, ok, lock)
 	var away *unreachableError
 	switch {
@@ -121,9 +124,10 @@ func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
 		st.Public, st.Ours = false, st.Ours && !a.ours
 	case err == nil:
 		st.Error = ""
+		r.suspect.Store(false)
 	}
-	if !ok && err != nil {
-		return errors.Join(err, r.discard())
+	if st.Generation == "" {
+		return errors.Join(err, r.discard()) // nothing came of it
 	}
 	return errors.Join(err, r.save(st))
 }
@@ -136,6 +140,7 @@ func (r *repo) sync(ctx context.Context, u upstream, a access, st *State, exists
 		return err
 	}
 	defer way.close()
+	st.Address, st.Upstream = r.addr.String(), way.u.url.Redacted()
 	st.Public = way.public
 	st.Ours = st.Ours || way.ours
 	if exists && told.digest == st.Refs {
@@ -157,9 +162,20 @@ func (r *repo) sync(ctx context.Context, u upstream, a access, st *State, exists
 	return nil
 }
 
-// open finds a way to the upstream and lists its refs: as anybody, and if that
-// is not let in, with the credentials of the caller or, if it may use them, ours.
+// open finds a way to the upstream, by either name, and lists its refs.
 func (r *repo) open(ctx context.Context, u upstream, a access) (*way, refs, error) {
+	way, told, err := r.enter(ctx, u, a)
+	if errors.Is(err, errNotFound) {
+		if way, told, err := r.enter(ctx, u.bare(), a); !denied(err) {
+			return way, told, err
+		}
+	}
+	return way, told, err
+}
+
+// enter goes in as anybody, and if that is not let in, with the credentials of
+// the caller or, if it may use them, ours.
+func (r *repo) enter(ctx context.Context, u upstream, a access) (*way, refs, error) {
 	way := r.c.way(ctx, u, "")
 	if u.url.Scheme == "ssh" {
 		if !a.ours {

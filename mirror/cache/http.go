@@ -193,7 +193,9 @@ func (r *repo) uploadPack(ctx context.Context, protocol string, in io.Reader, ou
 	if protocol != "" {
 		c.env = []string{"GIT_PROTOCOL=" + protocol}
 	}
-	return c.run(ctx)
+	err := c.run(ctx)
+	r.doubt(err)
+	return err
 }
 
 // answer sends what produce makes, or made before for the same key; without a

@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -26,6 +29,9 @@ type repo struct {
 	c    *Cache
 	addr Address
 	dir  string
+
+	// suspect: git found it damaged while it answered.
+	suspect atomic.Bool
 
 	mu     sync.Mutex
 	state  State // as read last
@@ -226,3 +232,32 @@ func (r *repo) touch(now time.Time) error {
 }
 
 func newGeneration() string { return rand.Text()[:16] }
+
+// damage is what git says of a repository that is, and not of a bad request.
+var damage = regexp.MustCompile(`corrupt|packfile|inflate|data stream error|unable to read|could not read|bad (tree|object) |unable to parse|pack has|index-pack`)
+
+// doubt takes note when git's words sound like damage.
+func (r *repo) doubt(err error) {
+	var said *gitError
+	if errors.As(err, &said) && damage.MatchString(said.said) {
+		r.suspect.Store(true)
+	}
+}
+
+// sound reads the whole repository: each pack's sums, and that no object is
+// missing.
+func (r *repo) sound(ctx context.Context) bool {
+	packs, err := filepath.Glob(filepath.Join(r.git(), "objects/pack/*.pack"))
+	if err != nil {
+		return false
+	}
+	for _, args := range [][]string{append([]string{"verify-pack", "--"}, packs...), {"rev-list", "--objects", "--all", "--quiet"}} {
+		if len(args) == 2 {
+			continue // no packs
+		}
+		if err := (child{dir: r.git(), args: args, stdout: io.Discard}).run(ctx); err != nil {
+			return ctx.Err() != nil // not known then
+		}
+	}
+	return true
+}

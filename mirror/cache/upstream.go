@@ -72,6 +72,14 @@ func (c *Cache) upstream(addr Address) (upstream, error) {
 	return u, nil
 }
 
+// bare is the same upstream where its name does not end in ".git".
+func (u upstream) bare() upstream {
+	other := *u.url
+	other.Path = strings.TrimSuffix(other.Path, ".git")
+	u.url = &other
+	return u
+}
+
 func isLoopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == localhost || err == nil && ip.IsLoopback()

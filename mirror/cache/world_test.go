@@ -41,6 +41,7 @@ type upstream struct {
 	private atomic.Bool // it wants ada and her password
 	moved   atomic.Bool // /old.git is /app.git now
 	cut     atomic.Int64
+	hold    atomic.Pointer[hold]
 	answer  atomic.Pointer[http.HandlerFunc] // instead of git's
 
 	mu       sync.Mutex
@@ -90,6 +91,10 @@ func newUpstream(t *testing.T) *upstream {
 			return
 		}
 		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil // CGI wants a length
+		if h := up.hold.Load(); h != nil && what == "POST fetch" {
+			h.came <- struct{}{}
+			<-h.let
+		}
 		if n := up.cut.Load(); n > 0 && what == "POST fetch" {
 			w = &cutter{w, n}
 		}
@@ -98,6 +103,12 @@ func newUpstream(t *testing.T) *upstream {
 	t.Cleanup(server.Close)
 	up.url, up.host = server.URL, strings.TrimPrefix(server.URL, "http://")
 	return up
+}
+
+// A hold keeps fetches waiting.
+type hold struct {
+	came chan<- struct{}
+	let  <-chan struct{}
 }
 
 // A cutter breaks the connection off after some bytes.

@@ -1,0 +1,243 @@
+package cache_test
+
+import (
+	"bufio"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/cache"
+)
+
+// TestMain is a cache of its own when it is asked to be one: a process that can
+// be killed.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("TEST_CACHE_DIR"); dir != "" {
+		if err := serve(dir, strings.Fields(os.Getenv("TEST_CACHE_ALLOW"))); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func serve(dir string, patterns []string) error {
+	allow, err := cache.ParseAllow(patterns)
+	if err != nil {
+		return err
+	}
+	c, err := cache.New(cache.Config{Dir: dir, Allow: allow, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "at %s\n", l.Addr())
+	return http.Serve(l, c)
+}
+
+// A process is a cache in a process of its own.
+type process struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	url string
+	log lockedBuffer
+}
+
+// process starts one; before is what is run in front of it.
+func (w *world) process(before ...string) *process {
+	w.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p := &process{t: w.t}
+	args := append(before, self)
+	p.cmd = exec.Command(args[0], args[1:]...)
+	p.cmd.Env = append(os.Environ(), "TEST_CACHE_DIR="+filepath.Join(w.dir, "shared"), "TEST_CACHE_ALLOW="+w.up.host)
+	out, err := p.cmd.StderrPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(p.kill)
+	at := make(chan string, 1)
+	go func() {
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			fmt.Fprintln(&p.log, lines.Text())
+			if addr, ok := strings.CutPrefix(lines.Text(), "at "); ok {
+				at <- addr
+			}
+		}
+		close(at)
+	}()
+	p.url = "http://" + <-at + "/git/" + w.up.host + "/"
+	return p
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait() // it was killed
+}
+
+// slow lets each fetch of the upstream's wait at its start until the channel is
+// closed; arrived is told of it.
+func (up *upstream) slow(t *testing.T) (arrived <-chan struct{}, release func()) {
+	t.Helper()
+	came, let := make(chan struct{}, 100), make(chan struct{})
+	var once sync.Once
+	release = func() { once.Do(func() { close(let) }) }
+	t.Cleanup(release)
+	up.hold.Store(&hold{came, let})
+	return came, release
+}
+
+func TestKilledInTheMiddleOfAFetch(t *testing.T) {
+	w := newWorld(t)
+	work := w.up.repo(t, "app")
+	for _, when := range []string{"the first fetch", "an update"} {
+		commit(t, work, when)
+		git(t, work, "push", "-q", "origin", "main")
+		p := w.process()
+		arrived, release := w.up.slow(t)
+		clone := exec.Command("git", "clone", "-q", p.url+"app.git", filepath.Join(t.TempDir(), "clone"))
+		if err := clone.Start(); err != nil {
+			t.Fatal(err)
+		}
+		<-arrived
+		p.kill()
+		if err := clone.Wait(); err == nil {
+			t.Errorf("%s: the clone of a killed cache looks well", when)
+		}
+		release()
+		w.up.hold.Store(nil)
+		p = w.process()
+		to := filepath.Join(t.TempDir(), "clone")
+		git(t, "/", "clone", "-q", p.url+"app.git", to)
+		git(t, to, "fsck", "--strict")
+		if a, b := git(t, to, "rev-parse", "HEAD"), git(t, work, "rev-parse", "HEAD"); a != b {
+			t.Errorf("%s: cloned %s, want %s", when, a, b)
+		}
+		for _, what := range []string{"git.new", "state-*", "git/*.lock", "git/refs/*/*.lock", "git/objects/pack/tmp_*"} {
+			if left, err := filepath.Glob(filepath.Join(w.dir, "shared/repos/*", what)); err != nil || len(left) > 0 {
+				t.Errorf("%s left %v %v", when, left, err)
+			}
+		}
+		p.kill()
+	}
+}
+
+func TestTwoProcessesOnOneCache(t *testing.T) {
+	w := newWorld(t)
+	work := w.up.repo(t, "app")
+	a, b := w.process(), w.process()
+	for round := range 2 {
+		w.up.asked()
+		arrived, release := w.up.slow(t)
+		var wait sync.WaitGroup
+		for i, p := range []*process{a, b, a, b} {
+			dir := filepath.Join(t.TempDir(), "clone")
+			wait.Go(func() {
+				if out, err := try("/", "git", "clone", "-q", p.url+"app.git", dir); err != nil {
+					t.Errorf("clone %d: %v %s", i, err, out)
+				}
+			})
+		}
+		<-arrived
+		time.Sleep(300 * time.Millisecond) // the other process has come to the lock
+		release()
+		w.up.hold.Store(nil)
+		wait.Wait()
+		if asked := w.up.asked(); asked["POST fetch"] != 1 {
+			t.Errorf("round %d: the upstream was asked %v, want one fetch", round, asked)
+		}
+		commit(t, work, fmt.Sprint("more ", round))
+		git(t, work, "push", "-q", "origin", "main")
+	}
+}
+
+func TestADamagedPack(t *testing.T) {
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	git(t, "/", "clone", "-q", w.at("app"), filepath.Join(t.TempDir(), "clone"))
+	packs, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*/git/objects/pack/*.pack"))
+	if err != nil || len(packs) == 0 {
+		t.Fatal(packs, err)
+	}
+	for _, pack := range packs {
+		b, err := os.ReadFile(pack)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(b[12 : len(b)-20]) // all but its head and its sum
+		if err := errors.Join(os.Chmod(pack, 0o600), os.WriteFile(pack, b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Another request than before, so that it is not answered from what is kept.
+	if out, err := try("/", "git", "clone", "-q", "--depth=1", w.at("app"), filepath.Join(t.TempDir(), "clone")); err == nil {
+		t.Fatalf("a damaged pack goes unnoticed: %s", out)
+	}
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", "--depth=1", w.at("app"), to)
+	git(t, to, "fsck", "--strict")
+	if !strings.Contains(w.log.String(), "damaged") {
+		t.Errorf("the log does not say so: %s", w.log)
+	}
+}
+
+// A disk of a few megabytes, in a mount namespace of the process's own.
+func TestAFullDisk(t *testing.T) {
+	w := newWorld(t)
+	work := w.up.repo(t, "small")
+	big := w.up.repo(t, "big")
+	noise := make([]byte, 8<<20)
+	if _, err := rand.Read(noise); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(big, "noise"), noise, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, big, "noise")
+	git(t, big, "push", "-q", "origin", "main")
+	dir := filepath.Join(w.dir, "shared")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p := w.process("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", `mount -t tmpfs -o size=4m full "$0" && exec "$1"`, dir)
+	git(t, "/", "clone", "-q", p.url+"small.git", filepath.Join(t.TempDir(), "clone"))
+	out, err := try("/", "git", "clone", "-q", p.url+"big.git", filepath.Join(t.TempDir(), "clone"))
+	if err == nil || !strings.Contains(out, "the disk of the cache is full") {
+		t.Errorf("on a full disk: %v %s", err, out)
+	}
+	// What was there is well, and there is room for what fits.
+	commit(t, work, "more")
+	git(t, work, "push", "-q", "origin", "main")
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", p.url+"small.git", to)
+	if a, b := git(t, to, "rev-parse", "HEAD"), git(t, work, "rev-parse", "HEAD"); a != b {
+		t.Errorf("cloned %s, want %s", a, b)
+	}
+	git(t, to, "fsck", "--strict")
+	w.up.repo(t, "another")
+	git(t, "/", "clone", "-q", p.url+"another.git", filepath.Join(t.TempDir(), "clone"))
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+}
