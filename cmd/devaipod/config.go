@@ -39,6 +39,7 @@ type config struct {
 		Dir           string        `mapstructure:"dir"`
 		AllowUpstream []string      `mapstructure:"allow_upstream"`
 		MaxAge        time.Duration `mapstructure:"max_age"`
+		MaxSize       string        `mapstructure:"max_size"`
 		Host          []mirrorHost  `mapstructure:"host"`
 	} `mapstructure:"mirror"`
 	Podman struct {
@@ -88,6 +89,7 @@ func defaults() map[string]any {
 		"mirror.dir":            "",
 		"mirror.allow_upstream": []string{"*"},
 		"mirror.max_age":        "15s",
+		"mirror.max_size":       "50GiB",
 		"mirror.host":           []map[string]string{},
 		"podman.socket":         "",
 		"agent.image":           "localhost/devaipod/agent:latest",

@@ -9,3 +9,6 @@ import (
 func NewForgePort(client *forge.Client, label, instance, bot string) reconcile.Forge {
 	return forgePort{client: client, label: label, instance: instance, bot: bot}
 }
+
+// Run is the whole program.
+var Run = run

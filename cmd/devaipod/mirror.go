@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,9 +14,11 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 )
@@ -35,8 +39,163 @@ func (a *app) mirrorCmd() *cobra.Command {
 	f.String("dir", "", "`directory` of the repositories (mirror.dir)")
 	f.StringArray("allow-upstream", nil, "`pattern` HOST[:PORT][/PATH] of what may be fetched; again for more (mirror.allow_upstream)")
 	f.Duration("max-age", 0, "how old an answer may be before the upstream is asked again (mirror.max_age)")
-	cmd.AddCommand(serve)
+	dir := func(c *cobra.Command) *cobra.Command {
+		c.Flags().String("dir", "", "`directory` of the repositories (mirror.dir)")
+		return c
+	}
+	sync := dir(&cobra.Command{
+		Use: "sync [REPO…]", Short: "Fetch what is new: all, or some, which may be new themselves",
+		Example: "  devaipod mirror sync\n  devaipod mirror sync github.com/git/git",
+		RunE:    func(cmd *cobra.Command, repos []string) error { return a.mirrorSync(cmd.Context(), repos) },
+	})
+	sync.Flags().StringArray("allow-upstream", nil, "`pattern` of what may be fetched (mirror.allow_upstream)")
+	var force bool
+	remove := dir(&cobra.Command{
+		Use: "remove REPO…", Aliases: []string{"rm"}, Short: "Remove repositories that their upstreams still have", Args: args(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, repos []string) error { return a.mirrorRemove(cmd.Context(), repos, force) },
+	})
+	remove.Flags().BoolVar(&force, "force", false, "even if the upstream may not have it any more")
+	cmd.AddCommand(serve, sync, remove, a.jsonFlag(dir(&cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the repositories: how old, how large, used when", Args: noArgs,
+		RunE: func(*cobra.Command, []string) error { return a.mirrorList() },
+	})))
 	return cmd
+}
+
+// mirrorList prints what is in the cache.
+func (a *app) mirrorList() error {
+	c, err := a.openCache()
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // nothing goes on
+	all, err := c.List()
+	if err != nil {
+		return err
+	}
+	if a.asJSON {
+		if all == nil {
+			all = []cache.Entry{}
+		}
+		return json.NewEncoder(a.out).Encode(all)
+	}
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "REPOSITORY\tREADERS\tSIZE\tCHECKED\tUSED\tTROUBLE")
+	for _, e := range all {
+		readers := "anybody"
+		if !e.Public {
+			readers = "by upstream"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Address, readers, formatBytes(e.Size), ago(e.Checked), ago(e.Used), e.Error)
+	}
+	return w.Flush()
+}
+
+// ago is how long since, in a person's words.
+func ago(t time.Time) string {
+	switch d := time.Since(t); {
+	case t.IsZero():
+		return "never"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+	}
+}
+
+// formatBytes is a size in a person's words.
+func formatBytes(n int64) string {
+	for _, u := range []struct {
+		name string
+		size int64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if n >= u.size {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.size), u.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+// mirrorSync fetches some repositories, or all that are here.
+func (a *app) mirrorSync(ctx context.Context, repos []string) error {
+	c, err := a.openCache()
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // nothing goes on
+	if len(repos) == 0 {
+		all, err := c.List()
+		if err != nil {
+			return err
+		}
+		for _, e := range all {
+			repos = append(repos, e.Address)
+		}
+	}
+	addrs, err := addresses(repos)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, addr := range addrs {
+		began := time.Now()
+		st, err := c.Sync(ctx, addr)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+		case st.Changed.Before(began):
+			a.step("%s: nothing new", addr)
+		default:
+			a.step("%s: fetched in %s", addr, time.Since(began).Round(10*time.Millisecond))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (a *app) mirrorRemove(ctx context.Context, repos []string, force bool) error {
+	addrs, err := addresses(repos)
+	if err != nil {
+		return err
+	}
+	c, err := a.openCache()
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // nothing goes on
+	var errs []error
+	for _, addr := range addrs {
+		err := c.Remove(ctx, addr, force)
+		switch {
+		case errors.Is(err, cache.ErrNotHere):
+			errs = append(errs, fmt.Errorf("%s is not in the cache (devaipod mirror list)", addr))
+		case err != nil && !force:
+			errs = append(errs, fmt.Errorf("%s stays: %w; --force removes it all the same", addr, err))
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			a.step("%s: removed", addr)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// addresses takes them as a person writes them: with a scheme too.
+func addresses(texts []string) (all []cache.Address, err error) {
+	for _, text := range texts {
+		for _, scheme := range []string{"https://", "http://", "ssh://"} {
+			text = strings.TrimPrefix(text, scheme)
+		}
+		addr, err := cache.ParseAddress(strings.TrimSuffix(text, "/"))
+		if err != nil {
+			return nil, &exitError{codeUsage, err}
+		}
+		all = append(all, addr)
+	}
+	return all, nil
 }
 
 // mirrorServe runs the cache until ctx ends.
@@ -57,6 +216,7 @@ func (a *app) mirrorServe(ctx context.Context) error {
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
+	go c.Run(ctx) //nolint:errcheck // it ends with ctx
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	a.log.Info("serving", "url", "http://"+l.Addr().String()+"/git/", "dir", a.cfg.Mirror.Dir, "allow", strings.Join(a.cfg.Mirror.AllowUpstream, " "), "pid", os.Getpid())
@@ -79,9 +239,39 @@ func (a *app) openCache() (*cache.Cache, error) {
 	for _, h := range a.cfg.Mirror.Host {
 		hosts[strings.ToLower(h.Name)] = cache.Host{URL: h.URL}
 	}
+	size, err := parseBytes(a.cfg.Mirror.MaxSize)
+	if err != nil {
+		return nil, usagef("mirror.max_size = %q: %w", a.cfg.Mirror.MaxSize, err)
+	}
 	return cache.New(cache.Config{
-		Dir: a.cfg.Mirror.Dir, Allow: allow, Hosts: hosts, MaxAge: a.cfg.Mirror.MaxAge, Credentials: personsCredentials, Log: a.log,
+		Dir: a.cfg.Mirror.Dir, MaxSize: size, Allow: allow, Hosts: hosts, MaxAge: a.cfg.Mirror.MaxAge, Credentials: personsCredentials, Log: a.log,
+		Progress: func(cache.Address) io.Writer { return a.progress() },
 	})
+}
+
+// progress is where git's progress goes: to a terminal, without what a terminal
+// might take as an order, since an upstream's own words are in it.
+func (a *app) progress() io.Writer {
+	f, ok := a.errOut.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return nil
+	}
+	return safeWriter{f}
+}
+
+type safeWriter struct{ w io.Writer }
+
+func (s safeWriter) Write(b []byte) (int, error) {
+	safe := bytes.Map(func(r rune) rune {
+		if r != '\n' && r != '\r' && (r < ' ' || r >= 0x7f && r < 0xa0) {
+			return -1
+		}
+		return r
+	}, b)
+	if _, err := s.w.Write(safe); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 // personsCredentials are what the person's git has for a URL: its credential

@@ -33,6 +33,9 @@ type Config struct {
 	// MaxAnswers bounds the answers that are kept for clients that ask the same,
 	// in bytes of disk; 4 GiB when 0.
 	MaxAnswers int64
+	// MaxSize bounds all repositories together, in bytes of disk; 0 for no bound.
+	// What was not read for the longest time goes first.
+	MaxSize int64
 	// Credentials are ours for an upstream's URL; nil for none. An empty user and
 	// password are none as well.
 	Credentials func(ctx context.Context, url string) (user, password string, err error)
@@ -42,7 +45,8 @@ type Config struct {
 	// Hostnames are what a client may call this server in the Host header, without
 	// port; localhost and loopback addresses are always let in.
 	Hostnames []string
-	// Progress is where git's progress of a fetch goes; nil for nowhere.
+	// Progress is where git's progress of a fetch goes, and what the upstream says
+	// with it, as it is; nil for nowhere.
 	Progress func(Address) io.Writer
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time

@@ -118,7 +118,7 @@ func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
 	var away *unreachableError
 	switch {
 	case errors.As(err, &away):
-		st.Error = away.err.Error()
+		st.Error = clip(printable(away.err.Error()))
 	case denied(err):
 		// Nobody was asked for first: it is not public, or no more.
 		st.Public, st.Ours = false, st.Ours && !a.ours

@@ -1,0 +1,133 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	main "codeberg.org/devaipod/devaipod/cmd/devaipod"
+)
+
+// mirrorWorld is a person with a repository and a configuration of their own.
+func mirrorWorld(t *testing.T) (dir string, devaipod func(ctx context.Context, args ...string) (stdout, stderr string, err error)) {
+	t.Helper()
+	dir = t.TempDir()
+	t.Setenv("HOME", dir)
+	t.Setenv("GIT_CONFIG_NOSYSTEM", "1")
+	t.Setenv("XDG_CONFIG_HOME", filepath.Join(dir, "config"))
+	t.Setenv("XDG_STATE_HOME", filepath.Join(dir, "state"))
+	for _, args := range [][]string{
+		{"config", "--global", "user.name", "Test"}, {"config", "--global", "user.email", "t@example.org"},
+		{"init", "-q", "-b", "main", "srv/app"}, {"-C", "srv/app", "commit", "-q", "--allow-empty", "-m", "first"},
+	} {
+		mustGit(t, dir, args...)
+	}
+	return dir, func(ctx context.Context, args ...string) (string, string, error) {
+		var out, errOut bytes.Buffer
+		err := main.Run(ctx, args, strings.NewReader(""), &out, &errOut)
+		return out.String(), errOut.String(), err
+	}
+}
+
+func mustGit(t *testing.T, dir string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("git", args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func TestMirrorAlone(t *testing.T) {
+	dir, devaipod := mirrorWorld(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, errOut, err := devaipod(ctx, "mirror", "serve", "--listen", addr, "--dir", dir+"/cache", "--allow-upstream", "localhost"+dir+"/srv/*")
+		if err != nil {
+			t.Error(errOut)
+		}
+		ended <- err
+	}()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		resp, err := http.Get("http://" + addr + "/healthz")
+		if err == nil {
+			resp.Body.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	url := "http://" + addr + "/git/localhost" + dir + "/srv/app.git"
+	mustGit(t, dir, "clone", "-q", url, "clone")
+	if a, b := mustGit(t, dir, "-C", "clone", "rev-parse", "HEAD"), mustGit(t, dir, "-C", "srv/app", "rev-parse", "HEAD"); a != b {
+		t.Errorf("cloned %s, want %s", a, b)
+	}
+	cmd := exec.Command("git", "ls-remote", "http://"+addr+"/git/localhost/etc/app.git")
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "mirror.allow_upstream") {
+		t.Errorf("what is not allowed: %v %s", err, out)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+func TestMirrorCommands(t *testing.T) {
+	dir, devaipod := mirrorWorld(t)
+	name := "localhost" + dir + "/srv/app"
+	run := func(want string, args ...string) string {
+		t.Helper()
+		out, errOut, err := devaipod(t.Context(), append(append([]string{"mirror"}, args...), "--dir", dir+"/cache")...)
+		if failed := err != nil; failed != strings.HasPrefix(want, "devaipod: ") || !strings.Contains(out+errOut, want) {
+			t.Errorf("mirror %s: %v\n%s%s\nwant %s", strings.Join(args, " "), err, out, errOut, want)
+		}
+		return out
+	}
+	list := func() (all []map[string]any) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(run("", "list", "--json")), &all); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	if all := list(); all == nil || len(all) > 0 {
+		t.Errorf("an empty cache lists %v", all)
+	}
+	allow := []string{"--allow-upstream", "localhost" + dir + "/srv/*"}
+	run("devaipod: "+name+".git", "sync", name) // not allowed
+	run("fetched", append([]string{"sync", name}, allow...)...)
+	run("nothing new", append([]string{"sync"}, allow...)...)
+	run(name+".git", "list")
+	if all := list(); len(all) != 1 || all[0]["address"] != name+".git" || all[0]["public"] != true || all[0]["size"].(float64) < 100 {
+		t.Errorf("it lists %v", all)
+	}
+	run("devaipod: localhost/other.git is not in the cache", "remove", "localhost/other")
+	run(`devaipod: "-x" names no repository`, "remove", "--", "-x")
+	t.Setenv("DEVAIPOD_MIRROR_ALLOW_UPSTREAM", allow[1])
+	if err := os.Rename(filepath.Join(dir, "srv/app"), filepath.Join(dir, "srv/moved")); err != nil {
+		t.Fatal(err)
+	}
+	run("devaipod: "+name+".git stays", "remove", name)
+	run("removed", "remove", "--force", name)
+	if all := list(); len(all) > 0 {
+		t.Errorf("after all it lists %v", all)
+	}
+}

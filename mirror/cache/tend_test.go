@@ -1,0 +1,155 @@
+package cache_test
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/cache"
+)
+
+func (w *world) packs(name string) (packs []string) {
+	w.t.Helper()
+	packs, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*"+name+"*/git/objects/pack/*.pack"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return packs
+}
+
+func TestARepositoryAtRestIsRepacked(t *testing.T) {
+	w := newWorld(t)
+	work := w.up.repo(t, "app")
+	for i := range 5 {
+		commit(t, work, fmt.Sprint("text ", i))
+		git(t, work, "push", "-q", "origin", "main")
+		git(t, "/", "ls-remote", w.at("app"))
+	}
+	before := git(t, "/", "ls-remote", w.at("app"))
+	if err := w.cache.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	loose := func() []string {
+		files, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*/git/objects/??/*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+	if len(w.packs("app"))+len(loose()) < 3 {
+		t.Error("a repository that is in use was repacked")
+	}
+	w.clock.advance(time.Hour)
+	if err := w.cache.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.packs("app"); len(n) != 1 || len(loose()) > 0 {
+		t.Errorf("packs: %v, loose: %v", n, loose())
+	}
+	for _, want := range []string{"objects/pack/multi-pack-index-*.bitmap", "objects/info/commit-graphs/*.graph", "packed-refs"} {
+		if found, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*/git", want)); err != nil || len(found) == 0 {
+			t.Errorf("there is no %s: %v", want, err)
+		}
+	}
+	if after := git(t, "/", "ls-remote", w.at("app")); after != before {
+		t.Errorf("it lists\n%s, before\n%s", after, before)
+	}
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", w.at("app"), to)
+	git(t, to, "fsck", "--strict")
+	// Nothing to do costs nothing.
+	pack := w.packs("app")
+	w.clock.advance(time.Hour)
+	if err := w.cache.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if again := w.packs("app"); fmt.Sprint(again) != fmt.Sprint(pack) {
+		t.Errorf("repacked again: %v, before %v", again, pack)
+	}
+}
+
+func TestDamageIsFoundInTime(t *testing.T) {
+	w := newWorld(t)
+	work := w.up.repo(t, "app")
+	noise := make([]byte, 100_000)
+	if _, err := rand.Read(noise); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(work, "noise"), noise, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, work, "noise")
+	git(t, work, "push", "-q", "origin", "main")
+	git(t, "/", "ls-remote", w.at("app"))
+	w.clock.advance(time.Hour)
+	if err := w.cache.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pack := w.packs("app")[0]
+	b, err := os.ReadFile(pack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 0xff // in the noise, which git copies without a look
+	if err := os.Chmod(pack, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(pack, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.advance(8 * 24 * time.Hour)
+	if err := w.cache.Tend(t.Context()); err == nil {
+		t.Error("the weekly round finds nothing wrong")
+	}
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", w.at("app"), to)
+	git(t, to, "fsck", "--strict")
+}
+
+func TestTheLeastRecentlyUsedGivesWay(t *testing.T) {
+	w := newWorld(t, func(c *cache.Config) { c.MaxSize = 250_000 })
+	for _, name := range []string{"one", "two", "three", "four"} {
+		work := w.up.repo(t, name)
+		noise := make([]byte, 100_000)
+		if _, err := rand.Read(noise); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(work, "noise"), noise, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		commit(t, work, "noise")
+		git(t, work, "push", "-q", "origin", "main")
+		w.clock.advance(time.Hour)
+		git(t, "/", "clone", "-q", w.at(name), filepath.Join(t.TempDir(), "clone"))
+	}
+	// The oldest is gone upstream: this copy is the only one.
+	if err := os.RemoveAll(filepath.Join(w.up.root, "one.git")); err != nil {
+		t.Fatal(err)
+	}
+	here := func() string {
+		t.Helper()
+		all, err := w.cache.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, e := range all {
+			names = append(names, strings.TrimSuffix(strings.TrimPrefix(e.Address, w.up.host+"/"), ".git"))
+		}
+		return strings.Join(names, " ")
+	}
+	if err := w.cache.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := here(); got != "four one" {
+		t.Errorf("what is left: %s; want four, read last, and one, which nobody else has", got)
+	}
+	git(t, "/", "clone", "-q", w.at("two"), filepath.Join(t.TempDir(), "clone"))
+	if got := here(); got != "four one two" {
+		t.Errorf("after a clone of what was evicted: %s", got)
+	}
+}
