@@ -62,6 +62,7 @@ type Cache struct {
 	answers *answers
 	seen    *verified
 	hosts   *memo[string, failures]
+	moved   *memo[Address, place] // for pushes
 
 	ctx     context.Context
 	stop    context.CancelCauseFunc
@@ -99,7 +100,7 @@ func New(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, errors.Join(err, kept.close())
 	}
-	c := &Cache{cfg: cfg, forward: forward, answers: kept, seen: newVerified(cfg.Now), hosts: newMemo[string, failures](cfg.Now), repos: map[Address]*repo{}}
+	c := &Cache{cfg: cfg, forward: forward, answers: kept, seen: newVerified(cfg.Now), hosts: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), repos: map[Address]*repo{}}
 	c.ctx, c.stop = context.WithCancelCause(context.Background())
 	return c, nil
 }

@@ -169,3 +169,20 @@ func TestAnEmptyRepository(t *testing.T) {
 	}
 	git(t, "/", "clone", "-q", w.at("empty"), filepath.Join(t.TempDir(), "clone"))
 }
+
+func TestABundle(t *testing.T) {
+	w := newWorld(t)
+	work := w.up.repo(t, "app")
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", "--bundle-uri="+w.at("app")+"/clone.bundle", w.at("app"), to)
+	if a, b := git(t, to, "rev-parse", "origin/main"), git(t, work, "rev-parse", "main"); a != b {
+		t.Errorf("cloned %s, want %s", a, b)
+	}
+	if refs := git(t, to, "for-each-ref", "refs/bundles"); !strings.Contains(refs, "refs/bundles/main") {
+		t.Errorf("git made no use of the bundle: %s", refs)
+	}
+	w.up.private.Store(true)
+	if resp := w.raw("/git/" + w.up.host + "/app.git/clone.bundle"); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("a bundle of what is private: %s", resp.Status)
+	}
+}

@@ -29,14 +29,16 @@ type access struct {
 
 // fresh sees to it that the repository is younger than the limit, or tells why
 // it is not. However many ask at once, one refresh is made; it goes on without
-// whoever asked first.
+// whoever asked first. Who comes while one is under way may need another: what
+// it tells can be older than the question.
 func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State, error) {
+	oldest := r.c.now().Add(-limit)
 	for {
 		st, ok, err := r.load()
 		if err != nil {
 			return st, err
 		}
-		if ok && st.Error == "" && !r.suspect.Load() && r.c.now().Sub(st.Checked) < limit {
+		if pushed := r.pushed(); ok && st.Error == "" && !r.suspect.Load() && !st.Checked.Before(oldest) && st.Checked.After(pushed) {
 			return st, nil
 		}
 		if err := r.c.resting(r.addr.Host); err != nil {
@@ -51,8 +53,10 @@ func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State,
 		if denied(f.err) && f.access != a {
 			continue // somebody else was not let in: that says nothing of us
 		}
-		st, _, err = r.load()
-		return st, firstError(f.err, err)
+		if f.err != nil {
+			st, _, err = r.load()
+			return st, firstError(f.err, err)
+		}
 	}
 }
 

@@ -58,12 +58,14 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := &request{w: w, r: r, repo: c.repo(addr), access: c.accessOf(r), protocol: protocolOf(r)}
 	service := r.URL.Query().Get("service")
 	switch {
-	case r.Method == http.MethodGet && route == "/info/refs" && service == "git-upload-pack":
+	case r.Method == http.MethodGet && route == "/info/refs" && service == uploadPack:
 		q.advertise()
 	case r.Method == http.MethodPost && route == "/git-upload-pack":
 		q.upload()
-	case r.Method == http.MethodGet && route == "/info/refs" && service == "git-receive-pack", r.Method == http.MethodPost && route == "/git-receive-pack":
-		refuse(w, http.StatusForbidden, "devaipod: this cache takes no pushes yet; push to "+addr.Host)
+	case r.Method == http.MethodGet && route == "/clone.bundle":
+		q.bundle()
+	case r.Method == http.MethodGet && route == "/info/refs" && service == receivePack, r.Method == http.MethodPost && route == "/git-receive-pack":
+		q.push(strings.TrimPrefix(route, "/"))
 	default:
 		refuse(w, http.StatusForbidden, "devaipod: git's dumb protocol is not served; use git 1.6.6 or newer, and nothing but git")
 	}
@@ -114,8 +116,10 @@ func (c *Cache) accessOf(r *http.Request) access {
 	return access{auth: auth}
 }
 
-// advertise answers git's first question, after having asked the upstream.
-func (q *request) advertise() {
+// current sees to it that the repository is as new as it has to be and that the
+// caller may read it, and says in headers how old it is. When ok is false, the
+// client has its answer.
+func (q *request) current() (st State, ok bool) {
 	c := q.repo.c
 	began := c.now()
 	st, err := q.repo.fresh(q.r.Context(), q.access, c.cfg.MaxAge)
@@ -129,9 +133,18 @@ func (q *request) advertise() {
 	}
 	if err != nil {
 		q.fail(err)
-		return
+		return st, false
 	}
 	q.tell(st, st.Checked.Before(began), stale)
+	return st, true
+}
+
+// advertise answers git's first question, after having asked the upstream.
+func (q *request) advertise() {
+	st, ok := q.current()
+	if !ok {
+		return
+	}
 	head := ""
 	if q.protocol != "version=2" {
 		head = "001e# service=git-upload-pack\n0000"
@@ -141,6 +154,21 @@ func (q *request) advertise() {
 			return err
 		}
 		return q.repo.uploadPack(ctx, q.protocol, nil, w, "--http-backend-info-refs")
+	})
+}
+
+// bundle answers with all branches and tags in one file, for git clone
+// --bundle-uri (gitformat-bundle(5)): the same bytes for everybody, until
+// something changes.
+func (q *request) bundle() {
+	st, ok := q.current()
+	if !ok {
+		return
+	}
+	q.answer("application/x-git-bundle", st.Generation+" bundle", "", func(ctx context.Context, w io.Writer) error {
+		err := child{dir: q.repo.git(), args: []string{"bundle", "create", "--quiet", "-", "--branches", "--tags"}, stdout: w}.run(ctx)
+		q.repo.doubt(err)
+		return err
 	})
 }
 
@@ -204,7 +232,7 @@ func (q *request) answer(contentType, key, warn string, produce func(context.Con
 	c := q.repo.c
 	q.w.Header().Set("Content-Type", contentType)
 	out := &patient{w: q.w, rc: http.NewResponseController(q.w)}
-	if err := q.repo.touch(c.now()); err != nil {
+	if err := q.repo.touch("used"); err != nil {
 		c.cfg.Log.Warn("noting that a repository is in use", "repo", q.repo.addr.String(), "err", err)
 	}
 	var err error

@@ -25,6 +25,8 @@ import (
 //	state.json   what is known of it; without this there is no repository
 //	lock         held (flock) by who changes it, in whatever process
 //	used         its time of change is when a client last read
+//	pushed       its time of change is when somebody last pushed through the cache
+//	tended       what was repacked last
 type repo struct {
 	c    *Cache
 	addr Address
@@ -222,13 +224,26 @@ func (r *repo) sweep() error {
 	}))
 }
 
-// touch notes that a client reads.
-func (r *repo) touch(now time.Time) error {
-	err := os.Chtimes(r.file("used"), now, now)
+// touch notes in a file that something happens now.
+func (r *repo) touch(name string) error {
+	now := r.c.now()
+	err := os.Chtimes(r.file(name), now, now)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = os.WriteFile(r.file("used"), nil, 0o600)
+		if err = os.WriteFile(r.file(name), nil, 0o600); err == nil {
+			err = os.Chtimes(r.file(name), now, now)
+		}
 	}
 	return err
+}
+
+// pushed is when somebody last pushed through the cache: what was asked of the
+// upstream before that counts no more.
+func (r *repo) pushed() time.Time {
+	info, err := os.Stat(r.file("pushed"))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
 }
 
 func newGeneration() string { return rand.Text()[:16] }

@@ -17,6 +17,12 @@ import (
 	"time"
 )
 
+// Git's two services.
+const (
+	uploadPack  = "git-upload-pack"
+	receivePack = "git-receive-pack"
+)
+
 // Time limits on an upstream.
 const (
 	dialLimit   = 20 * time.Second
@@ -111,6 +117,12 @@ type forwarder struct {
 
 	mu       sync.Mutex
 	sessions map[string]*session
+}
+
+// A place is where a redirect led.
+type place struct {
+	base    *url.URL
+	verdict verdict
 }
 
 // A session is one upstream, asked with one set of credentials.
@@ -214,7 +226,7 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case s == nil:
 		http.Error(w, "no such session", http.StatusNotFound)
-	case r.Method == http.MethodGet && path == "info/refs" || r.Method == http.MethodPost && path == "git-upload-pack":
+	case r.Method == http.MethodGet && path == "info/refs" && r.URL.Query().Get("service") == uploadPack || r.Method == http.MethodPost && path == uploadPack:
 		s.serve(w, r, path)
 	default:
 		http.Error(w, "no such route", http.StatusNotFound)
@@ -226,36 +238,52 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request, path string) {
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 	resp, err := s.ask(ctx, r, path)
-	if err != nil {
-		s.fail(err)
-		http.Error(w, err.Error(), http.StatusBadGateway)
+	if err == nil {
+		err = s.relay(ctx, cancel, w, resp)
+	}
+	if err == nil {
 		return
 	}
+	if r.Context().Err() == nil && !errors.Is(err, errHungUp) {
+		s.fail(err)
+	}
+	panic(http.ErrAbortHandler) // git must not take it for whole
+}
+
+// relay passes an answer on, as far as the limits let it. Its errors are the
+// upstream's, or errHungUp.
+func (s *session) relay(ctx context.Context, cancel context.CancelCauseFunc, w http.ResponseWriter, resp *http.Response) error {
 	defer resp.Body.Close()
 	for _, h := range []string{"Content-Type", "Content-Encoding", "Content-Length"} {
 		if v := resp.Header.Get(h); v != "" {
 			w.Header().Set(h, v)
 		}
 	}
+	w.WriteHeader(resp.StatusCode)
 	idle := time.AfterFunc(idleLimit, func() { cancel(fmt.Errorf("no byte for %s", idleLimit)) })
 	defer idle.Stop()
-	err = flushing(w, readerFunc(func(b []byte) (int, error) {
+	var failed error // of the upstream
+	err := flushing(w, readerFunc(func(b []byte) (int, error) {
 		n, err := resp.Body.Read(b)
 		idle.Reset(idleLimit)
+		if err != nil && !errors.Is(err, io.EOF) {
+			err = &unreachableError{cause(ctx, err)}
+			failed = err
+		}
 		if s.count(n) > s.f.max {
-			return n, &RefusedError{What: s.base.Redacted(), Why: fmt.Sprintf("it sends more than %d bytes (mirror.max_repository)", s.f.max)}
+			failed = &RefusedError{What: s.base.Redacted(), Why: fmt.Sprintf("it sends more than %d bytes (mirror.max_repository)", s.f.max)}
+			return n, failed
 		}
 		return n, err
 	}))
-	if err != nil {
-		var refusal *RefusedError
-		if !errors.As(err, &refusal) {
-			err = &unreachableError{cause(ctx, err)}
-		}
-		s.fail(err)
-		panic(http.ErrAbortHandler) // git must not take it for whole
+	if err != nil && (failed == nil || errors.Is(failed, context.Canceled)) {
+		return errHungUp
 	}
+	return err
 }
+
+// errHungUp is a client that went before the answer's end.
+var errHungUp = errors.New("the client has gone")
 
 func (s *session) count(n int) int64 {
 	s.mu.Lock()
@@ -264,16 +292,33 @@ func (s *session) count(n int) int64 {
 	return s.bytes
 }
 
-// ask sends git's request to the upstream. The first question of a session may
-// be sent elsewhere, if the rules allow that place too.
+// ask sends git's request to the upstream, and takes nothing but git's answer.
 func (s *session) ask(ctx context.Context, r *http.Request, path string) (*http.Response, error) {
+	resp, err := s.send(ctx, r, path)
+	if err != nil {
+		return nil, err
+	}
+	service := path
+	if path == "info/refs" {
+		service = r.URL.Query().Get("service")
+	}
+	if err := judge(resp, service, path); err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	return resp, nil
+}
+
+// send sends a request to the upstream. The first question of a session may be
+// sent elsewhere, if the rules allow that place too.
+func (s *session) send(ctx context.Context, r *http.Request, path string) (*http.Response, error) {
 	for moves := 0; ; moves++ {
 		s.mu.Lock()
 		base, v := s.base, s.verdict
 		s.mu.Unlock()
 		to := base.JoinPath(path)
 		if path == "info/refs" {
-			to.RawQuery = "service=git-upload-pack"
+			to.RawQuery = "service=" + url.QueryEscape(r.URL.Query().Get("service"))
 		}
 		req, err := http.NewRequestWithContext(ctx, r.Method, to.String(), r.Body)
 		if err != nil {
@@ -305,19 +350,15 @@ func (s *session) ask(ctx context.Context, r *http.Request, path string) (*http.
 			}
 			continue
 		}
-		if err := judge(resp, path); err != nil {
-			resp.Body.Close()
-			return nil, err
-		}
 		return resp, nil
 	}
 }
 
 // judge tells an answer of git's from any other.
-func judge(resp *http.Response, path string) error {
-	want := "application/x-git-upload-pack-result"
+func judge(resp *http.Response, service, path string) error {
+	want := "application/x-" + service + "-result"
 	if path == "info/refs" {
-		want = "application/x-git-upload-pack-advertisement"
+		want = "application/x-" + service + "-advertisement"
 	}
 	switch got := resp.Header.Get("Content-Type"); {
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:

@@ -1,0 +1,68 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+)
+
+// push passes a push on to the upstream, with the caller's own credentials and
+// as it comes: nothing of it stays here. What the upstream says is what the
+// client gets; when it says that it has the push, the next fetch asks it.
+func (q *request) push(path string) {
+	c := q.repo.c
+	u, err := c.upstream(q.repo.addr)
+	if err != nil {
+		q.fail(err)
+		return
+	}
+	if !u.web() {
+		refuse(q.w, http.StatusForbidden, fmt.Sprintf("devaipod: pushes to %s don't go through the cache: it would push with your user's rights for whoever asks; push to %s itself", q.repo.addr, printable(u.url.Redacted())))
+		return
+	}
+	ctx, cancel := context.WithCancelCause(q.r.Context())
+	defer cancel(nil)
+	s := c.forward.open(ctx, u, q.access.auth, c.cfg.Allow.check)
+	defer s.close()
+	if base, ok := c.moved.get(q.repo.addr); ok {
+		s.base, s.verdict = base.base, base.verdict
+	}
+	if path == receivePack {
+		// Before as well as after: what a fetch learns meanwhile may be either.
+		defer q.pushed()
+		q.pushed()
+	}
+	resp, err := s.send(ctx, q.r, path)
+	if err != nil {
+		q.fail(err)
+		return
+	}
+	if s.base != u.url {
+		// The push itself is another request, which can't be sent elsewhere.
+		c.moved.put(q.repo.addr, place{s.base, s.verdict}, time.Hour)
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		q.w.Header().Set("WWW-Authenticate", fmt.Sprintf("Basic realm=%q", q.repo.addr.Host))
+	}
+	q.w.Header().Set("Cache-Control", "no-cache")
+	if err := s.relay(ctx, cancel, q.w, resp); err != nil {
+		if !errors.Is(err, errHungUp) {
+			c.cfg.Log.Warn("passing a push on", "repo", q.repo.addr.String(), "err", err)
+		}
+		panic(http.ErrAbortHandler) // a cut-off answer must not look whole
+	}
+}
+
+// pushed makes the next fetch ask the upstream.
+func (q *request) pushed() {
+	err := q.repo.touch("pushed")
+	if errors.Is(err, os.ErrNotExist) {
+		return // nothing of it is here
+	}
+	if err != nil {
+		q.repo.c.cfg.Log.Warn("noting a push; what is here may be older than it for mirror.max_age", "repo", q.repo.addr.String(), "err", err)
+	}
+}
