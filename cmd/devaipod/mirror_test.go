@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
+	"net/http/cgi"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,22 +52,22 @@ func mustGit(t *testing.T, dir string, args ...string) string {
 	return string(out)
 }
 
-func TestMirrorAlone(t *testing.T) {
-	dir, devaipod := mirrorWorld(t)
+// mirrorServe runs the cache until the test ends, or until stop.
+func mirrorServe(t *testing.T, devaipod func(context.Context, ...string) (string, string, error), args ...string) (addr string, stop func()) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
+	addr = l.Addr().String()
 	l.Close()
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		_, errOut, err := devaipod(ctx, "mirror", "serve", "--listen", addr, "--dir", dir+"/cache", "--allow-upstream", "localhost"+dir+"/srv/*")
-		if err != nil {
-			t.Error(errOut)
+		defer close(ended)
+		if _, errOut, err := devaipod(ctx, append([]string{"mirror", "serve", "--listen", addr}, args...)...); err != nil {
+			t.Errorf("it ends with %v: %s", err, errOut)
 		}
-		ended <- err
 	}()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := http.Get("http://" + addr + "/healthz")
@@ -75,6 +79,14 @@ func TestMirrorAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	stop = func() { cancel(); <-ended }
+	t.Cleanup(stop)
+	return addr, stop
+}
+
+func TestMirrorAlone(t *testing.T) {
+	dir, devaipod := mirrorWorld(t)
+	addr, stop := mirrorServe(t, devaipod, "--dir", dir+"/cache", "--allow-upstream", "localhost"+dir+"/srv/*")
 	url := "http://" + addr + "/git/localhost" + dir + "/srv/app.git"
 	mustGit(t, dir, "clone", "-q", url, "clone")
 	if a, b := mustGit(t, dir, "-C", "clone", "rev-parse", "HEAD"), mustGit(t, dir, "-C", "srv/app", "rev-parse", "HEAD"); a != b {
@@ -84,9 +96,69 @@ func TestMirrorAlone(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "mirror.allow_upstream") {
 		t.Errorf("what is not allowed: %v %s", err, out)
 	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("it ends with %v", err)
+	stop()
+}
+
+// What setup writes lets git fetch a repository and its submodules from the
+// cache, by the names that they have upstream.
+func TestMirrorSetup(t *testing.T) {
+	dir, devaipod := mirrorWorld(t)
+	backend := &cgi.Handler{
+		Path: filepath.Join(strings.TrimSpace(mustGit(t, dir, "--exec-path")), "git-http-backend"),
+		Env:  []string{"GIT_PROJECT_ROOT=" + dir + "/srv", "GIT_HTTP_EXPORT_ALL=1"},
+	}
+	var direct atomic.Int32
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.UserAgent(), "devaipod") {
+			direct.Add(1)
+		}
+		b, err := io.ReadAll(r.Body) // CGI wants a length
+		if err != nil {
+			return
+		}
+		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(b)), int64(len(b)), nil
+		backend.ServeHTTP(w, r)
+	}))
+	defer upstream.Close()
+	host := strings.TrimPrefix(upstream.URL, "http://")
+	mustGit(t, dir, "init", "-q", "-b", "main", "srv/outer")
+	mustGit(t, dir, "-C", "srv/outer", "-c", "protocol.allow=always", "submodule", "--quiet", "add", upstream.URL+"/app", "inner")
+	mustGit(t, dir, "-C", "srv/outer", "commit", "-qm", "with a submodule")
+	direct.Store(0)
+	addr, _ := mirrorServe(t, devaipod, "--dir", dir+"/cache", "--allow-upstream", host)
+
+	t.Setenv("DEVAIPOD_SERVICE_LISTEN", addr)
+	run := func(args ...string) string {
+		t.Helper()
+		_, errOut, err := devaipod(t.Context(), append([]string{"mirror", "setup"}, args...)...)
+		if err != nil {
+			t.Fatal(errOut)
+		}
+		return errOut
+	}
+	if _, errOut, err := devaipod(t.Context(), "mirror", "setup"); err == nil || !strings.Contains(errOut, "name the hosts") {
+		t.Errorf("without a host: %v %s", err, errOut)
+	}
+	before, err := os.ReadFile(filepath.Join(dir, ".gitconfig"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(host)
+	run(host) // once more changes nothing
+	mustGit(t, dir, "clone", "-q", "--recurse-submodules", upstream.URL+"/outer.git", "clone")
+	if a, b := mustGit(t, dir, "-C", "clone/inner", "rev-parse", "HEAD"), mustGit(t, dir, "-C", "srv/app", "rev-parse", "HEAD"); a != b {
+		t.Errorf("the submodule has %s, want %s", a, b)
+	}
+	if n := direct.Load(); n > 0 {
+		t.Errorf("git asked the upstream itself %d times", n)
+	}
+	run("--undo", "other.example.org")
+	run("--undo")
+	if after, err := os.ReadFile(filepath.Join(dir, ".gitconfig")); err != nil || string(after) != string(before) {
+		t.Errorf("after --undo the configuration is %s, before %s", after, before)
+	}
+	if said := run("--undo"); !strings.Contains(said, "nothing to undo") {
+		t.Errorf("once more: %s", said)
 	}
 }
 

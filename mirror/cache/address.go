@@ -75,8 +75,8 @@ func checkHost(host string) error {
 			return fmt.Errorf("%q is no port", clip(port))
 		}
 		name = h
-	} else {
-		name = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	} else if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+		name = host[1 : len(host)-1]
 	}
 	if ip, err := netip.ParseAddr(name); err == nil {
 		if ip.Zone() != "" || ip.Is4In6() || ip.Is6() != strings.HasPrefix(host, "[") || ip.String() != name {

@@ -77,12 +77,17 @@ func parsePath(u *url.URL) (addr Address, route string, err error) {
 		return addr, "", &AddressError{u.EscapedPath(), "a slash in it is escaped"}
 	}
 	rest, ok := strings.CutPrefix(u.Path, "/git/")
-	i := strings.Index(rest, ".git/")
-	if !ok || i < 0 {
-		return addr, "", &AddressError{strings.TrimPrefix(u.Path, "/git/"), `it does not end in ".git"`}
+	if i := strings.Index(rest, ".git/"); i >= 0 {
+		addr, err = ParseAddress(rest[:i])
+		return addr, rest[i+len(".git"):], err
 	}
-	addr, err = ParseAddress(rest[:i])
-	return addr, rest[i+len(".git"):], err
+	for _, route := range []string{"/info/refs", "/" + uploadPack, "/" + receivePack, "/clone.bundle"} {
+		if name, found := strings.CutSuffix(rest, route); ok && found { // as in https://github.com/owner/repo
+			addr, err = ParseAddress(name)
+			return addr, route, err
+		}
+	}
+	return addr, "", &AddressError{rest, "it is not what git asks for"}
 }
 
 // calledRightly holds the Host header to the names that this server has.

@@ -1,0 +1,6 @@
+package cache
+
+var (
+	ParsePath = parsePath
+	Warning   = warning
+)
