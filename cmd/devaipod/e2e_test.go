@@ -21,6 +21,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	main "codeberg.org/devaipod/devaipod/cmd/devaipod"
 	"codeberg.org/devaipod/devaipod/cmd/internal/scriptedmodel"
 	"codeberg.org/devaipod/devaipod/cmd/internal/testkit"
 )
@@ -58,6 +59,12 @@ var running struct {
 }
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "mirror" { // git runs it as a credential helper
+		if main.Run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr) != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	interrupted = ctx
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -55,7 +55,7 @@ func (a *app) mirrorCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, repos []string) error { return a.mirrorRemove(cmd.Context(), repos, force) },
 	})
 	remove.Flags().BoolVar(&force, "force", false, "even if the upstream may not have it any more")
-	cmd.AddCommand(serve, sync, remove, a.mirrorSetupCmd(), a.jsonFlag(dir(&cobra.Command{
+	cmd.AddCommand(serve, sync, remove, a.mirrorSetupCmd(), a.mirrorCredentialCmd(), a.jsonFlag(dir(&cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the repositories: how old, how large, used when", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return a.mirrorList() },
 	})))

@@ -108,9 +108,15 @@ func TestMirrorSetup(t *testing.T) {
 		Env:  []string{"GIT_PROJECT_ROOT=" + dir + "/srv", "GIT_HTTP_EXPORT_ALL=1"},
 	}
 	var direct atomic.Int32
+	var private atomic.Bool
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.Contains(r.UserAgent(), "devaipod") {
 			direct.Add(1)
+		}
+		if user, password, _ := r.BasicAuth(); private.Load() && (user != "ada" || password != "sesame") {
+			w.Header().Set("WWW-Authenticate", `Basic realm="upstream"`)
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
 		}
 		b, err := io.ReadAll(r.Body) // CGI wants a length
 		if err != nil {
@@ -125,7 +131,7 @@ func TestMirrorSetup(t *testing.T) {
 	mustGit(t, dir, "-C", "srv/outer", "-c", "protocol.allow=always", "submodule", "--quiet", "add", upstream.URL+"/app", "inner")
 	mustGit(t, dir, "-C", "srv/outer", "commit", "-qm", "with a submodule")
 	direct.Store(0)
-	addr, _ := mirrorServe(t, devaipod, "--dir", dir+"/cache", "--allow-upstream", host)
+	addr, _ := mirrorServe(t, devaipod, "--dir", dir+"/cache", "--max-age", "0s", "--allow-upstream", host)
 
 	t.Setenv("DEVAIPOD_SERVICE_LISTEN", addr)
 	run := func(args ...string) string {
@@ -152,6 +158,33 @@ func TestMirrorSetup(t *testing.T) {
 	if n := direct.Load(); n > 0 {
 		t.Errorf("git asked the upstream itself %d times", n)
 	}
+	// A private one by what the person's git knows for the upstream, and for no
+	// other host. The helper is this program.
+	private.Store(true)
+	mustGit(t, dir, "config", "--global", "credential.http://"+host+".helper", "!f() { test $1 = get && echo username=ada && echo password=sesame; }; f")
+	mustGit(t, dir, "-C", "srv/app", "commit", "-q", "--allow-empty", "-m", "second")
+	helper := mustGit(t, dir, "config", "--global", "--get-all", "credential.http://"+addr+".helper")
+	if !strings.HasPrefix(helper, "\n!'") || !strings.HasSuffix(helper, "' mirror credential\n") {
+		t.Errorf("the credential helpers for the cache are %q", helper)
+	}
+	var said bytes.Buffer
+	question := strings.NewReader("protocol=http\nhost=" + addr + "\npath=git/" + host + "/app.git\n\n")
+	if err := main.Run(t.Context(), []string{"mirror", "credential", "get"}, question, &said, &said); err != nil || said.String() != "username=ada\npassword=sesame\n" {
+		t.Errorf("asked for credentials, it says %v %s", err, said.String())
+	}
+	for _, path := range []string{"git/github.com/a/b.git", "other", ""} {
+		said.Reset()
+		t.Setenv("GIT_TERMINAL_PROMPT", "0")
+		err := main.Run(t.Context(), []string{"mirror", "credential", "get"}, strings.NewReader("path="+path+"\n\n"), &said, io.Discard)
+		if strings.Contains(said.String(), "sesame") {
+			t.Errorf("asked for credentials of %q, it says %v %s", path, err, said.String())
+		}
+	}
+	mustGit(t, dir, "clone", "-q", upstream.URL+"/app.git", "private")
+	if a, b := mustGit(t, dir, "-C", "private", "rev-parse", "HEAD"), mustGit(t, dir, "-C", "srv/app", "rev-parse", "HEAD"); a != b || direct.Load() > 0 {
+		t.Errorf("the private one has %s, want %s; %d direct", a, b, direct.Load())
+	}
+	mustGit(t, dir, "config", "--global", "--unset", "credential.http://"+host+".helper")
 	run("--undo", "other.example.org")
 	run("--undo")
 	if after, err := os.ReadFile(filepath.Join(dir, ".gitconfig")); err != nil || string(after) != string(before) {

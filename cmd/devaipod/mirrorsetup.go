@@ -1,13 +1,18 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"net/url"
+	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -64,6 +69,81 @@ func (a *app) mirrorSetup(ctx context.Context, hosts []string) error {
 		}
 		a.step("git now fetches %s… from %s…", from, base)
 	}
+	return a.setupCredentials(ctx)
+}
+
+// setupCredentials lets git ask us for what the upstreams want, and nobody else:
+// other helpers would keep it once more, for the cache's address.
+func (a *app) setupCredentials(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	section := "credential." + a.cfg.serviceURL()
+	if have, err := gitConfig(ctx, "--get-all", section+".helper"); err != nil || have != "" {
+		return err
+	}
+	helper := "!'" + strings.ReplaceAll(self, "'", `'\''`) + "' mirror credential"
+	for _, args := range [][]string{{section + ".useHttpPath", "true"}, {section + ".helper", ""}, {"--add", section + ".helper", helper}} {
+		if _, err := gitConfig(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mirrorCredentialCmd is what git runs as a credential helper (gitcredentials(7))
+// when the cache wants to know who somebody is at an upstream.
+func (a *app) mirrorCredentialCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "credential get|store|erase", Short: "Answer git's question for credentials of an upstream", Hidden: true, Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, verb []string) error { return a.mirrorCredential(cmd.Context(), verb[0]) },
+	}
+}
+
+// mirrorCredential passes the question on to the person's own helpers, as one
+// for the upstream itself.
+func (a *app) mirrorCredential(ctx context.Context, verb string) error {
+	action, ok := map[string]string{"get": "fill", "store": "approve", "erase": "reject"}[verb]
+	if !ok {
+		return nil // gitcredentials(7): what a helper does not know, it leaves alone
+	}
+	asked := map[string]string{}
+	in := bufio.NewScanner(io.LimitReader(a.in, 64<<10))
+	for in.Scan() {
+		k, v, _ := strings.Cut(in.Text(), "=")
+		asked[k] = v
+	}
+	if err := in.Err(); err != nil {
+		return err
+	}
+	text, within := strings.CutPrefix(asked["path"], "git/")
+	addr, err := cache.ParseAddress(text)
+	if !within || err != nil {
+		return nil //nolint:nilerr // a question that is none of ours
+	}
+	u, err := url.Parse(plainURL(addr.Host))
+	if err != nil {
+		return err
+	}
+	question := fmt.Sprintf("protocol=%s\nhost=%s\npath=%s\n", u.Scheme, u.Host, strings.TrimPrefix(text, addr.Host+"/"))
+	for _, k := range []string{"username", "password"} {
+		if v, ok := asked[k]; ok {
+			question += k + "=" + v + "\n"
+		}
+	}
+	cmd := exec.CommandContext(ctx, "git", "credential", action)
+	cmd.Stdin = strings.NewReader(question + "\n")
+	cmd.Stderr = a.errOut
+	out, err := cmd.Output()
+	if err != nil {
+		return &exitError{codeFailed, nil} // git has said why
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "username=") || strings.HasPrefix(line, "password=") {
+			fmt.Fprint(a.out, line)
+		}
+	}
 	return nil
 }
 
@@ -86,6 +166,17 @@ func (a *app) mirrorUndo(ctx context.Context, hosts []string) error {
 			return err
 		}
 		a.step("git now fetches from %s itself", host)
+	}
+	if left, err := gitConfig(ctx, "--get-regexp", `^url\.`+regexp.QuoteMeta(a.cacheBase(""))); err != nil || left != "" {
+		return err
+	}
+	section := "credential." + a.cfg.serviceURL()
+	if have, err := gitConfig(ctx, "--get-all", section+".helper"); err != nil {
+		return err
+	} else if have != "" {
+		if _, err := gitConfig(ctx, "--remove-section", section); err != nil {
+			return err
+		}
 	}
 	if len(done) == 0 {
 		a.step("nothing to undo: git fetches nothing from %s", a.cacheBase(""))
