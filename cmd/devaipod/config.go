@@ -283,8 +283,12 @@ func (c config) validate() error {
 		return fmt.Errorf("mirror.dir %q: want an absolute path", c.Mirror.Dir)
 	}
 	for _, h := range c.Mirror.Host {
-		if u, err := url.Parse(h.URL); h.Name == "" || err != nil || u.Host == "" && u.Scheme != "file" {
+		u, err := url.Parse(h.URL)
+		if h.Name == "" || err != nil || u.Host == "" && u.Scheme != "file" {
 			return fmt.Errorf("mirror.host %q: want a name and a url, like ssh://git@git.example.org/", h.Name)
+		}
+		if _, secret := u.User.Password(); secret {
+			return fmt.Errorf("mirror.host %q: there is a password in its url; give it to git's credential helper instead", h.Name)
 		}
 	}
 	if c.Mirror.MaxAge < 0 {

@@ -33,9 +33,14 @@ func (r *repo) admit(ctx context.Context, a access, st State) error {
 			return errUnauthorized
 		}
 	}
+	if err := r.c.resting(r.addr.Host); err != nil {
+		return err
+	}
 	way := r.c.way(ctx, u, auth)
 	defer way.close()
-	if _, err := r.ask(ctx, way); err != nil {
+	_, err = r.ask(ctx, way)
+	r.c.judge(r.addr.Host, err)
+	if err != nil {
 		return err
 	}
 	r.c.seen.add(r.addr, auth)

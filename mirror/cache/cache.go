@@ -123,10 +123,27 @@ func (c *Cache) repo(addr Address) *repo {
 	defer c.mu.Unlock()
 	r := c.repos[addr]
 	if r == nil {
+		c.forgetSome()
 		r = &repo{c: c, addr: addr, dir: filepath.Join(c.cfg.Dir, "repos", addr.dir())}
 		c.repos[addr] = r
 	}
 	return r
+}
+
+// forgetSome bounds what is known of addresses: anybody can name any number of
+// them. The caller has the lock.
+func (c *Cache) forgetSome() {
+	if len(c.repos) < maxRemembered {
+		return
+	}
+	for addr, r := range c.repos {
+		r.mu.Lock()
+		idle := r.flight == nil
+		r.mu.Unlock()
+		if idle {
+			delete(c.repos, addr)
+		}
+	}
 }
 
 func (c *Cache) progress(addr Address) io.Writer {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -296,6 +297,10 @@ func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 	// Refs beyond branches and tags, and tags that no branch leads to.
 	c := child{dir: to, args: append([]string{"fetch", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "upstream"}, r.c.refspecs()...), lock: lock}
 	if err := way.run(ctx, c); err != nil {
+		return err
+	}
+	// Where a damaged one makes place, it is no repository any more from here on.
+	if err := os.Remove(r.file("state.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := os.RemoveAll(r.git()); err != nil {

@@ -29,8 +29,9 @@ type child struct {
 // config is what every child of ours is run with; the last of a name counts.
 var config = []string{
 	"core.hooksPath=/dev/null",
-	"core.bigFileThreshold=16m", // larger files stream: they are never in memory whole
-	"gc.auto=0",                 // upkeep has its own time
+	"core.bigFileThreshold=16m",      // larger files stream: they are never in memory whole
+	"core.fsync=committed,reference", // a repository outlives a loss of power
+	"gc.auto=0",                      // upkeep has its own time
 	"maintenance.auto=false",
 	"protocol.allow=never",
 	"protocol.http.allow=always", // our own forwarder

@@ -367,9 +367,21 @@ func (q *request) fail(err error) {
 	refuse(q.w, status, printable(text))
 }
 
-// plainBody undoes the request's content encoding, within bounds.
+type readCloser struct {
+	io.Reader
+	io.Closer
+}
+
+// plainBody undoes the request's content encoding, within bounds: the client may
+// be slow, but not still.
 func plainBody(w http.ResponseWriter, r *http.Request) (io.Reader, error) {
-	body := io.Reader(http.MaxBytesReader(w, r.Body, maxNegotiation))
+	rc := http.NewResponseController(w)
+	body := io.Reader(http.MaxBytesReader(w, readCloser{readerFunc(func(b []byte) (int, error) {
+		if err := rc.SetReadDeadline(time.Now().Add(slowLimit)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return 0, err
+		}
+		return r.Body.Read(b)
+	}), r.Body}, maxNegotiation))
 	switch enc := r.Header.Get("Content-Encoding"); enc {
 	case "":
 		return body, nil

@@ -38,7 +38,16 @@ func serve(dir string, patterns []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := cache.New(cache.Config{Dir: dir, Allow: allow, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	cfg := cache.Config{Dir: dir, Allow: allow, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	if age := os.Getenv("TEST_CACHE_AGE"); age != "" {
+		if cfg.MaxAge, err = time.ParseDuration(age); err != nil {
+			return err
+		}
+	}
+	if os.Getenv("TEST_CACHE_ANSWERS") != "" {
+		cfg.MaxAnswers = 1 // none is kept
+	}
+	c, err := cache.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -52,14 +61,23 @@ func serve(dir string, patterns []string) error {
 
 // A process is a cache in a process of its own.
 type process struct {
-	t   *testing.T
-	cmd *exec.Cmd
-	url string
-	log lockedBuffer
+	t    testing.TB
+	cmd  *exec.Cmd
+	addr string
+	url  string // of the world's upstream
+	log  lockedBuffer
 }
 
-// process starts one; before is what is run in front of it.
+// process starts one on the directory "shared"; before is what is run in front
+// of it.
 func (w *world) process(before ...string) *process {
+	w.t.Helper()
+	p := w.start([]string{"TEST_CACHE_DIR=" + filepath.Join(w.dir, "shared"), "TEST_CACHE_ALLOW=" + w.up.host}, before...)
+	p.url = "http://" + p.addr + "/git/" + w.up.host + "/"
+	return p
+}
+
+func (w *world) start(env []string, before ...string) *process {
 	w.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -68,7 +86,7 @@ func (w *world) process(before ...string) *process {
 	p := &process{t: w.t}
 	args := append(before, self)
 	p.cmd = exec.Command(args[0], args[1:]...)
-	p.cmd.Env = append(os.Environ(), "TEST_CACHE_DIR="+filepath.Join(w.dir, "shared"), "TEST_CACHE_ALLOW="+w.up.host)
+	p.cmd.Env = append(os.Environ(), env...)
 	out, err := p.cmd.StderrPipe()
 	if err != nil {
 		w.t.Fatal(err)
@@ -87,7 +105,7 @@ func (w *world) process(before ...string) *process {
 		}
 		close(at)
 	}()
-	p.url = "http://" + <-at + "/git/" + w.up.host + "/"
+	p.addr = <-at
 	return p
 }
 

@@ -249,7 +249,7 @@ func (r *repo) pushed() time.Time {
 func newGeneration() string { return rand.Text()[:16] }
 
 // damage is what git says of a repository that is, and not of a bad request.
-var damage = regexp.MustCompile(`corrupt|packfile|inflate|data stream error|unable to read|could not read|bad (tree|object) |unable to parse|pack has|index-pack`)
+var damage = regexp.MustCompile(`corrupt|packfile|inflate|data stream error|unable to read|could not read|bad (tree|object) |unable to parse|pack has|index-pack|not a git repository`)
 
 // doubt takes note when git's words sound like damage.
 func (r *repo) doubt(err error) {

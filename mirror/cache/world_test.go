@@ -22,7 +22,7 @@ import (
 // A world is an upstream (git's own http-backend), a cache before it, and a
 // person with a git of their own.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	up    *upstream
 	cache *cache.Cache
@@ -198,7 +198,7 @@ func newWorld(t *testing.T, change ...func(*cache.Config)) *world {
 }
 
 // gitconfig gives the test's git a configuration of its own.
-func gitconfig(t *testing.T, dir string) {
+func gitconfig(t testing.TB, dir string) {
 	t.Helper()
 	t.Setenv("HOME", dir)
 	t.Setenv("GIT_CONFIG_GLOBAL", filepath.Join(dir, "gitconfig"))
@@ -237,7 +237,7 @@ func (w *world) open(change ...func(*cache.Config)) {
 // at is where the cache has an upstream's repository.
 func (w *world) at(name string) string { return w.url + "/git/" + w.up.host + "/" + name + ".git" }
 
-func run(t *testing.T, dir, name string, args ...string) string {
+func run(t testing.TB, dir, name string, args ...string) string {
 	t.Helper()
 	out, err := try(dir, name, args...)
 	if err != nil {
@@ -253,7 +253,7 @@ func try(dir, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-func git(t *testing.T, dir string, args ...string) string {
+func git(t testing.TB, dir string, args ...string) string {
 	t.Helper()
 	return run(t, dir, "git", args...)
 }
