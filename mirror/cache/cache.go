@@ -36,6 +36,9 @@ type Config struct {
 	// MaxSize bounds all repositories together, in bytes of disk; 0 for no bound.
 	// What was not read for the longest time goes first.
 	MaxSize int64
+	// Patience is how long a client or an upstream may be silent where it is to
+	// send or take something; two minutes when 0.
+	Patience time.Duration
 	// Credentials are ours for an upstream's URL; nil for none. An empty user and
 	// password are none as well.
 	Credentials func(ctx context.Context, url string) (user, password string, err error)
@@ -83,6 +86,9 @@ func New(cfg Config) (*Cache, error) {
 	if cfg.MaxAnswers == 0 {
 		cfg.MaxAnswers = 4 << 30
 	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 2 * time.Minute
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -96,7 +102,7 @@ func New(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	forward, err := newForwarder(cfg.MaxRepository, cfg.Log)
+	forward, err := newForwarder(cfg.MaxRepository, cfg.Patience, cfg.Log)
 	if err != nil {
 		return nil, errors.Join(err, kept.close())
 	}

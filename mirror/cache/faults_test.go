@@ -1,8 +1,15 @@
 package cache_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -321,3 +328,98 @@ func TestAFetchThatBreaksOff(t *testing.T) {
 		t.Errorf("left: %v %v", left, err)
 	}
 }
+
+// noisy makes a repository with a file that does not compress.
+func (up *upstream) noisy(t *testing.T, name string, size int) {
+	t.Helper()
+	work := up.repo(t, name)
+	noise := make([]byte, size)
+	if _, err := rand.Read(noise); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(work, "noise"), noise, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, work, "noise")
+	git(t, work, "push", "-q", "origin", "main")
+}
+
+func TestPeersThatAreSilent(t *testing.T) {
+	w := newWorld(t, func(c *cache.Config) { c.Patience = time.Second })
+	w.up.noisy(t, "app", 32<<20)
+	head := strings.Fields(git(t, "/", "ls-remote", w.at("app"), "main"))[0]
+	// A client that asks and does not read, and one that does not ask to the end.
+	want := fmt.Sprintf("0011command=fetch0001000fno-progress0032want %s\n0009done\n0000", head)
+	for name, body := range map[string]string{"reads nothing": want, "asks half": want[:40]} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(w.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "POST /git/%s/app.git/git-upload-pack HTTP/1.1\r\nHost: localhost\r\nGit-Protocol: version=2\r\nContent-Length: %d\r\n\r\n%s", w.up.host, len(want), body)
+		time.Sleep(3 * time.Second)
+		if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, conn); err == nil && n > 32<<20 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a client that %s gets %d bytes in the end: %v", name, n, err)
+		}
+	}
+	// An upstream that takes the question and says nothing.
+	_, release := w.up.slow(t)
+	defer release()
+	w.up.repo(t, "silent")
+	w.clock.advance(time.Hour)
+	if out, err := try("/", "git", "clone", "-q", w.at("silent"), filepath.Join(t.TempDir(), "clone")); err == nil || !strings.Contains(out, "does not answer (") {
+		t.Errorf("a silent upstream: %v %s", err, out)
+	}
+}
+
+func TestRequestsThatAreBombs(t *testing.T) {
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	before := git(t, "/", "ls-remote", w.at("app"))
+	var bomb bytes.Buffer
+	zw := gzip.NewWriter(&bomb)
+	if _, err := io.CopyN(zw, zeros{}, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	zw.Close()
+	flushes := strings.Repeat("0000", 64<<20/4)
+	for name, tt := range map[string]struct {
+		encoding string
+		body     io.Reader
+	}{
+		"a gigabyte of zeros, compressed": {"gzip", &bomb},
+		"something that is not gzip":      {"gzip", strings.NewReader("no")},
+		"another encoding":                {"br", strings.NewReader("no")},
+		"64 MB of flushes":                {"", strings.NewReader(flushes)},
+		"a packet with no end":            {"", strings.NewReader("ffff" + strings.Repeat("x", 1000))},
+		"not packets at all":              {"", strings.NewReader("zzzz")},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.at("app")+"/git-upload-pack", tt.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Encoding", tt.encoding)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			continue // it hung up
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK && n > 1000 {
+			t.Errorf("%s: %s, %d bytes, %v", name, resp.Status, n, err)
+		}
+	}
+	if after := git(t, "/", "ls-remote", w.at("app")); after != before {
+		t.Errorf("afterwards it lists %s", after)
+	}
+	if strings.Contains(w.log.String(), "damaged") {
+		t.Errorf("a bad request made it doubt the repository: %s", w.log)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }

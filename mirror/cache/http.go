@@ -19,11 +19,10 @@ import (
 	"time"
 )
 
-// Bounds on what a client sends, and how long it may take.
+// Bounds on what a client sends.
 const (
 	maxNegotiation = 128 << 20 // bytes of a fetch request; a million refs are about 50 MB
 	maxKept        = 64 << 10  // bytes of a request whose answer is kept
-	slowLimit      = 2 * time.Minute
 )
 
 // A request is what a client asks of one repository.
@@ -192,7 +191,7 @@ func (q *request) upload() {
 		q.fail(err)
 		return
 	}
-	body, err := plainBody(q.w, q.r)
+	body, err := plainBody(q.w, q.r, c.cfg.Patience)
 	if err != nil {
 		refuse(q.w, http.StatusBadRequest, "devaipod: "+err.Error())
 		return
@@ -236,7 +235,7 @@ func (r *repo) uploadPack(ctx context.Context, protocol string, in io.Reader, ou
 func (q *request) answer(contentType, key, warn string, produce func(context.Context, io.Writer) error) {
 	c := q.repo.c
 	q.w.Header().Set("Content-Type", contentType)
-	out := &patient{w: q.w, rc: http.NewResponseController(q.w)}
+	out := &patient{w: q.w, rc: http.NewResponseController(q.w), limit: c.cfg.Patience}
 	if err := q.repo.touch("used"); err != nil {
 		c.cfg.Log.Warn("noting that a repository is in use", "repo", q.repo.addr.String(), "err", err)
 	}
@@ -281,12 +280,13 @@ type onlyReader struct{ io.Reader }
 type patient struct {
 	w            http.ResponseWriter
 	rc           *http.ResponseController
+	limit        time.Duration
 	began, broke bool
 }
 
 func (p *patient) more() error {
 	p.began = true
-	err := p.rc.SetWriteDeadline(time.Now().Add(slowLimit))
+	err := p.rc.SetWriteDeadline(time.Now().Add(p.limit))
 	if errors.Is(err, http.ErrNotSupported) {
 		return nil
 	}
@@ -374,10 +374,10 @@ type readCloser struct {
 
 // plainBody undoes the request's content encoding, within bounds: the client may
 // be slow, but not still.
-func plainBody(w http.ResponseWriter, r *http.Request) (io.Reader, error) {
+func plainBody(w http.ResponseWriter, r *http.Request, limit time.Duration) (io.Reader, error) {
 	rc := http.NewResponseController(w)
 	body := io.Reader(http.MaxBytesReader(w, readCloser{readerFunc(func(b []byte) (int, error) {
-		if err := rc.SetReadDeadline(time.Now().Add(slowLimit)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		if err := rc.SetReadDeadline(time.Now().Add(limit)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return 0, err
 		}
 		return r.Body.Read(b)

@@ -23,12 +23,9 @@ const (
 	receivePack = "git-receive-pack"
 )
 
-// Time limits on an upstream.
 const (
-	dialLimit   = 20 * time.Second
-	answerLimit = 5 * time.Minute // until its first byte: a large repository is counted first
-	idleLimit   = 2 * time.Minute // without a byte
-	maxMoves    = 3               // redirects
+	dialLimit = 20 * time.Second
+	maxMoves  = 3 // redirects
 )
 
 // A Host says how the repositories of one host are reached.
@@ -114,6 +111,7 @@ type forwarder struct {
 	server   *http.Server
 	clients  map[verdict]*http.Client
 	max      int64
+	patience time.Duration
 
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -140,14 +138,14 @@ type session struct {
 	bytes   int64
 }
 
-func newForwarder(max int64, log *slog.Logger) (*forwarder, error) {
+func newForwarder(max int64, patience time.Duration, log *slog.Logger) (*forwarder, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listening for git's children: %w", err)
 	}
-	f := &forwarder{listener: l, clients: map[verdict]*http.Client{}, max: max, sessions: map[string]*session{}}
+	f := &forwarder{listener: l, clients: map[verdict]*http.Client{}, max: max, patience: patience, sessions: map[string]*session{}}
 	for _, v := range []verdict{public, named} {
-		f.clients[v] = &http.Client{Transport: transport(v), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		f.clients[v] = &http.Client{Transport: transport(v, patience), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	}
 	f.server = &http.Server{Handler: f, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	go f.server.Serve(l) //nolint:errcheck // ends by close
@@ -156,14 +154,14 @@ func newForwarder(max int64, log *slog.Logger) (*forwarder, error) {
 
 // transport dials only where v lets it, and undoes no compression. It asks no
 // proxy: a proxy would resolve names behind our back.
-func transport(v verdict) *http.Transport {
+func transport(v verdict, patience time.Duration) *http.Transport {
 	return &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			d := net.Dialer{Timeout: dialLimit, Control: func(_, to string, _ syscall.RawConn) error { return mayDial(v, address, to) }}
 			return d.DialContext(ctx, network, address)
 		},
 		DisableCompression: true, MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second,
-		TLSHandshakeTimeout: dialLimit, ResponseHeaderTimeout: answerLimit, ForceAttemptHTTP2: true,
+		TLSHandshakeTimeout: dialLimit, ResponseHeaderTimeout: patience, ForceAttemptHTTP2: true,
 	}
 }
 
@@ -260,12 +258,12 @@ func (s *session) relay(ctx context.Context, cancel context.CancelCauseFunc, w h
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	idle := time.AfterFunc(idleLimit, func() { cancel(fmt.Errorf("no byte for %s", idleLimit)) })
+	idle := time.AfterFunc(s.f.patience, func() { cancel(fmt.Errorf("no byte for %s", s.f.patience)) })
 	defer idle.Stop()
 	var failed error // of the upstream
 	err := flushing(w, readerFunc(func(b []byte) (int, error) {
 		n, err := resp.Body.Read(b)
-		idle.Reset(idleLimit)
+		idle.Reset(s.f.patience)
 		if err != nil && !errors.Is(err, io.EOF) {
 			err = &unreachableError{cause(ctx, err)}
 			failed = err
