@@ -290,7 +290,7 @@ func personsCredentials(ctx context.Context, upstream string) (user, password st
 		if ctx.Err() != nil {
 			return "", "", ctx.Err()
 		}
-		return "", "", nil //nolint:nilerr // git ends so when no helper knows any
+		return "", "", nil // git ends so when no helper knows any
 	}
 	for line := range strings.Lines(out.String()) {
 		k, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")

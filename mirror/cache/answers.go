@@ -98,7 +98,7 @@ func (a *answers) get(ctx context.Context, key string, produce func(context.Cont
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if e, ok := a.byKey[key]; ok {
-		an := e.Value.(*answer) //nolint:errcheck,forcetypeassert // the list holds nothing else
+		an := e.Value.(*answer)
 		if r, err := an.open(ctx); !errors.Is(err, errGone) {
 			a.order.MoveToFront(e)
 			return r, err
@@ -175,10 +175,10 @@ func (an *answer) done() bool {
 	return an.ended
 }
 
-func (an *answer) state() (size int64, ended bool, err error, changed <-chan struct{}) { //nolint:revive,staticcheck // the error is part of the state
+func (an *answer) state() (size int64, ended bool, changed <-chan struct{}, err error) {
 	an.mu.Lock()
 	defer an.mu.Unlock()
-	return an.size, an.ended, an.err, an.changed
+	return an.size, an.ended, an.changed, an.err
 }
 
 // errGone is what an answer ends with that nobody reads any more.
@@ -219,7 +219,7 @@ type answerReader struct {
 
 func (r *answerReader) Read(b []byte) (int, error) {
 	for {
-		size, ended, err, changed := r.an.state()
+		size, ended, changed, err := r.an.state()
 		if n := min(size-r.off, int64(len(b))); n > 0 {
 			n, err := r.f.ReadAt(b[:n], r.off)
 			r.off += int64(n)
@@ -243,14 +243,14 @@ func (r *answerReader) Read(b []byte) (int, error) {
 	}
 }
 
-func (r *answerReader) Close() error {
+func (r *answerReader) close() {
 	r.an.leave()
-	return r.f.Close()
+	r.f.Close()
 }
 
 // complete tells the whole answer's size, if all of it is there.
 func (r *answerReader) complete() (size int64, ok bool) {
-	size, ended, err, _ := r.an.state()
+	size, ended, _, err := r.an.state()
 	return size, ended && err == nil
 }
 

@@ -381,10 +381,10 @@ func TestRequestsThatAreBombs(t *testing.T) {
 	before := git(t, "/", "ls-remote", w.at("app"))
 	var bomb bytes.Buffer
 	zw := gzip.NewWriter(&bomb)
-	if _, err := io.CopyN(zw, zeros{}, 1<<30); err != nil {
+	_, err := io.CopyN(zw, zeros{}, 1<<30)
+	if err = errors.Join(err, zw.Close()); err != nil {
 		t.Fatal(err)
 	}
-	zw.Close()
 	flushes := strings.Repeat("0000", 64<<20/4)
 	for name, tt := range map[string]struct {
 		encoding string

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -93,14 +92,6 @@ func (c child) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	return &gitError{command: c.args[0], said: said.lines(), err: err}
-}
-
-// output is what a short command prints.
-func (c child) output(ctx context.Context) (string, error) {
-	var out bytes.Buffer
-	c.stdout = &out
-	err := c.run(ctx)
-	return strings.TrimSpace(out.String()), err
 }
 
 // A gitError is a call of git that ended badly, with git's own words.

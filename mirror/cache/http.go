@@ -264,7 +264,7 @@ func (q *request) kept(out *patient, key, warn string, produce func(context.Cont
 	if err != nil {
 		return err
 	}
-	defer r.Close()
+	defer r.close()
 	if size, ok := r.complete(); ok && warn == "" {
 		q.w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 		return out.send(r.f, size)

@@ -75,8 +75,8 @@ func (r *repo) tend(ctx context.Context) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	last, _ := os.Stat(r.file(tended)) //nolint:errcheck // it is not there the first time
-	full := last == nil || r.c.now().Sub(last.ModTime()) > whole
+	last, err := os.Stat(r.file(tended))
+	full := err != nil || r.c.now().Sub(last.ModTime()) > whole
 	if string(done) == st.Generation && !full {
 		return nil
 	}
@@ -103,11 +103,11 @@ func (r *repo) tend(ctx context.Context) error {
 	if err := os.WriteFile(r.file(tended), []byte(st.Generation), 0o600); err != nil {
 		return err
 	}
-	if at := r.c.now(); !full {
+	at := r.c.now()
+	if !full {
 		at = last.ModTime()
-		return os.Chtimes(r.file(tended), at, at)
 	}
-	return nil
+	return os.Chtimes(r.file(tended), at, at)
 }
 
 // An Entry is one repository, as [Cache.List] tells.
