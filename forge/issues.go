@@ -167,8 +167,8 @@ type labelMark struct {
 }
 
 // LabelEvent finds the newest putting on of a label that nothing undid; ok is
-// false when there is none. The whole timeline is read once, and later what
-// came to it.
+// false when there is none, and then ev has the ID and the time of what undid it,
+// if anything did. The whole timeline is read once, and later what came to it.
 //
 // Seen on the sibling 1.23.8: an issue created with a label has that event
 // too. An issue's updated_at moves with every label, comment, assignment and
@@ -206,7 +206,10 @@ func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) 
 	c.mu.Lock()
 	c.events[key] = mark
 	c.mu.Unlock()
-	if !mark.on || mark.ev.User == "" {
+	switch {
+	case !mark.on:
+		return LabelEvent{ID: mark.ev.ID, At: mark.ev.At}, false, nil
+	case mark.ev.User == "":
 		return LabelEvent{}, false, nil
 	}
 	return mark.ev, true, nil

@@ -92,6 +92,9 @@ func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trig
 		}
 	}
 	ev, ok, err := p.client.LabelEvent(ctx, repoOf(k), k.Issue, p.label)
+	if err == nil && !ok && ev.ID != 0 {
+		err = reconcile.ErrUndone
+	}
 	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At}, ok, err
 }
 

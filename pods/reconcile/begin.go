@@ -54,6 +54,9 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 	}
 	if now, ok, err := l.cfg.Forge.Trigger(ctx, i.Key); err != nil || !ok || now.ID != tr.ID {
 		l.Kick(i.Key) // taken off and perhaps put on again meanwhile
+		if errors.Is(err, ErrUndone) {
+			return nil
+		}
 		return err
 	}
 	return l.show(ctx, i, View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now(), pod: task.Key})
@@ -173,10 +176,10 @@ func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 		return nil
 	}
 	done, err := l.write(ctx, i, func() error {
-		if err := l.cfg.Forge.SetState(ctx, i, ""); err != nil {
+		if err := l.cfg.Forge.Say(ctx, i.Key, "refused", body); err != nil {
 			return err
 		}
-		return l.cfg.Forge.Say(ctx, i.Key, "refused", body)
+		return l.cfg.Forge.SetState(ctx, i, "")
 	})
 	if err != nil {
 		return fmt.Errorf("telling on %s why nothing starts: %w", i.Key, err)

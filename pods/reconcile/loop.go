@@ -288,7 +288,11 @@ func (l *Loop) one(ctx context.Context, k Key, pods map[Key]Pod) {
 	}
 	l.errs[k]++
 	wait := min(l.cfg.Resync, time.Second<<min(l.errs[k], 10))
-	l.cfg.Log.Error("reconciling", "issue", k.String(), "err", err, "again_in", wait)
+	level := slog.LevelError
+	if errors.Is(err, ErrUndone) {
+		level = slog.LevelInfo // somebody plays with a label
+	}
+	l.cfg.Log.Log(ctx, level, "reconciling", "issue", k.String(), "err", err, "again_in", wait)
 	time.AfterFunc(wait, func() { l.Kick(k) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -419,7 +423,8 @@ func (l *Loop) keepView(i Issue, v View) View {
 	return v
 }
 
-// show stores the view, and tells it on the issue when it has changed.
+// show stores the view, and tells it on the issue when it has changed: first in
+// words, then by the label, which is what people and programs wait for.
 func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 	v = l.keepView(i, v)
 	last := l.said[i.Key]
@@ -438,10 +443,13 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 			return err
 		}
 	} else if done, err := l.write(ctx, i, func() error {
+		if err := say(); err != nil {
+			return err
+		}
 		if err := l.cfg.Forge.SetState(ctx, i, v.State.label()); err != nil {
 			return fmt.Errorf("setting the label for %s on %s: %w", v.State, i.Key, err)
 		}
-		return say()
+		return nil
 	}); err != nil || !done {
 		return err
 	}

@@ -69,6 +69,7 @@ func TestWhatMayNotStartAPod(t *testing.T) {
 		"a label by a stranger":        {func(w *world) { w.trigger.User = "stranger" }, "can't push code"},
 		"a label by the bot":           {func(w *world) { w.trigger.User = "Demo-Bot" }, "own account"},
 		"a label by nobody known":      {func(w *world) { w.trigger = reconcile.Trigger{} }, "who put the label on"},
+		"a label just taken off":       {func(w *world) { w.undone = true }, ""},
 		"a text changed after":         {func(w *world) { w.issue.Updated = at.Add(2 * time.Second) }, "changed after"},
 		"an empty repository":          {func(w *world) { w.empty = true }, "empty"},
 		"a branch that is not there":   {func(w *world) { w.issue.Ref = "nowhere" }, "`nowhere`"},
@@ -92,6 +93,21 @@ func TestWhatMayNotStartAPod(t *testing.T) {
 				t.Errorf("the second pass said something else: %q", w.said["refused"])
 			}
 		})
+	}
+}
+
+// A label that is put on and taken off faster than it can be looked at is no
+// reason to refuse anything, however often that is seen.
+func TestALabelThatFlickers(t *testing.T) {
+	w := newWorld()
+	w.undone = true
+	for range 6 {
+		w.pass(t)
+	}
+	w.undone = false
+	w.pass(t)
+	if w.begun != 1 || w.said["refused"] != "" {
+		t.Errorf("begun %d times, said %q", w.begun, w.said)
 	}
 }
 

@@ -14,6 +14,10 @@ var ErrGone = errors.New("gone")
 // ErrRefused is what a Forge answers when it will never do what was asked.
 var ErrRefused = errors.New("refused")
 
+// ErrUndone is what a Forge answers when a label was taken off. The issue may
+// have been read before that, or the label put on again since.
+var ErrUndone = errors.New("the label was just taken off, or put on again")
+
 // ErrReadOnly is what a Forge answers for a repository that takes no changes.
 var ErrReadOnly = errors.New("the repository is archived")
 
@@ -90,8 +94,8 @@ type Forge interface {
 	// Issue reads one issue; ErrGone when there is none. When the repository has
 	// been renamed, the Key in the answer is what it is called now.
 	Issue(ctx context.Context, k Key) (Issue, error)
-	// Trigger finds the event that put the trigger label there, false when
-	// there is none that was not undone.
+	// Trigger finds the event that put the trigger label there; false when the
+	// forge knows of none, ErrUndone when it is not there any more.
 	Trigger(ctx context.Context, k Key) (Trigger, bool, error)
 	// CanWrite asks whether an account may push code. Any doubt is an error.
 	CanWrite(ctx context.Context, k Key, user string) (bool, error)

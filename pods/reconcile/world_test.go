@@ -21,6 +21,7 @@ type world struct {
 	issue    reconcile.Issue
 	formerly reconcile.Key // what it was called before its repository was renamed
 	trigger  reconcile.Trigger
+	undone   bool // it was taken off
 	writers  map[string]bool
 	canErr   error
 	fails    func() error // asked at each call to the forge; nil for never
@@ -151,6 +152,9 @@ func (w *world) Trigger(context.Context, reconcile.Key) (reconcile.Trigger, bool
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.undone {
+		return reconcile.Trigger{}, false, reconcile.ErrUndone
+	}
 	return w.trigger, w.trigger.ID != 0, nil
 }
 
