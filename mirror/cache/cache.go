@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -66,6 +65,7 @@ type Cache struct {
 	seen    *verified
 	hosts   *memo[string, failures]
 	moved   *memo[Address, place] // for pushes
+	lfsAt   *memo[string, lfsAction]
 
 	ctx     context.Context
 	stop    context.CancelCauseFunc
@@ -106,7 +106,7 @@ func New(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, errors.Join(err, kept.close())
 	}
-	c := &Cache{cfg: cfg, forward: forward, answers: kept, seen: newVerified(cfg.Now), hosts: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), repos: map[Address]*repo{}}
+	c := &Cache{cfg: cfg, forward: forward, answers: kept, seen: newVerified(cfg.Now), hosts: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), lfsAt: newMemo[string, lfsAction](cfg.Now), repos: map[Address]*repo{}}
 	c.ctx, c.stop = context.WithCancelCause(context.Background())
 	return c, nil
 }
@@ -168,7 +168,7 @@ func (c *Cache) credentials(ctx context.Context, u upstream) (string, error) {
 	if err != nil || user == "" && password == "" {
 		return "", err
 	}
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password)), nil
+	return basicAuth(user, password), nil
 }
 
 // A way is how git's children reach one upstream, as somebody.

@@ -61,6 +61,8 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.advertise()
 	case r.Method == http.MethodPost && route == "/git-upload-pack":
 		q.upload()
+	case strings.HasPrefix(route, "/info/lfs/"):
+		q.lfs(strings.TrimPrefix(route, "/info/lfs/"))
 	case r.Method == http.MethodGet && route == "/clone.bundle":
 		q.bundle()
 	case r.Method == http.MethodGet && route == "/info/refs" && service == receivePack, r.Method == http.MethodPost && route == "/git-receive-pack":

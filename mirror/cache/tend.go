@@ -68,6 +68,9 @@ const tended = "tended"
 // clone, the commits' graph. It costs nothing where nothing has changed.
 func (r *repo) tend(ctx context.Context) error {
 	st, ok, err := r.load()
+	if err == nil {
+		err = r.sweepObjects()
+	}
 	if err != nil || !ok {
 		return err
 	}
@@ -108,6 +111,17 @@ func (r *repo) tend(ctx context.Context) error {
 		at = last.ModTime()
 	}
 	return os.Chtimes(r.file(tended), at, at)
+}
+
+// sweepObjects removes LFS objects that a killed process did not get whole.
+func (r *repo) sweepObjects() error {
+	parts, err := filepath.Glob(r.file("lfs/*/tmp_*"))
+	for _, part := range parts {
+		if info, e := os.Stat(part); e == nil && r.c.now().Sub(info.ModTime()) > 24*time.Hour {
+			err = errors.Join(err, os.Remove(part))
+		}
+	}
+	return err
 }
 
 // An Entry is one repository, as [Cache.List] tells.

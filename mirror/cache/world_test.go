@@ -42,6 +42,7 @@ type upstream struct {
 	moved   atomic.Bool // /old.git is /app.git now
 	cut     atomic.Int64
 	hold    atomic.Pointer[hold]
+	lfs     atomic.Pointer[lfsStandIn]
 	answer  atomic.Pointer[http.HandlerFunc] // instead of git's
 
 	mu       sync.Mutex
@@ -88,6 +89,11 @@ func newUpstream(t *testing.T) *upstream {
 		if u, p, _ := r.BasicAuth(); up.private.Load() && (u != user || p != password) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="up"`)
 			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		if s := up.lfs.Load(); s != nil && strings.Contains(r.URL.Path, "/info/lfs/") {
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			s.ServeHTTP(w, r)
 			return
 		}
 		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil // CGI wants a length
@@ -138,7 +144,7 @@ func (up *upstream) asked() map[string]int {
 
 // repo makes a repository upstream with a few commits, branches and tags, and
 // returns a clone in which one can work.
-func (up *upstream) repo(t *testing.T, name string) (work string) {
+func (up *upstream) repo(t testing.TB, name string) (work string) {
 	t.Helper()
 	bare := filepath.Join(up.root, name+".git")
 	git(t, "/", "init", "-q", "--bare", bare)
@@ -155,7 +161,7 @@ func (up *upstream) repo(t *testing.T, name string) (work string) {
 	return work
 }
 
-func commit(t *testing.T, work, text string) {
+func commit(t testing.TB, work, text string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(work, "README"), []byte(text+"\n"), 0o600); err != nil {
 		t.Fatal(err)
