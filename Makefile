@@ -60,7 +60,9 @@ soak: install images build ## the end-to-end suite N=5 times, with 200 kills eac
 	  echo "Round $$i of $(N)" >&2; \
 	  TEST_KILLS=200 TEST_BIG_MB=1024 $(TEST) -count=1 $(E2E) </dev/null; \
 	done
-	@echo "All of it once more as an ordinary user" >&2
+
+.PHONY: soak-rootless
+soak-rootless: install images build ## the end-to-end suite as an ordinary user, who is made for it
 	@TEST_ROOTLESS=all $(TEST) -count=1 -run '^TestRootless$$' ./cmd/devaipod </dev/null
 
 .PHONY: demo
