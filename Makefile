@@ -58,11 +58,12 @@ test-fast: modules ## the tests that need no forge, no podman and no image
 soak: install images build ## the end-to-end suite N=5 times, with 200 kills each, until the first failure
 	@for i in $$(seq $(N)); do \
 	  echo "Round $$i of $(N)" >&2; \
-	  TEST_KILLS=200 TEST_BIG_MB=1024 $(TEST) -count=1 $(E2E) </dev/null; \
+	  TEST_KILLS=200 $(TEST) -count=1 $(E2E) </dev/null; \
 	done
 
-.PHONY: soak-rootless
-soak-rootless: install images build ## the end-to-end suite as an ordinary user, who is made for it
+.PHONY: soak-more
+soak-more: install images build ## a repository of 1 GB; then the end-to-end suite as an ordinary user, who is made for it
+	@TEST_BIG_MB=1024 $(TEST) -count=1 -run '^TestEndToEnd$$/^together$$/^big-repository$$' ./cmd/devaipod </dev/null
 	@TEST_ROOTLESS=all $(TEST) -count=1 -run '^TestRootless$$' ./cmd/devaipod </dev/null
 
 .PHONY: demo

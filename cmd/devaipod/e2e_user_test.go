@@ -18,7 +18,7 @@ import (
 
 // Scripts that are run once more as an ordinary user: asUser in each run of the
 // suite, those in which podman without root does something of its own; all but
-// needRoot when TEST_ROOTLESS is "all", as `make soak-rootless` has it.
+// needRoot when TEST_ROOTLESS is "all", as `make soak-more` has it.
 // docs/architecture.md says which and why.
 var (
 	asUser   = []string{"forge-up", "no-credentials", "agent-dies", "restart-service", "purge"}
