@@ -18,17 +18,19 @@ const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_no
 // allowed says which of our packages each of our packages may import, nested
 // ones by the longest prefix that is listed. cmd may import everything.
 var allowed = map[string][]string{
-	"compose":        {},
-	"forge":          {},
-	"mirror":         {},
-	"podapi":         {"podapi"},
-	"pods":           {"pods/podfile", "pods/podman", "podapi"},
-	"pods/podman":    {"pods/podman"},
-	"pods/podfile":   {},
-	"pods/gate":      {"pods/podfile"},
-	"pods/shim":      {"pods/podfile", "pods/relay"},
-	"pods/relay":     {},
-	"pods/reconcile": {},
+	"compose":          {},
+	"forge":            {},
+	"mirror":           {"mirror/smarthttp"},
+	"mirror/cache":     {"mirror/smarthttp"},
+	"mirror/smarthttp": {},
+	"podapi":           {"podapi"},
+	"pods":             {"pods/podfile", "pods/podman", "podapi"},
+	"pods/podman":      {"pods/podman"},
+	"pods/podfile":     {},
+	"pods/gate":        {"pods/podfile"},
+	"pods/shim":        {"pods/podfile", "pods/relay"},
+	"pods/relay":       {},
+	"pods/reconcile":   {},
 }
 
 // heavy must never be linked into what runs inside pods.

@@ -1,8 +1,6 @@
 package mirror
 
 import (
-	"compress/gzip"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // maxDrain is how much of a refused push is read and thrown away, so that git
@@ -90,7 +90,7 @@ func (w *Work) Handler(rules Rules) http.Handler {
 	mux.HandleFunc("GET "+base+"/info/refs", func(rw http.ResponseWriter, r *http.Request) {
 		service := r.URL.Query().Get("service")
 		if service != "git-upload-pack" && service != "git-receive-pack" {
-			refuse(rw, http.StatusForbidden, "devaipod: git's dumb protocol is not served; use git 1.6.6 or newer")
+			smarthttp.Refuse(rw, http.StatusForbidden, "devaipod: git's dumb protocol is not served; use git 1.6.6 or newer")
 			return
 		}
 		w.forward(rw, r, at, "/info/refs?service="+service, nil)
@@ -102,21 +102,21 @@ func (w *Work) Handler(rules Rules) http.Handler {
 		w.receive(rw, r, rules, at)
 	})
 	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
-		refuse(rw, http.StatusForbidden, fmt.Sprintf("devaipod: this pod reaches %s alone", base))
+		smarthttp.Refuse(rw, http.StatusForbidden, fmt.Sprintf("devaipod: this pod reaches %s alone", base))
 	})
 	return mux
 }
 
 // receive is the gate of pushes (invariant S4, refs).
 func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at *place) {
-	body, err := plainBody(r)
+	body, err := smarthttp.Plain(r, r.Body)
 	if err != nil {
-		refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
+		smarthttp.Refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
 		return
 	}
 	list, err := readCommands(body)
 	if err != nil {
-		refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
+		smarthttp.Refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
 		return
 	}
 	if reasons := rules.check(list); len(reasons) > 0 {
@@ -130,7 +130,7 @@ func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at 
 		return
 	}
 	if r.Header.Get("Content-Encoding") != "" {
-		r.Header.Del("Content-Encoding") // plainBody has undone it
+		r.Header.Del("Content-Encoding") // undone above
 		r.ContentLength = -1
 	}
 	w.forward(rw, r, at, "/git-receive-pack", io.MultiReader(strings.NewReader(string(list.raw)), body))
@@ -171,7 +171,7 @@ func (rules Rules) refusal(c command) string {
 // reasons once more in full as remote messages.
 func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string]string) {
 	if !list.caps["report-status"] && !list.caps["report-status-v2"] {
-		refuse(rw, http.StatusForbidden, "devaipod: push refused: "+anyOf(reasons))
+		smarthttp.Refuse(rw, http.StatusForbidden, "devaipod: push refused: "+anyOf(reasons))
 		return
 	}
 	var report, messages []byte
@@ -181,7 +181,7 @@ func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string
 		if !bad {
 			why = "not pushed, as another ref of the same push was refused"
 		} else {
-			messages = fmt.Appendf(messages, "devaipod: refused %s: %s\n", printable(c.ref), why)
+			messages = fmt.Appendf(messages, "devaipod: refused %s: %s\n", smarthttp.Printable(c.ref), why)
 		}
 		report = appendPktLine(report, fmt.Sprintf("ng %s %s\n", c.ref, why))
 	}
@@ -298,68 +298,22 @@ func (w *Work) forward(rw http.ResponseWriter, r *http.Request, at *place, suffi
 		if r.Context().Err() == nil {
 			w.log.Warn("the forge did not answer git", "repo", repo, "err", err)
 		}
-		refuse(rw, http.StatusBadGateway, "devaipod: the forge does not answer; try again in a minute")
+		smarthttp.Refuse(rw, http.StatusBadGateway, "devaipod: the forge does not answer; try again in a minute")
 		return
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		w.log.Warn("the forge refused git", "repo", repo, "status", resp.Status)
-		refuse(rw, http.StatusBadGateway, fmt.Sprintf("devaipod: the forge answered %d for %s; a person has to look (devaipod forge status)", resp.StatusCode, repo))
+		smarthttp.Refuse(rw, http.StatusBadGateway, fmt.Sprintf("devaipod: the forge answered %d for %s; a person has to look (devaipod forge status)", resp.StatusCode, repo))
 		return
 	}
 	rw.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
 	rw.Header().Set("Cache-Control", "no-cache")
 	rw.WriteHeader(http.StatusOK)
-	if err := stream(rw, resp.Body); err != nil && r.Context().Err() == nil {
+	if err := smarthttp.Stream(rw, resp.Body); err != nil && r.Context().Err() == nil {
 		w.log.Warn("answering git", "repo", repo, "err", err)
 		panic(http.ErrAbortHandler) // a cut-off answer must not look whole
 	}
-}
-
-// stream copies with a flush after each read: git shows progress as it comes.
-func stream(rw http.ResponseWriter, r io.Reader) error {
-	rc := http.NewResponseController(rw)
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if _, werr := rw.Write(buf[:n]); werr != nil {
-				return werr
-			}
-			if ferr := rc.Flush(); ferr != nil && !errors.Is(ferr, http.ErrNotSupported) {
-				return ferr
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// plainBody undoes the request's content encoding.
-func plainBody(r *http.Request) (io.Reader, error) {
-	switch enc := r.Header.Get("Content-Encoding"); enc {
-	case "":
-		return r.Body, nil
-	case "gzip", "x-gzip":
-		zr, err := gzip.NewReader(r.Body)
-		if err != nil {
-			return nil, fmt.Errorf("reading a compressed push: %w", err)
-		}
-		return zr, nil
-	default:
-		return nil, fmt.Errorf("content encoding %.40q is not known", enc)
-	}
-}
-
-// refuse answers with plain text, which git shows as "remote: …".
-func refuse(rw http.ResponseWriter, status int, text string) {
-	rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	rw.WriteHeader(status)
-	_, _ = io.WriteString(rw, text+"\n") // the client is gone: nobody to tell
 }
 
 func anyOf(m map[string]string) string {
@@ -367,14 +321,4 @@ func anyOf(m map[string]string) string {
 		return v
 	}
 	return ""
-}
-
-// printable drops what a terminal might take as an order.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			return '?'
-		}
-		return r
-	}, s)
 }

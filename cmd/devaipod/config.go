@@ -40,6 +40,7 @@ type config struct {
 		AllowUpstream []string      `mapstructure:"allow_upstream"`
 		MaxAge        time.Duration `mapstructure:"max_age"`
 		MaxSize       string        `mapstructure:"max_size"`
+		Hostnames     []string      `mapstructure:"hostnames"`
 		Host          []mirrorHost  `mapstructure:"host"`
 	} `mapstructure:"mirror"`
 	Podman struct {
@@ -90,6 +91,7 @@ func defaults() map[string]any {
 		"mirror.allow_upstream": []string{"*"},
 		"mirror.max_age":        "15s",
 		"mirror.max_size":       "50GiB",
+		"mirror.hostnames":      []string{},
 		"mirror.host":           []map[string]string{},
 		"podman.socket":         "",
 		"agent.image":           "localhost/devaipod/agent:latest",

@@ -244,7 +244,7 @@ func (a *app) openCache() (*cache.Cache, error) {
 		return nil, usagef("mirror.max_size = %q: %w", a.cfg.Mirror.MaxSize, err)
 	}
 	return cache.New(cache.Config{
-		Dir: a.cfg.Mirror.Dir, MaxSize: size, Allow: allow, Hosts: hosts, MaxAge: a.cfg.Mirror.MaxAge, Credentials: personsCredentials, Log: a.log,
+		Dir: a.cfg.Mirror.Dir, MaxSize: size, Hostnames: a.cfg.Mirror.Hostnames, Allow: allow, Hosts: hosts, MaxAge: a.cfg.Mirror.MaxAge, Credentials: personsCredentials, Log: a.log,
 		Progress: func(cache.Address) io.Writer { return a.progress() },
 	})
 }

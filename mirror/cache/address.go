@@ -151,7 +151,7 @@ func hostOnly(host string) string {
 func clip(s string) string {
 	const most = 120
 	if len(s) > most {
-		return s[:most] + "…"
+		return strings.ToValidUTF8(s[:most], "") + "…"
 	}
 	return s
 }

@@ -345,9 +345,10 @@ func (up *upstream) noisy(t *testing.T, name string, size int) {
 }
 
 func TestPeersThatAreSilent(t *testing.T) {
-	w := newWorld(t, func(c *cache.Config) { c.Patience = time.Second })
+	w := newWorld(t)
 	w.up.noisy(t, "app", 32<<20)
 	head := strings.Fields(git(t, "/", "ls-remote", w.at("app"), "main"))[0]
+	w.open(func(c *cache.Config) { c.Patience = time.Second })
 	// A client that asks and does not read, and one that does not ask to the end.
 	want := fmt.Sprintf("0011command=fetch0001000fno-progress0032want %s\n0009done\n0000", head)
 	for name, body := range map[string]string{"reads nothing": want, "asks half": want[:40]} {

@@ -12,6 +12,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // A flight is one refresh, for all who wait for it.
@@ -123,7 +125,7 @@ func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
 	var away *unreachableError
 	switch {
 	case errors.As(err, &away):
-		st.Error = clip(printable(away.err.Error()))
+		st.Error = clip(smarthttp.Printable(away.err.Error()))
 	case denied(err):
 		// Nobody was asked for first: it is not public, or no more.
 		st.Public, st.Ours = false, st.Ours && !a.ours
@@ -331,7 +333,7 @@ func (r *repo) pointHead(ctx context.Context, to string) error {
 		return nil
 	}
 	if err := (child{dir: r.git(), args: []string{"symbolic-ref", "HEAD", to}}).run(ctx); err != nil {
-		return fmt.Errorf("pointing HEAD at %s: %w", clip(printable(to)), err)
+		return fmt.Errorf("pointing HEAD at %s: %w", clip(smarthttp.Printable(to)), err)
 	}
 	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // A child is one call of git. Nothing of a person's or the machine's
@@ -127,7 +129,7 @@ func (t *tail) Write(p []byte) (int, error) {
 func (t *tail) lines() string {
 	var keep []string
 	for line := range strings.FieldsFuncSeq(string(t.b), func(r rune) bool { return r == '\n' || r == '\r' }) {
-		line = printable(strings.TrimSpace(line))
+		line = smarthttp.Printable(strings.TrimSpace(line))
 		for _, prefix := range []string{"fatal: ", "error: ", "remote: error: ", "remote: fatal: "} {
 			if rest, ok := strings.CutPrefix(line, prefix); ok {
 				keep = append(keep, rest)
@@ -139,14 +141,4 @@ func (t *tail) lines() string {
 		keep = keep[n-3:]
 	}
 	return strings.Join(keep, "; ")
-}
-
-// printable drops what a terminal might take as an order.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == '\u2028' || r == '\u2029' {
-			return '?'
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
 }

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -17,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // Bounds on what a client sends.
@@ -41,17 +42,17 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !c.calledRightly(r.Host) {
 		// A page of some website, whose name leads here, must not read with this
 		// machine's access.
-		refuse(w, http.StatusForbidden, fmt.Sprintf("devaipod: this server is not called %s; use localhost, or add the name to mirror.hostnames", clip(printable(r.Host))))
+		refuse(w, http.StatusForbidden, fmt.Sprintf("devaipod: this server is not called %s; use localhost, or add the name to mirror.hostnames", clip(smarthttp.Printable(r.Host))))
 		return
 	}
 	addr, route, err := parsePath(r.URL)
 	if err != nil {
-		refuse(w, http.StatusBadRequest, "devaipod: "+printable(err.Error()))
+		refuse(w, http.StatusBadRequest, "devaipod: "+smarthttp.Printable(err.Error()))
 		return
 	}
 	if v := c.cfg.Allow.check(addr); v == refused {
 		_, err := c.upstream(addr)
-		refuse(w, http.StatusForbidden, "devaipod: "+printable(err.Error()))
+		refuse(w, http.StatusForbidden, "devaipod: "+smarthttp.Printable(err.Error()))
 		return
 	}
 	q := &request{w: w, r: r, repo: c.repo(addr), access: c.accessOf(r), protocol: protocolOf(r)}
@@ -366,7 +367,7 @@ func (q *request) fail(err error) {
 	if status >= http.StatusInternalServerError {
 		q.repo.c.cfg.Log.Warn("no answer for git", "repo", addr.String(), "err", err)
 	}
-	refuse(q.w, status, printable(text))
+	refuse(q.w, status, smarthttp.Printable(text))
 }
 
 type readCloser struct {
@@ -384,26 +385,17 @@ func plainBody(w http.ResponseWriter, r *http.Request, limit time.Duration) (io.
 		}
 		return r.Body.Read(b)
 	}), r.Body}, maxNegotiation))
-	switch enc := r.Header.Get("Content-Encoding"); enc {
-	case "":
-		return body, nil
-	case "gzip", "x-gzip":
-		zr, err := gzip.NewReader(body)
-		if err != nil {
-			return nil, fmt.Errorf("reading a compressed request: %w", err)
-		}
-		return http.MaxBytesReader(w, zr, maxNegotiation), nil
-	default:
-		return nil, fmt.Errorf("content encoding %q is not known", clip(printable(enc)))
+	plain, err := smarthttp.Plain(r, body)
+	if err != nil {
+		return nil, err
 	}
+	return http.MaxBytesReader(w, io.NopCloser(plain), maxNegotiation), nil
 }
 
-// refuse answers with plain text, which git shows as "remote: …".
+// refuse answers with plain text, in place of what was begun.
 func refuse(w http.ResponseWriter, status int, text string) {
 	for _, h := range []string{"Content-Length", "Age", "Cache-Status"} {
 		w.Header().Del(h)
 	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(status)
-	_, _ = io.WriteString(w, text+"\n") // the client is gone: nobody to tell
+	smarthttp.Refuse(w, status, text)
 }

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // When repositories are looked after.
@@ -151,7 +153,7 @@ func (c *Cache) List() ([]Entry, error) {
 		}
 		addr, err := ParseAddress(st.Address)
 		if err != nil || addr.dir() != d.Name() {
-			return nil, fmt.Errorf("%s: its state.json tells of %q; remove the directory", dir, clip(printable(st.Address)))
+			return nil, fmt.Errorf("%s: its state.json tells of %q; remove the directory", dir, clip(smarthttp.Printable(st.Address)))
 		}
 		e := Entry{State: st, addr: addr, Used: st.Changed}
 		if info, err := os.Stat(filepath.Join(dir, "used")); err == nil {

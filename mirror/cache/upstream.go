@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // Git's two services.
@@ -261,7 +263,7 @@ func (s *session) relay(ctx context.Context, cancel context.CancelCauseFunc, w h
 	idle := time.AfterFunc(s.f.patience, func() { cancel(fmt.Errorf("no byte for %s", s.f.patience)) })
 	defer idle.Stop()
 	var failed error // of the upstream
-	err := flushing(w, readerFunc(func(b []byte) (int, error) {
+	err := smarthttp.Stream(w, readerFunc(func(b []byte) (int, error) {
 		n, err := resp.Body.Read(b)
 		idle.Reset(s.f.patience)
 		if err != nil && !errors.Is(err, io.EOF) {
@@ -366,7 +368,7 @@ func judge(resp *http.Response, service, path string) error {
 	case resp.StatusCode != http.StatusOK:
 		return &unreachableError{fmt.Errorf("it says %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))}
 	case got != want:
-		return &unreachableError{fmt.Errorf("what it sends is %q and not git's smart protocol", clip(printable(got)))}
+		return &unreachableError{fmt.Errorf("what it sends is %q and not git's smart protocol", clip(smarthttp.Printable(got)))}
 	}
 	return nil
 }
@@ -382,7 +384,7 @@ func (s *session) move(resp *http.Response) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	refuse := func(why string) error {
-		return &RefusedError{What: s.base.Redacted(), Why: fmt.Sprintf("it redirects to %s://%s, %s", clip(printable(to.Scheme)), clip(printable(to.Host)), why)}
+		return &RefusedError{What: s.base.Redacted(), Why: fmt.Sprintf("it redirects to %s://%s, %s", clip(smarthttp.Printable(to.Scheme)), clip(smarthttp.Printable(to.Host)), why)}
 	}
 	if !ok || to.User != nil {
 		return refuse("which is no repository")
@@ -421,26 +423,3 @@ func cause(ctx context.Context, err error) error {
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
-
-// flushing copies r to w, each piece at once.
-func flushing(w http.ResponseWriter, r io.Reader) error {
-	rc := http.NewResponseController(w)
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if _, werr := w.Write(buf[:n]); werr != nil {
-				return werr
-			}
-			if ferr := rc.Flush(); ferr != nil && !errors.Is(ferr, http.ErrNotSupported) {
-				return ferr
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
