@@ -40,6 +40,7 @@ type config struct {
 		AllowUpstream []string      `mapstructure:"allow_upstream"`
 		MaxAge        time.Duration `mapstructure:"max_age"`
 		MaxSize       string        `mapstructure:"max_size"`
+		Interval      time.Duration `mapstructure:"interval"`
 		Hostnames     []string      `mapstructure:"hostnames"`
 		Host          []mirrorHost  `mapstructure:"host"`
 	} `mapstructure:"mirror"`
@@ -91,6 +92,7 @@ func defaults() map[string]any {
 		"mirror.allow_upstream": []string{"*"},
 		"mirror.max_age":        "15s",
 		"mirror.max_size":       "50GiB",
+		"mirror.interval":       "0s",
 		"mirror.hostnames":      []string{},
 		"mirror.host":           []map[string]string{},
 		"podman.socket":         "",
@@ -293,8 +295,10 @@ func (c config) validate() error {
 			return fmt.Errorf("mirror.host %q: there is a password in its url; give it to git's credential helper instead", h.Name)
 		}
 	}
-	if c.Mirror.MaxAge < 0 {
-		return fmt.Errorf("mirror.max_age = %q: want 0s or more", c.Mirror.MaxAge)
+	for key, d := range map[string]time.Duration{"mirror.max_age": c.Mirror.MaxAge, "mirror.interval": c.Mirror.Interval} {
+		if d < 0 {
+			return fmt.Errorf("%s = %q: want 0s or more", key, d)
+		}
 	}
 	if c.Service.Resync < time.Second {
 		return fmt.Errorf("service.resync = %q: want 1s or more", c.Service.Resync)

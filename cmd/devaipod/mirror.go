@@ -17,6 +17,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -55,7 +58,10 @@ func (a *app) mirrorCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, repos []string) error { return a.mirrorRemove(cmd.Context(), repos, force) },
 	})
 	remove.Flags().BoolVar(&force, "force", false, "even if the upstream may not have it any more")
-	cmd.AddCommand(serve, sync, remove, a.mirrorSetupCmd(), a.mirrorCredentialCmd(), a.jsonFlag(dir(&cobra.Command{
+	cmd.AddCommand(serve, a.jsonFlag(&cobra.Command{
+		Use: "status", Short: "Tell what the cache that runs has done since its start", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.mirrorStatus(cmd.Context()) },
+	}), sync, remove, a.mirrorSetupCmd(), a.mirrorCredentialCmd(), a.jsonFlag(dir(&cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the repositories: how old, how large, used when", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return a.mirrorList() },
 	})))
@@ -64,7 +70,7 @@ func (a *app) mirrorCmd() *cobra.Command {
 
 // mirrorList prints what is in the cache.
 func (a *app) mirrorList() error {
-	c, err := a.openCache()
+	c, err := a.openCache(nil)
 	if err != nil {
 		return err
 	}
@@ -122,7 +128,7 @@ func formatBytes(n int64) string {
 
 // mirrorSync fetches some repositories, or all that are here.
 func (a *app) mirrorSync(ctx context.Context, repos []string) error {
-	c, err := a.openCache()
+	c, err := a.openCache(nil)
 	if err != nil {
 		return err
 	}
@@ -161,7 +167,7 @@ func (a *app) mirrorRemove(ctx context.Context, repos []string, force bool) erro
 	if err != nil {
 		return err
 	}
-	c, err := a.openCache()
+	c, err := a.openCache(nil)
 	if err != nil {
 		return err
 	}
@@ -200,7 +206,9 @@ func addresses(texts []string) (all []cache.Address, err error) {
 
 // mirrorServe runs the cache until ctx ends.
 func (a *app) mirrorServe(ctx context.Context) error {
-	c, err := a.openCache()
+	counted := prometheus.NewRegistry()
+	counted.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	c, err := a.openCache(counted)
 	if err != nil {
 		return err
 	}
@@ -211,6 +219,7 @@ func (a *app) mirrorServe(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
+	mux.Handle("GET /metrics", promhttp.HandlerFor(counted, promhttp.HandlerOpts{}))
 	mux.Handle("/git/", c)
 	srv := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
@@ -226,8 +235,9 @@ func (a *app) mirrorServe(ctx context.Context) error {
 	return nil
 }
 
-// openCache opens the cache that the configuration describes.
-func (a *app) openCache() (*cache.Cache, error) {
+// openCache opens the cache that the configuration describes; what is counted
+// goes to counted, nil for nobody.
+func (a *app) openCache(counted prometheus.Registerer) (*cache.Cache, error) {
 	if _, err := exec.LookPath("git"); err != nil {
 		return nil, &exitError{codeNeedsHuman, errors.New("there is no git on this machine, and the cache is made of it: apt-get install git")}
 	}
@@ -244,7 +254,7 @@ func (a *app) openCache() (*cache.Cache, error) {
 		return nil, usagef("mirror.max_size = %q: %w", a.cfg.Mirror.MaxSize, err)
 	}
 	return cache.New(cache.Config{
-		Dir: a.cfg.Mirror.Dir, MaxSize: size, Hostnames: a.cfg.Mirror.Hostnames, Allow: allow, Hosts: hosts, MaxAge: a.cfg.Mirror.MaxAge, Credentials: personsCredentials, Log: a.log,
+		Dir: a.cfg.Mirror.Dir, MaxSize: size, Hostnames: a.cfg.Mirror.Hostnames, Metrics: counted, Interval: a.cfg.Mirror.Interval, Allow: allow, Hosts: hosts, MaxAge: a.cfg.Mirror.MaxAge, Credentials: personsCredentials, Log: a.log,
 		Progress: func(cache.Address) io.Writer { return a.progress() },
 	})
 }

@@ -92,11 +92,20 @@ func TestMirrorAlone(t *testing.T) {
 	if a, b := mustGit(t, dir, "-C", "clone", "rev-parse", "HEAD"), mustGit(t, dir, "-C", "srv/app", "rev-parse", "HEAD"); a != b {
 		t.Errorf("cloned %s, want %s", a, b)
 	}
+	t.Setenv("DEVAIPOD_SERVICE_LISTEN", addr)
+	out, errOut, err := devaipod(t.Context(), "mirror", "status", "--json")
+	var counted map[string]float64
+	if err != nil || json.Unmarshal([]byte(out), &counted) != nil || counted["requests_total refreshed refs"] != 1 || counted["sent_bytes_total"] == 0 {
+		t.Errorf("its status is %v %s %s", err, out, errOut)
+	}
 	cmd := exec.Command("git", "ls-remote", "http://"+addr+"/git/localhost/etc/app.git")
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "mirror.allow_upstream") {
 		t.Errorf("what is not allowed: %v %s", err, out)
 	}
 	stop()
+	if _, errOut, err := devaipod(t.Context(), "mirror", "status"); err == nil || !strings.Contains(errOut, "start it with devaipod mirror serve") {
+		t.Errorf("the status of what does not run: %v %s", err, errOut)
+	}
 }
 
 // What setup writes lets git fetch a repository and its submodules from the

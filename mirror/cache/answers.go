@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // answers keeps what upload-pack said, each in a file, so that who asks the
@@ -20,6 +22,7 @@ import (
 type answers struct {
 	dir    string
 	max    int64
+	reused prometheus.Counter
 	ctx    context.Context
 	stop   context.CancelFunc
 	making sync.WaitGroup
@@ -49,7 +52,7 @@ type answer struct {
 
 // newAnswers empties the directory: what is in it belongs to a process that is
 // gone. Processes that share a cache have a directory each.
-func newAnswers(parent string, max int64) (*answers, error) {
+func newAnswers(parent string, max int64, reused prometheus.Counter) (*answers, error) {
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return nil, err
 	}
@@ -71,7 +74,7 @@ func newAnswers(parent string, max int64) (*answers, error) {
 	if dir, err = os.MkdirTemp(dir, ""); err != nil {
 		return nil, err
 	}
-	a := &answers{dir: dir, max: max, byKey: map[string]*list.Element{}, order: list.New()}
+	a := &answers{dir: dir, max: max, reused: reused, byKey: map[string]*list.Element{}, order: list.New()}
 	a.ctx, a.stop = context.WithCancel(context.Background())
 	return a, nil
 }
@@ -101,6 +104,7 @@ func (a *answers) get(ctx context.Context, key string, produce func(context.Cont
 		an := e.Value.(*answer)
 		if r, err := an.open(ctx); !errors.Is(err, errGone) {
 			a.order.MoveToFront(e)
+			a.reused.Inc()
 			return r, err
 		}
 		a.drop(an)

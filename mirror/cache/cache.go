@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Config is what [New] needs.
@@ -35,6 +37,9 @@ type Config struct {
 	// MaxSize bounds all repositories together, in bytes of disk; 0 for no bound.
 	// What was not read for the longest time goes first.
 	MaxSize int64
+	// Interval is how often upstreams are asked by [Cache.Run] itself, give or take
+	// a tenth, which differs by repository; 0 for never.
+	Interval time.Duration
 	// Patience is how long a client or an upstream may be silent where it is to
 	// send or take something; two minutes when 0.
 	Patience time.Duration
@@ -50,6 +55,8 @@ type Config struct {
 	// Progress is where git's progress of a fetch goes, and what the upstream says
 	// with it, as it is; nil for nowhere.
 	Progress func(Address) io.Writer
+	// Metrics takes what is counted; nil for nobody.
+	Metrics prometheus.Registerer
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 	Log *slog.Logger
@@ -62,6 +69,7 @@ type Cache struct {
 	cfg     Config
 	forward *forwarder
 	answers *answers
+	count   *metrics
 	seen    *verified
 	hosts   *memo[string, failures]
 	moved   *memo[Address, place] // for pushes
@@ -98,15 +106,19 @@ func New(cfg Config) (*Cache, error) {
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "repos"), 0o700); err != nil {
 		return nil, fmt.Errorf("making the cache's directory: %w", err)
 	}
-	kept, err := newAnswers(filepath.Join(cfg.Dir, "answers"), cfg.MaxAnswers)
+	count, err := newMetrics(cfg.Metrics)
 	if err != nil {
 		return nil, err
 	}
-	forward, err := newForwarder(cfg.MaxRepository, cfg.Patience, cfg.Log)
+	kept, err := newAnswers(filepath.Join(cfg.Dir, "answers"), cfg.MaxAnswers, count.reused)
+	if err != nil {
+		return nil, err
+	}
+	forward, err := newForwarder(cfg.MaxRepository, cfg.Patience, count.received, cfg.Log)
 	if err != nil {
 		return nil, errors.Join(err, kept.close())
 	}
-	c := &Cache{cfg: cfg, forward: forward, answers: kept, seen: newVerified(cfg.Now), hosts: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), lfsAt: newMemo[string, lfsAction](cfg.Now), repos: map[Address]*repo{}}
+	c := &Cache{cfg: cfg, forward: forward, answers: kept, count: count, seen: newVerified(cfg.Now), hosts: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), lfsAt: newMemo[string, lfsAction](cfg.Now), repos: map[Address]*repo{}}
 	c.ctx, c.stop = context.WithCancelCause(context.Background())
 	return c, nil
 }

@@ -48,10 +48,14 @@ func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State,
 			return st, err
 		}
 		f := r.fly(a)
+		r.c.count.waiting.Inc()
 		select {
 		case <-ctx.Done():
-			return st, context.Cause(ctx)
 		case <-f.done:
+		}
+		r.c.count.waiting.Dec()
+		if ctx.Err() != nil {
+			return st, context.Cause(ctx)
 		}
 		if denied(f.err) && f.access != a {
 			continue // somebody else was not let in: that says nothing of us
@@ -85,7 +89,11 @@ func (r *repo) fly(a access) *flight {
 	r.c.running.Go(func() {
 		ctx, cancel := context.WithTimeout(r.c.ctx, refreshLimit)
 		defer cancel()
-		f.err = r.refresh(ctx, a, asked)
+		began, result := time.Now(), "ok"
+		if f.err = r.refresh(ctx, a, asked); f.err != nil {
+			result = resultFailed
+		}
+		r.c.count.refreshes.WithLabelValues(result).Observe(time.Since(began).Seconds())
 		r.c.judge(r.addr.Host, f.err)
 		r.mu.Lock()
 		r.flight = nil

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
@@ -35,6 +37,8 @@ type request struct {
 	access access
 	// protocol is what the client asks for in Git-Protocol: "version=2", or "".
 	protocol string
+	// result is how it was answered, for the count.
+	result string
 }
 
 // ServeHTTP answers git, at /git/<host>/<path>.git.
@@ -55,18 +59,25 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, "devaipod: "+smarthttp.Printable(err.Error()))
 		return
 	}
-	q := &request{w: w, r: r, repo: c.repo(addr), access: c.accessOf(r), protocol: protocolOf(r)}
+	q := &request{w: w, r: r, repo: c.repo(addr), access: c.accessOf(r), protocol: protocolOf(r), result: resultRefused}
+	what := "other"
+	defer func() { c.count.requests.WithLabelValues(what, q.result).Inc() }()
 	service := r.URL.Query().Get("service")
 	switch {
 	case r.Method == http.MethodGet && route == "/info/refs" && service == uploadPack:
+		what = "refs"
 		q.advertise()
 	case r.Method == http.MethodPost && route == "/git-upload-pack":
+		what = "fetch"
 		q.upload()
 	case strings.HasPrefix(route, "/info/lfs/"):
+		what = "lfs"
 		q.lfs(strings.TrimPrefix(route, "/info/lfs/"))
 	case r.Method == http.MethodGet && route == "/clone.bundle":
+		what = "bundle"
 		q.bundle()
 	case r.Method == http.MethodGet && route == "/info/refs" && service == receivePack, r.Method == http.MethodPost && route == "/git-receive-pack":
+		what = "push"
 		q.push(strings.TrimPrefix(route, "/"))
 	default:
 		refuse(w, http.StatusForbidden, "devaipod: git's dumb protocol is not served; use git 1.6.6 or newer, and nothing but git")
@@ -238,7 +249,7 @@ func (r *repo) uploadPack(ctx context.Context, protocol string, in io.Reader, ou
 func (q *request) answer(contentType, key, warn string, produce func(context.Context, io.Writer) error) {
 	c := q.repo.c
 	q.w.Header().Set("Content-Type", contentType)
-	out := &patient{w: q.w, rc: http.NewResponseController(q.w), limit: c.cfg.Patience}
+	out := &patient{w: q.w, rc: http.NewResponseController(q.w), limit: c.cfg.Patience, sent: c.count.sent}
 	if err := q.repo.touch("used"); err != nil {
 		c.cfg.Log.Warn("noting that a repository is in use", "repo", q.repo.addr.String(), "err", err)
 	}
@@ -284,6 +295,7 @@ type patient struct {
 	w            http.ResponseWriter
 	rc           *http.ResponseController
 	limit        time.Duration
+	sent         prometheus.Counter
 	began, broke bool
 }
 
@@ -301,6 +313,7 @@ func (p *patient) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	n, err := p.w.Write(b)
+	p.sent.Add(float64(n))
 	if err == nil {
 		if err = p.rc.Flush(); errors.Is(err, http.ErrNotSupported) {
 			err = nil
@@ -317,6 +330,7 @@ func (p *patient) send(f io.Reader, size int64) error {
 			return err
 		}
 		n, err := io.CopyN(p.w, f, min(size, 8<<20))
+		p.sent.Add(float64(n))
 		if err != nil {
 			p.broke = true
 			return err
@@ -332,12 +346,15 @@ func (q *request) tell(st State, hit, stale bool) {
 	age := max(0, q.repo.c.now().Sub(st.Checked))
 	q.w.Header().Set("Age", strconv.Itoa(int(age/time.Second)))
 	q.w.Header().Set("Cache-Control", "no-cache")
+	q.result = resultRefreshed
 	status := "devaipod; fwd=stale"
 	ttl := int((q.repo.c.cfg.MaxAge - age) / time.Second)
 	switch {
 	case stale:
+		q.result = resultStale
 		status = fmt.Sprintf(`devaipod; hit; ttl=%d; detail="the upstream does not answer"`, min(ttl, -1))
 	case hit:
+		q.result = resultHit
 		status = fmt.Sprintf("devaipod; hit; ttl=%d", ttl)
 	}
 	q.w.Header().Set("Cache-Status", status)
@@ -346,6 +363,7 @@ func (q *request) tell(st State, hit, stale bool) {
 // fail tells the client why there is nothing for it.
 func (q *request) fail(err error) {
 	addr := q.repo.addr
+	q.result = resultFailed
 	status, text := http.StatusInternalServerError, "devaipod: "+err.Error()
 	var refusal *RefusedError
 	var away *unreachableError
@@ -364,7 +382,9 @@ func (q *request) fail(err error) {
 	case errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "No space left on device"):
 		status, text = http.StatusInsufficientStorage, "devaipod: the disk of the cache is full; make room (devaipod mirror status says what is large)"
 	}
-	if status >= http.StatusInternalServerError {
+	if status < http.StatusInternalServerError {
+		q.result = resultRefused
+	} else {
 		q.repo.c.cfg.Log.Warn("no answer for git", "repo", addr.String(), "err", err)
 	}
 	refuse(q.w, status, smarthttp.Printable(text))

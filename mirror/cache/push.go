@@ -49,6 +49,7 @@ func (q *request) push(path string) {
 	if resp.StatusCode == http.StatusUnauthorized {
 		q.w.Header().Set("WWW-Authenticate", fmt.Sprintf("Basic realm=%q", q.repo.addr.Host))
 	}
+	q.result = resultRefreshed
 	q.w.Header().Set("Cache-Control", "no-cache")
 	if err := s.relay(ctx, cancel, q.w, resp); err != nil {
 		if !errors.Is(err, errHungUp) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,8 +25,8 @@ const (
 	keep      = 14 * 24 * time.Hour // how long objects stay that no ref reaches
 )
 
-// Run looks after the repositories until ctx ends: it repacks what has changed
-// and is at rest, and makes room when all together are larger than
+// Run looks after the repositories until ctx ends: it asks their upstreams every
+// [Config.Interval], repacks what has changed and is at rest, and makes room when all together are larger than
 // [Config.MaxSize].
 func (c *Cache) Run(ctx context.Context) error {
 	tick := time.NewTicker(tendEvery)
@@ -49,6 +50,11 @@ func (c *Cache) Tend(ctx context.Context) error {
 		return err
 	}
 	for _, e := range all {
+		if c.due(e) {
+			if _, e := c.Sync(ctx, e.addr); e != nil {
+				err = errors.Join(err, e)
+			}
+		}
 		if c.now().Sub(e.Used) < quiet {
 			continue
 		}
@@ -60,6 +66,18 @@ func (c *Cache) Tend(ctx context.Context) error {
 		}
 	}
 	return errors.Join(err, c.evict(ctx))
+}
+
+// due tells whether a repository's upstream is to be asked again. Those that come
+// due together are spread by a hash of their names.
+func (c *Cache) due(e Entry) bool {
+	if c.cfg.Interval == 0 {
+		return false
+	}
+	h := fnv.New32a()
+	h.Write([]byte(e.Address))
+	spread := time.Duration(int64(c.cfg.Interval/5) * int64(h.Sum32()%1000) / 1000)
+	return c.now().Sub(e.Checked) >= c.cfg.Interval-c.cfg.Interval/10+spread
 }
 
 // tended is what was done last, in a file beside the state; its time of change
@@ -208,6 +226,7 @@ func (c *Cache) evict(ctx context.Context) error {
 			c.cfg.Log.Warn("not evicted: the upstream may not have it any more", "repo", e.Address, "err", err)
 			continue
 		}
+		c.count.evictions.Inc()
 		c.cfg.Log.Info("evicted", "repo", e.Address, "bytes", e.Size, "used", e.Used)
 		sum -= e.Size
 	}

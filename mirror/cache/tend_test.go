@@ -72,6 +72,27 @@ func TestARepositoryAtRestIsRepacked(t *testing.T) {
 	}
 }
 
+func TestUpstreamsAreAskedNowAndThen(t *testing.T) {
+	w := newWorld(t, func(c *cache.Config) { c.Interval, c.MaxAge = time.Hour, 24*time.Hour })
+	work := w.up.repo(t, "app")
+	git(t, "/", "ls-remote", w.at("app"))
+	commit(t, work, "newer")
+	git(t, work, "push", "-q", "origin", "main")
+	for _, wait := range []time.Duration{50 * time.Minute, 20 * time.Minute} {
+		w.clock.advance(wait)
+		w.up.asked()
+		if err := w.cache.Tend(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if asked := w.up.asked(); (len(asked) > 0) != (wait == 20*time.Minute) {
+			t.Errorf("after another %s the upstream was asked %v", wait, asked)
+		}
+	}
+	if a, b := git(t, "/", "ls-remote", w.at("app"), "main"), git(t, work, "rev-parse", "main"); !strings.HasPrefix(a, strings.TrimSpace(b)) {
+		t.Errorf("it has %s, want %s", a, b)
+	}
+}
+
 func TestDamageIsFoundInTime(t *testing.T) {
 	w := newWorld(t)
 	work := w.up.repo(t, "app")

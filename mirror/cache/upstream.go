@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
@@ -114,6 +116,7 @@ type forwarder struct {
 	clients  map[verdict]*http.Client
 	max      int64
 	patience time.Duration
+	received prometheus.Counter
 
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -140,12 +143,12 @@ type session struct {
 	bytes   int64
 }
 
-func newForwarder(max int64, patience time.Duration, log *slog.Logger) (*forwarder, error) {
+func newForwarder(max int64, patience time.Duration, received prometheus.Counter, log *slog.Logger) (*forwarder, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listening for git's children: %w", err)
 	}
-	f := &forwarder{listener: l, clients: map[verdict]*http.Client{}, max: max, patience: patience, sessions: map[string]*session{}}
+	f := &forwarder{listener: l, clients: map[verdict]*http.Client{}, max: max, patience: patience, received: received, sessions: map[string]*session{}}
 	for _, v := range []verdict{public, named} {
 		f.clients[v] = &http.Client{Transport: transport(v, patience), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	}
@@ -289,6 +292,7 @@ func (s *session) count(n int) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bytes += int64(n)
+	s.f.received.Add(float64(n))
 	return s.bytes
 }
 
