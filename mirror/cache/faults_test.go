@@ -3,8 +3,10 @@ package cache_test
 import (
 	"bytes"
 	"compress/gzip"
+	"compress/zlib"
 	"context"
 	"crypto/rand"
+	"crypto/sha1"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -424,3 +426,88 @@ func TestRequestsThatAreBombs(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// An upstream that speaks git's protocol by hand: one branch, and a pack of a
+// few hundred bytes with an object in it that inflates to 8 GB.
+func TestAPackThatIsABomb(t *testing.T) {
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	git(t, "/", "ls-remote", w.at("app"))
+	f := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		pkt := func(s string) { fmt.Fprintf(rw, "%04x%s", len(s)+4, s) }
+		up := r.URL.Query().Get("service") != ""
+		rw.Header().Set("Content-Type", map[bool]string{true: "application/x-git-upload-pack-advertisement", false: "application/x-git-upload-pack-result"}[up])
+		body, err := io.ReadAll(r.Body)
+		switch {
+		case err != nil:
+		case up:
+			pkt("version 2\n")
+			pkt("ls-refs\n")
+			pkt("fetch\n")
+			pkt("object-format=sha1\n")
+		case bytes.Contains(body, []byte("command=ls-refs")):
+			pkt(strings.Repeat("1", 40) + " refs/heads/main\n")
+		default:
+			pkt("packfile\n")
+			pkt("\x01" + string(bombPack(t)))
+		}
+		fmt.Fprint(rw, "0000")
+	})
+	w.up.answer.Store(&f)
+	w.clock.advance(time.Hour)
+	out, err := try("/", "git", "clone", "-q", w.at("bomb"), filepath.Join(t.TempDir(), "clone"))
+	if err == nil || !strings.Contains(out, "Out of memory") {
+		t.Errorf("a bomb: %v %s", err, out)
+	}
+	w.up.answer.Store(nil)
+	w.clock.advance(time.Hour)
+	git(t, "/", "clone", "-q", w.at("app"), filepath.Join(t.TempDir(), "clone"))
+	if left, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*bomb*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+}
+
+// bombPack is a pack of a blob of 16 MB of zeros, and of a delta that copies it 512
+// times: 8 GB (gitformat-pack(5)).
+func bombPack(t *testing.T) []byte {
+	t.Helper()
+	deflate := func(b []byte) []byte {
+		var out bytes.Buffer
+		zw := zlib.NewWriter(&out)
+		_, err := zw.Write(b)
+		if err = errors.Join(err, zw.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	}
+	varint := func(n uint64) (b []byte) {
+		for ; n >= 0x80; n >>= 7 {
+			b = append(b, byte(n)|0x80)
+		}
+		return append(b, byte(n))
+	}
+	head := func(kind byte, size uint64) []byte {
+		first := kind<<4 | byte(size&15)
+		if size >>= 4; size == 0 {
+			return []byte{first}
+		}
+		return append([]byte{first | 0x80}, varint(size)...)
+	}
+	const base, times = 0xffffff, 512
+	pack := []byte("PACK\x00\x00\x00\x02\x00\x00\x00\x02")
+	start := len(pack)
+	pack = append(append(pack, head(3, base)...), deflate(make([]byte, base))...)
+	delta := append(varint(base), varint(base*times)...)
+	for range times {
+		delta = append(delta, 0x80|0x70, 0xff, 0xff, 0xff) // copy base from offset 0
+	}
+	back := len(pack) - start
+	offset := []byte{byte(back & 0x7f)}
+	for back >>= 7; back > 0; back >>= 7 {
+		back--
+		offset = append([]byte{byte(back&0x7f) | 0x80}, offset...)
+	}
+	pack = append(append(append(pack, head(6, uint64(len(delta)))...), offset...), deflate(delta)...)
+	sum := sha1.Sum(pack) //nolint:gosec // git's format
+	return append(pack, sum[:]...)
+}

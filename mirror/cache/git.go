@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
@@ -32,7 +35,9 @@ var config = []string{
 	"core.hooksPath=/dev/null",
 	"core.bigFileThreshold=16m",      // larger files stream: they are never in memory whole
 	"core.fsync=committed,reference", // a repository outlives a loss of power
-	"gc.auto=0",                      // upkeep has its own time
+	"core.packedGitWindowSize=64m",
+	"core.packedGitLimit=1g", // within maxMemory
+	"gc.auto=0",              // upkeep has its own time
 	"maintenance.auto=false",
 	"protocol.allow=never",
 	"protocol.http.allow=always", // our own forwarder
@@ -86,7 +91,11 @@ func (c child) run(ctx context.Context) error {
 	if c.lock != nil {
 		cmd.ExtraFiles = []*os.File{c.lock}
 	}
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		err = limit(cmd.Process.Pid)
+		err = errors.Join(err, cmd.Wait())
+	}
 	if err == nil {
 		return nil
 	}
@@ -94,6 +103,20 @@ func (c child) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	return &gitError{command: c.args[0], said: said.lines(), err: err}
+}
+
+// maxMemory bounds a child's address space, and that of each of its own
+// children, in bytes: an object may say that it inflates to anything.
+const maxMemory = 6 << 30
+
+// limit bounds a child that has just been started: it has yet to load git.
+func limit(pid int) error {
+	for what, n := range map[int]uint64{unix.RLIMIT_AS: maxMemory, unix.RLIMIT_CORE: 0} {
+		if err := unix.Prlimit(pid, what, &unix.Rlimit{Cur: n, Max: n}, nil); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("limiting git: %w", err)
+		}
+	}
+	return nil
 }
 
 // A gitError is a call of git that ended badly, with git's own words.

@@ -78,6 +78,7 @@ func newUpstream(t *testing.T) *upstream {
 		if up.down.Load() {
 			panic(http.ErrAbortHandler)
 		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		if f := up.answer.Load(); f != nil {
 			(*f)(w, r)
 			return
@@ -92,11 +93,10 @@ func newUpstream(t *testing.T) *upstream {
 			return
 		}
 		if s := up.lfs.Load(); s != nil && strings.Contains(r.URL.Path, "/info/lfs/") {
-			r.Body = io.NopCloser(bytes.NewReader(body))
 			s.ServeHTTP(w, r)
 			return
 		}
-		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil // CGI wants a length
+		r.ContentLength, r.TransferEncoding = int64(len(body)), nil // CGI wants a length
 		if h := up.hold.Load(); h != nil && what == "POST fetch" {
 			h.came <- struct{}{}
 			<-h.let
