@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -510,4 +511,36 @@ func bombPack(t *testing.T) []byte {
 	pack = append(append(append(pack, head(6, uint64(len(delta)))...), offset...), deflate(delta)...)
 	sum := sha1.Sum(pack) //nolint:gosec // git's format
 	return append(pack, sum[:]...)
+}
+
+// Many refs are slow and nothing else: 100,000, or TEST_REFS of them.
+func TestManyRefs(t *testing.T) {
+	w := newWorld(t, func(c *cache.Config) { c.MaxAge = time.Hour })
+	work := w.up.repo(t, "app")
+	head := strings.TrimSpace(git(t, work, "rev-parse", "main"))
+	n := 100_000
+	if text := os.Getenv("TEST_REFS"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("TEST_REFS: %v", err)
+		}
+	}
+	var refs strings.Builder
+	refs.WriteString("# pack-refs with: peeled fully-peeled sorted \n" + head + " refs/heads/main\n")
+	for i := range n {
+		fmt.Fprintf(&refs, "%s refs/tags/many/%07d\n", head, i)
+	}
+	bare := filepath.Join(w.up.root, "app.git")
+	git(t, bare, "pack-refs", "--all")
+	if err := os.WriteFile(filepath.Join(bare, "packed-refs"), []byte(refs.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := lines(git(t, "/", "ls-remote", "--tags", w.at("app"))); got != n {
+			t.Errorf("it lists %d refs, want %d", got, n)
+		}
+	}
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", "--depth=1", w.at("app"), to)
+	git(t, to, "fetch", "-q", "--no-tags", "origin", fmt.Sprintf("refs/tags/many/%07d", n-1))
 }
