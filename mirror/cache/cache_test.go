@@ -170,6 +170,21 @@ func TestAnEmptyRepository(t *testing.T) {
 	git(t, "/", "clone", "-q", w.at("empty"), filepath.Join(t.TempDir(), "clone"))
 }
 
+func TestWhatGitRefusesItSays(t *testing.T) {
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", w.at("app"), to)
+	for _, version := range []string{"0", "2"} {
+		for range 2 { // the answer is kept like any other
+			out, err := try(to, "git", "-c", "protocol.version="+version, "fetch", "origin", strings.Repeat("12", 20))
+			if err == nil || !strings.Contains(out, "not our ref "+strings.Repeat("12", 20)) {
+				t.Errorf("version %s: asked for an object that nobody has, it says %v %s", version, err, out)
+			}
+		}
+	}
+}
+
 func TestABundle(t *testing.T) {
 	w := newWorld(t)
 	work := w.up.repo(t, "app")
