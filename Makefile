@@ -54,6 +54,12 @@ test: install images build ## everything: vet, then all tests on real parts
 test-fast: modules ## the tests that need no forge, no podman and no image
 	@$(TEST) $(FAST) </dev/null
 
+.PHONY: fuzz
+fuzz: modules ## throw garbage at every parser of what others send, 60 s each
+	@for f in mirror:FuzzReadCommands mirror/cache:FuzzParseAddress mirror/cache:FuzzParsePath mirror/cache:FuzzNotice; do \
+	  CGO_ENABLED=0 go test -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s -fuzzminimizetime 10x "./$${f%:*}" </dev/null | tail -n 3; \
+	done
+
 .PHONY: soak
 soak: install images build ## the end-to-end suite N=5 times, with 200 kills each, until the first failure
 	@for i in $$(seq $(N)); do \

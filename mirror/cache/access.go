@@ -33,13 +33,13 @@ func (r *repo) admit(ctx context.Context, a access, st State) error {
 			return errUnauthorized
 		}
 	}
-	if err := r.c.resting(r.addr.Host); err != nil {
+	if err := r.c.resting(r.addr); err != nil {
 		return err
 	}
 	way := r.c.way(ctx, u, auth)
 	defer way.close()
 	_, err = r.ask(ctx, way)
-	r.c.judge(r.addr.Host, err)
+	r.c.judge(r.addr, err)
 	if err != nil {
 		return err
 	}
@@ -47,33 +47,45 @@ func (r *repo) admit(ctx context.Context, a access, st State) error {
 	return nil
 }
 
-// failures are those of a host in a row, and until when it is left alone.
+// failures are those of a host, or of a repository, in a row, and until when it
+// is left alone.
 type failures struct {
 	n     int
 	until time.Time
 	err   error
 }
 
-// resting is an error while a host that failed is left alone.
-func (c *Cache) resting(host string) error {
-	if f, ok := c.hosts.get(host); ok && c.now().Before(f.until) {
-		return &unreachableError{f.err}
+// resting is an error while a host or a repository that failed is left alone.
+func (c *Cache) resting(addr Address) error {
+	for _, what := range []string{addr.Host, addr.String()} {
+		if f, ok := c.failed.get(what); ok && c.now().Before(f.until) {
+			return f.err
+		}
 	}
 	return nil
 }
 
-// judge counts a host's failures: each leaves it alone for twice as long.
-func (c *Cache) judge(host string, err error) {
+// judge counts failures in a row: each leaves what failed alone for twice as
+// long. A host fails by not answering, a repository when git can't bring it
+// here.
+func (c *Cache) judge(addr Address, err error) {
 	var away *unreachableError
-	if !errors.As(err, &away) {
+	var said *gitError
+	what := addr.Host
+	switch {
+	case errors.As(err, &away):
+	case errors.As(err, &said):
+		what = addr.String()
+	default:
 		if err == nil {
-			c.hosts.forget(host)
+			c.failed.forget(addr.Host)
+			c.failed.forget(addr.String())
 		}
 		return
 	}
-	f, _ := c.hosts.get(host)
+	f, _ := c.failed.get(what)
 	f.n++
 	wait := min(5*time.Second<<min(f.n-1, 10), 5*time.Minute)
-	f.until, f.err = c.now().Add(wait), away.err
-	c.hosts.put(host, f, 2*wait+time.Minute)
+	f.until, f.err = c.now().Add(wait), err
+	c.failed.put(what, f, 2*wait+time.Minute)
 }

@@ -71,8 +71,8 @@ type Cache struct {
 	answers *answers
 	count   *metrics
 	seen    *verified
-	hosts   *memo[string, failures]
-	moved   *memo[Address, place] // for pushes
+	failed  *memo[string, failures] // by host and by repository
+	moved   *memo[Address, place]   // for pushes
 	lfsAt   *memo[string, lfsAction]
 
 	ctx     context.Context
@@ -118,7 +118,7 @@ func New(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, errors.Join(err, kept.close())
 	}
-	c := &Cache{cfg: cfg, forward: forward, answers: kept, count: count, seen: newVerified(cfg.Now), hosts: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), lfsAt: newMemo[string, lfsAction](cfg.Now), repos: map[Address]*repo{}}
+	c := &Cache{cfg: cfg, forward: forward, answers: kept, count: count, seen: newVerified(cfg.Now), failed: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), lfsAt: newMemo[string, lfsAction](cfg.Now), repos: map[Address]*repo{}}
 	c.ctx, c.stop = context.WithCancelCause(context.Background())
 	return c, nil
 }

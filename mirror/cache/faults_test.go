@@ -460,6 +460,14 @@ func TestAPackThatIsABomb(t *testing.T) {
 	if err == nil || !strings.Contains(out, "Out of memory") {
 		t.Errorf("a bomb: %v %s", err, out)
 	}
+	// What can't be brought here is not tried again for each who asks.
+	w.up.asked()
+	if out, err := try("/", "git", "clone", "-q", w.at("bomb"), filepath.Join(t.TempDir(), "clone")); err == nil || !strings.Contains(out, "Out of memory") {
+		t.Errorf("once more: %v %s", err, out)
+	}
+	if asked := w.up.asked(); len(asked) > 0 {
+		t.Errorf("the upstream was asked again at once: %v", asked)
+	}
 	w.up.answer.Store(nil)
 	w.clock.advance(time.Hour)
 	git(t, "/", "clone", "-q", w.at("app"), filepath.Join(t.TempDir(), "clone"))

@@ -44,7 +44,7 @@ func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State,
 		if pushed := r.pushed(); ok && st.Error == "" && !r.suspect.Load() && !st.Checked.Before(oldest) && st.Checked.After(pushed) {
 			return st, nil
 		}
-		if err := r.c.resting(r.addr.Host); err != nil {
+		if err := r.c.resting(r.addr); err != nil {
 			return st, err
 		}
 		f := r.fly(a)
@@ -94,7 +94,7 @@ func (r *repo) fly(a access) *flight {
 			result = resultFailed
 		}
 		r.c.count.refreshes.WithLabelValues(result).Observe(time.Since(began).Seconds())
-		r.c.judge(r.addr.Host, f.err)
+		r.c.judge(r.addr, f.err)
 		r.mu.Lock()
 		r.flight = nil
 		r.mu.Unlock()
