@@ -46,12 +46,16 @@ func (a *app) mirrorCmd() *cobra.Command {
 		c.Flags().String("dir", "", "`directory` of the repositories (mirror.dir)")
 		return c
 	}
-	sync := dir(&cobra.Command{
-		Use: "sync [REPO…]", Short: "Fetch what is new: all, or some, which may be new themselves",
-		Example: "  devaipod mirror sync\n  devaipod mirror sync github.com/git/git",
-		RunE:    func(cmd *cobra.Command, repos []string) error { return a.mirrorSync(cmd.Context(), repos) },
+	fetch := func(c *cobra.Command) *cobra.Command {
+		c.Flags().StringArray("allow-upstream", nil, "`pattern` of what may be fetched (mirror.allow_upstream)")
+		c.RunE = func(cmd *cobra.Command, repos []string) error { return a.mirrorSync(cmd.Context(), repos) }
+		return dir(c)
+	}
+	add := fetch(&cobra.Command{
+		Use: "add REPO…", Short: "Fetch repositories before anybody asks for them", Args: args(cobra.MinimumNArgs(1)),
+		Example: "  devaipod mirror add github.com/git/git",
 	})
-	sync.Flags().StringArray("allow-upstream", nil, "`pattern` of what may be fetched (mirror.allow_upstream)")
+	sync := fetch(&cobra.Command{Use: "sync [REPO…]", Short: "Fetch what is new: of all, or of some"})
 	var force bool
 	remove := dir(&cobra.Command{
 		Use: "remove REPO…", Aliases: []string{"rm"}, Short: "Remove repositories that their upstreams still have", Args: args(cobra.MinimumNArgs(1)),
@@ -61,7 +65,7 @@ func (a *app) mirrorCmd() *cobra.Command {
 	cmd.AddCommand(serve, a.jsonFlag(&cobra.Command{
 		Use: "status", Short: "Tell what the cache that runs has done since its start", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.mirrorStatus(cmd.Context()) },
-	}), sync, remove, a.mirrorSetupCmd(), a.mirrorCredentialCmd(), a.jsonFlag(dir(&cobra.Command{
+	}), add, sync, remove, a.mirrorSetupCmd(), a.mirrorCredentialCmd(), a.jsonFlag(dir(&cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the repositories: how old, how large, used when", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return a.mirrorList() },
 	})))

@@ -227,7 +227,8 @@ func TestMirrorCommands(t *testing.T) {
 	}
 	allow := []string{"--allow-upstream", "localhost" + dir + "/srv/*"}
 	run("devaipod: "+name+".git", "sync", name) // not allowed
-	run("fetched", append([]string{"sync", name}, allow...)...)
+	run("devaipod: ", append([]string{"add"}, allow...)...)
+	run("fetched", append([]string{"add", name}, allow...)...)
 	run("nothing new", append([]string{"sync"}, allow...)...)
 	run(name+".git", "list")
 	if all := list(); len(all) != 1 || all[0]["address"] != name+".git" || all[0]["public"] != true || all[0]["size"].(float64) < 100 {

@@ -8,12 +8,14 @@ import (
 	"crypto/rand"
 	"crypto/sha1"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -551,4 +553,55 @@ func TestManyRefs(t *testing.T) {
 	to := filepath.Join(t.TempDir(), "clone")
 	git(t, "/", "clone", "-q", "--depth=1", w.at("app"), to)
 	git(t, to, "fetch", "-q", "--no-tags", "origin", fmt.Sprintf("refs/tags/many/%07d", n-1))
+}
+
+// Objects that are made to trick who checks them out don't get in; old faults
+// that harm nobody do.
+func TestObjectsAreChecked(t *testing.T) {
+	w := newWorld(t)
+	for name, tt := range map[string]struct {
+		objects func(bare string) (commit string)
+		refused string
+	}{
+		"a file called .git": {func(bare string) string {
+			blob := strings.TrimSpace(git(t, bare, "hash-object", "-w", filepath.Join(bare, "HEAD")))
+			sub := object(t, bare, "tree", "100644 config\x00"+raw(t, blob))
+			tree := object(t, bare, "tree", "40000 .git\x00"+raw(t, sub))
+			return object(t, bare, "commit", "tree "+tree+"\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\nx\n")
+		}, "hasDotgit"},
+		"a commit with a time zone of old": {func(bare string) string {
+			tree := object(t, bare, "tree", "")
+			return object(t, bare, "commit", "tree "+tree+"\nauthor A <a@b> 1 +051800\ncommitter A <a@b> 1 +051800\n\nx\n")
+		}, ""},
+	} {
+		repo := strings.ReplaceAll(name, " ", "-")
+		bare := filepath.Join(w.up.root, repo+".git")
+		git(t, "/", "init", "-q", "--bare", bare)
+		git(t, bare, "update-ref", "refs/heads/main", tt.objects(bare))
+		out, err := try("/", "git", "ls-remote", w.at(repo))
+		if tt.refused == "" && err != nil || tt.refused != "" && (err == nil || !strings.Contains(out, tt.refused)) {
+			t.Errorf("%s: %v %s", name, err, out)
+		}
+	}
+}
+
+// object writes an object as it is, without git's checks.
+func object(t *testing.T, bare, kind, content string) string {
+	t.Helper()
+	cmd := exec.Command("git", "hash-object", "--literally", "-w", "--stdin", "-t", kind)
+	cmd.Dir, cmd.Stdin = bare, strings.NewReader(content)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("a %s: %v", kind, err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func raw(t *testing.T, id string) string {
+	t.Helper()
+	b, err := hex.DecodeString(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
