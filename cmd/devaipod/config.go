@@ -71,6 +71,7 @@ type config struct {
 type mirrorHost struct {
 	Name string `mapstructure:"name"`
 	URL  string `mapstructure:"url"`
+	SSH  string `mapstructure:"ssh"`
 }
 
 // defaults are the keys that exist, and their values. state_dir is worked out

@@ -251,7 +251,7 @@ func (a *app) openCache(counted prometheus.Registerer) (*cache.Cache, error) {
 	}
 	hosts := map[string]cache.Host{}
 	for _, h := range a.cfg.Mirror.Host {
-		hosts[strings.ToLower(h.Name)] = cache.Host{URL: h.URL}
+		hosts[strings.ToLower(h.Name)] = cache.Host{URL: h.URL, SSH: h.SSH}
 	}
 	size, err := parseBytes(a.cfg.Mirror.MaxSize)
 	if err != nil {

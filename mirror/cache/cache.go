@@ -231,7 +231,7 @@ func (w *way) run(ctx context.Context, c child) error {
 		c.config = append(c.config, "protocol.file.allow=always")
 	default:
 		c.config = append(c.config, "protocol.ssh.allow=always")
-		c.env = append(c.env, "HOME="+os.Getenv("HOME"), "SSH_AUTH_SOCK="+os.Getenv("SSH_AUTH_SOCK"), "GIT_SSH_COMMAND=ssh -o BatchMode=yes -o ConnectTimeout=20")
+		c.env = append(c.env, "HOME="+os.Getenv("HOME"), "SSH_AUTH_SOCK="+os.Getenv("SSH_AUTH_SOCK"), "GIT_SSH_COMMAND="+w.u.ssh)
 	}
 	err := c.run(ctx)
 	if err == nil {

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -38,6 +39,9 @@ type Host struct {
 	// "https://example.org/git/". Empty for https://HOST/, and http:// where the
 	// host is a loopback address.
 	URL string
+	// SSH is the command line of the ssh client, as in git's core.sshCommand:
+	// "ssh -i /path/to/key". Empty for "ssh". It never asks anybody anything.
+	SSH string
 }
 
 // An upstream is where one repository comes from.
@@ -45,6 +49,7 @@ type upstream struct {
 	addr    Address
 	verdict verdict
 	url     *url.URL // http, https, ssh or file
+	ssh     string   // the client's command line
 }
 
 // upstream says where an address leads, when the rules allow it.
@@ -55,6 +60,7 @@ func (c *Cache) upstream(addr Address) (upstream, error) {
 	}
 	base := "https://" + addr.Host + "/"
 	host, own := c.cfg.Hosts[addr.Host]
+	u.ssh = cmp.Or(host.SSH, "ssh") + " -o BatchMode=yes -o ConnectTimeout=20"
 	switch {
 	case own && host.URL != "":
 		base = strings.TrimSuffix(host.URL, "/") + "/"
