@@ -354,8 +354,22 @@ func TestPeersThatAreSilent(t *testing.T) {
 	w.up.noisy(t, "app", 32<<20)
 	head := strings.Fields(git(t, "/", "ls-remote", w.at("app"), "main"))[0]
 	w.open(func(c *cache.Config) { c.Patience = time.Second })
-	// A client that asks and does not read, and one that does not ask to the end.
+	// A client that asks and does not read, and one that does not ask to the end;
+	// what they ask for has been made before.
 	want := fmt.Sprintf("0011command=fetch0001000fno-progress0032want %s\n0009done\n0000", head)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.at("app")+"/git-upload-pack", strings.NewReader(want))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Git-Protocol", "version=2")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n < 32<<20 {
+		t.Fatalf("it has %d bytes, %v", n, err)
+	}
+	resp.Body.Close()
 	for name, body := range map[string]string{"reads nothing": want, "asks half": want[:40]} {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(w.url, "http://"))
 		if err != nil {
