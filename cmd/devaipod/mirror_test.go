@@ -234,6 +234,14 @@ func TestMirrorCommands(t *testing.T) {
 	if all := list(); len(all) != 1 || all[0]["address"] != name+".git" || all[0]["public"] != true || all[0]["size"].(float64) < 100 {
 		t.Errorf("it lists %v", all)
 	}
+	for want, args := range map[string][]string{
+		"git repositories": {"df"}, "0 B in all": {"prune", "--dry-run"}, "would remove " + name + ".git": {"prune", "--dry-run", "--older", "0s"},
+	} {
+		t.Setenv("DEVAIPOD_MIRROR_DIR", dir+"/cache")
+		if out, errOut, err := devaipod(t.Context(), args...); err != nil || !strings.Contains(out, want) {
+			t.Errorf("%s says %v %s%s, want %s", args, err, out, errOut, want)
+		}
+	}
 	run("devaipod: localhost/other.git is not in the cache", "remove", "localhost/other")
 	run(`devaipod: "-x" names no repository`, "remove", "--", "-x")
 	t.Setenv("DEVAIPOD_MIRROR_ALLOW_UPSTREAM", allow[1])
@@ -241,6 +249,9 @@ func TestMirrorCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	run("devaipod: "+name+".git stays", "remove", name)
+	if out, errOut, err := devaipod(t.Context(), "prune", "--older", "0s"); err == nil || !strings.Contains(errOut, name+".git stays") {
+		t.Errorf("prune of what the upstream has no more says %v %s%s", err, out, errOut)
+	}
 	run("removed", "remove", "--force", name)
 	if all := list(); len(all) > 0 {
 		t.Errorf("after all it lists %v", all)

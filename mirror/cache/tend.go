@@ -186,6 +186,22 @@ func (c *Cache) List() ([]Entry, error) {
 	return all, nil
 }
 
+// Kept counts the answers that are kept for clients, of all processes on the
+// directory, and their bytes.
+func (c *Cache) Kept() (count int, size int64, err error) {
+	files, err := filepath.Glob(filepath.Join(c.cfg.Dir, "answers", "*", "*", "*"))
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, f := range files {
+		if info, err := os.Stat(f); err == nil {
+			count++
+			size += info.Size()
+		}
+	}
+	return count, size, nil
+}
+
 // sizeOf sums up the files below dir, as far as they stay.
 func sizeOf(dir string) (sum int64, err error) {
 	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// A cost is what one kind of thing that can be had again takes of the disk.
+type cost struct {
+	What  string `json:"what"`
+	Count int    `json:"count"`
+	Size  int64  `json:"size"` // bytes
+	Where string `json:"where"`
+}
+
+func (a *app) dfCmd() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use: "df", Short: "Show what the caches take of the disk", Args: noArgs,
+		RunE: func(*cobra.Command, []string) error { return a.df() },
+	})
+}
+
+func (a *app) df() error {
+	c, err := a.openCache(nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // nothing goes on
+	all, err := c.List()
+	if err != nil {
+		return err
+	}
+	repos := cost{What: "git repositories", Count: len(all), Where: a.cfg.Mirror.Dir + "/repos"}
+	for _, e := range all {
+		repos.Size += e.Size
+	}
+	answers := cost{What: "answers for clients that ask the same", Where: a.cfg.Mirror.Dir + "/answers"}
+	if answers.Count, answers.Size, err = c.Kept(); err != nil {
+		return err
+	}
+	costs := []cost{repos, answers}
+	if a.asJSON {
+		return json.NewEncoder(a.out).Encode(costs)
+	}
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "WHAT\tCOUNT\tSIZE\tWHERE")
+	for _, c := range costs {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", c.What, c.Count, formatBytes(c.Size), c.Where)
+	}
+	return w.Flush()
+}
+
+func (a *app) pruneCmd() *cobra.Command {
+	var older time.Duration
+	var dry bool
+	cmd := &cobra.Command{
+		Use: "prune", Short: "Remove from the caches what was not used for some time", Args: noArgs,
+		Long: "Remove cached repositories that nobody read for some time. One that its upstream may not have any more stays.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.prune(cmd.Context(), older, dry) },
+	}
+	cmd.Flags().DurationVar(&older, "older", 30*24*time.Hour, "how long ago it was used last")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would be removed")
+	return cmd
+}
+
+func (a *app) prune(ctx context.Context, older time.Duration, dry bool) error {
+	c, err := a.openCache(nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // nothing goes on
+	all, err := c.List()
+	if err != nil {
+		return err
+	}
+	var sum int64
+	var errs []error
+	for _, e := range all {
+		if time.Since(e.Used) < older {
+			continue
+		}
+		line := fmt.Sprintf("%s (%s, used %s)", e.Address, formatBytes(e.Size), ago(e.Used))
+		if dry {
+			fmt.Fprintln(a.out, "would remove", line)
+			sum += e.Size
+			continue
+		}
+		addrs, err := addresses([]string{e.Address})
+		if err == nil {
+			err = c.Remove(ctx, addrs[0], false)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s stays: %w", e.Address, err))
+			continue
+		}
+		fmt.Fprintln(a.out, "removed", line)
+		sum += e.Size
+	}
+	fmt.Fprintf(a.out, "%s in all\n", formatBytes(sum))
+	return errors.Join(errs...)
+}
