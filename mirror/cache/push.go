@@ -29,8 +29,9 @@ func (q *request) push(path string) {
 	defer cancel(nil)
 	s := c.forward.open(ctx, u, q.access.auth, c.cfg.Allow.check)
 	defer s.close()
-	if base, ok := c.moved.get(q.repo.addr); ok {
-		s.base, s.verdict = base.base, base.verdict
+	// Another host gets no credentials, also when it was found without any.
+	if to, ok := c.moved.get(q.repo.addr); ok && (to.base.Host == u.url.Host || q.access.auth == "") {
+		s.base, s.verdict = to.base, to.verdict
 	}
 	if path == receivePack {
 		// Before as well as after: what a fetch learns meanwhile may be either.
@@ -49,6 +50,7 @@ func (q *request) push(path string) {
 	if resp.StatusCode == http.StatusUnauthorized {
 		q.w.Header().Set("WWW-Authenticate", fmt.Sprintf("Basic realm=%q", q.repo.addr.Host))
 	}
+	resp.Header.Del("Content-Length") // the end is told when pushed has been noted
 	q.result = resultRefreshed
 	q.w.Header().Set("Cache-Control", "no-cache")
 	if err := s.relay(ctx, cancel, q.w, resp); err != nil {

@@ -1,6 +1,8 @@
 package cache_test
 
 import (
+	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,6 +74,40 @@ func TestAPushGoesToTheUpstream(t *testing.T) {
 		t.Errorf("nobody pushes: %s", out)
 	}
 	w.mustNotHold(password)
+}
+
+// An upstream that says that it is another one now does not get what its callers
+// show sent there.
+func TestARedirectTakesNoCredentialsElsewhere(t *testing.T) {
+	other := newUpstream(t)
+	seen := &lockedBuffer{}
+	f := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(seen, r.Header.Get("Authorization"))
+		http.Error(rw, "who are you?", http.StatusUnauthorized)
+	})
+	other.answer.Store(&f)
+	w := newWorld(t)
+	allow, err := cache.ParseAllow([]string{w.up.host, other.host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.open(func(c *cache.Config) { c.Allow = allow })
+	to := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		http.Redirect(rw, r, other.url+r.URL.String(), http.StatusFound)
+	})
+	w.up.answer.Store(&to)
+	for _, auth := range []string{"", basic(user, password), "", basic(user, password)} {
+		for _, path := range []string{"/info/refs?service=git-receive-pack", "/info/refs?service=git-upload-pack", "/git-receive-pack", "/info/lfs/objects/batch"} {
+			if strings.HasPrefix(path, "/info/refs") {
+				w.do(http.MethodGet, "app", path, "", auth)
+			} else {
+				w.do(http.MethodPost, "app", path, "0000", auth)
+			}
+		}
+	}
+	if len(other.asked()) == 0 || seen.String() != "" {
+		t.Errorf("the other host was asked with %q", seen.String())
+	}
 }
 
 func TestAPushToWhatMovedOrIsDown(t *testing.T) {

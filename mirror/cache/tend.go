@@ -26,8 +26,8 @@ const (
 )
 
 // Run looks after the repositories until ctx ends: it asks their upstreams every
-// [Config.Interval], repacks what has changed and is at rest, and makes room when all together are larger than
-// [Config.MaxSize].
+// [Config.Interval], repacks what has changed and is at rest, and makes room when
+// all together are larger than [Config.MaxSize].
 func (c *Cache) Run(ctx context.Context) error {
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()

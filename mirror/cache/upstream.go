@@ -330,11 +330,17 @@ func (s *session) send(ctx context.Context, r *http.Request, path string) (*http
 		if path == "info/refs" {
 			to.RawQuery = "service=" + url.QueryEscape(r.URL.Query().Get("service"))
 		}
-		req, err := http.NewRequestWithContext(ctx, r.Method, to.String(), r.Body)
+		var body io.Reader
+		if r.Method == http.MethodPost {
+			body = r.Body
+		}
+		req, err := http.NewRequestWithContext(ctx, r.Method, to.String(), body)
 		if err != nil {
 			return nil, err
 		}
-		req.ContentLength = r.ContentLength
+		if body != nil {
+			req.ContentLength = r.ContentLength
+		}
 		for _, h := range []string{"Content-Type", "Content-Encoding", "Accept", "Accept-Encoding", "Git-Protocol"} {
 			if v := r.Header.Get(h); v != "" {
 				req.Header.Set(h, v)
