@@ -70,6 +70,25 @@ func TestARepositoryAtRestIsRepacked(t *testing.T) {
 	if again := w.packs("app"); fmt.Sprint(again) != fmt.Sprint(pack) {
 		t.Errorf("repacked again: %v, before %v", again, pack)
 	}
+	// What came since is packed beside, not all of it anew.
+	for i := range 3 {
+		commit(t, work, fmt.Sprint("later ", i))
+		git(t, work, "push", "-q", "origin", "main")
+		git(t, "/", "ls-remote", w.at("app"))
+	}
+	w.clock.advance(time.Hour)
+	if err := w.cache.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.packs("app"); len(n) > 2 || len(loose()) > 0 {
+		t.Errorf("later, packs: %v, loose: %v", n, loose())
+	}
+	to = filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", w.at("app"), to)
+	git(t, to, "fsck", "--strict")
+	if a, b := git(t, to, "rev-parse", "HEAD"), git(t, work, "rev-parse", "HEAD"); a != b {
+		t.Errorf("cloned %s, want %s", a, b)
+	}
 }
 
 func TestUpstreamsAreAskedNowAndThen(t *testing.T) {
