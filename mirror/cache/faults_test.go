@@ -565,7 +565,7 @@ func TestManyRefs(t *testing.T) {
 		}
 	}
 	to := filepath.Join(t.TempDir(), "clone")
-	git(t, "/", "clone", "-q", "--depth=1", w.at("app"), to)
+	git(t, "/", "clone", "-q", "--no-tags", "--depth=1", w.at("app"), to)
 	git(t, to, "fetch", "-q", "--no-tags", "origin", fmt.Sprintf("refs/tags/many/%07d", n-1))
 }
 
