@@ -27,15 +27,11 @@ func (a *app) dfCmd() *cobra.Command {
 }
 
 func (a *app) df() error {
-	c, err := a.openCache(nil)
+	c, all, err := a.listCache()
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // nothing goes on
-	all, err := c.List()
-	if err != nil {
-		return err
-	}
 	repos := cost{What: "git repositories", Count: len(all), Where: a.cfg.Mirror.Dir + "/repos"}
 	for _, e := range all {
 		repos.Size += e.Size
@@ -70,15 +66,11 @@ func (a *app) pruneCmd() *cobra.Command {
 }
 
 func (a *app) prune(ctx context.Context, older time.Duration, dry bool) error {
-	c, err := a.openCache(nil)
+	c, all, err := a.listCache()
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // nothing goes on
-	all, err := c.List()
-	if err != nil {
-		return err
-	}
 	var sum int64
 	var errs []error
 	for _, e := range all {

@@ -74,15 +74,11 @@ func (a *app) mirrorCmd() *cobra.Command {
 
 // mirrorList prints what is in the cache.
 func (a *app) mirrorList() error {
-	c, err := a.openCache(nil)
+	c, all, err := a.listCache()
 	if err != nil {
 		return err
 	}
 	defer c.Close() //nolint:errcheck // nothing goes on
-	all, err := c.List()
-	if err != nil {
-		return err
-	}
 	if a.asJSON {
 		if all == nil {
 			all = []cache.Entry{}
@@ -286,6 +282,19 @@ func (s safeWriter) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	return len(b), nil
+}
+
+// listCache opens the cache and tells what is in it.
+func (a *app) listCache() (*cache.Cache, []cache.Entry, error) {
+	c, err := a.openCache(nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := c.List()
+	if err != nil {
+		return nil, nil, errors.Join(err, c.Close())
+	}
+	return c, all, nil
 }
 
 // personsCredentials are what the person's git has for a URL: its credential

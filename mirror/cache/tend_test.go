@@ -1,7 +1,6 @@
 package cache_test
 
 import (
-	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -114,16 +113,7 @@ func TestUpstreamsAreAskedNowAndThen(t *testing.T) {
 
 func TestDamageIsFoundInTime(t *testing.T) {
 	w := newWorld(t)
-	work := w.up.repo(t, "app")
-	noise := make([]byte, 100_000)
-	if _, err := rand.Read(noise); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(work, "noise"), noise, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	commit(t, work, "noise")
-	git(t, work, "push", "-q", "origin", "main")
+	w.up.noisy(t, "app", 100_000)
 	git(t, "/", "ls-remote", w.at("app"))
 	w.clock.advance(time.Hour)
 	if err := w.cache.Tend(t.Context()); err != nil {
@@ -153,16 +143,7 @@ func TestDamageIsFoundInTime(t *testing.T) {
 func TestTheLeastRecentlyUsedGivesWay(t *testing.T) {
 	w := newWorld(t, func(c *cache.Config) { c.MaxSize = 250_000 })
 	for _, name := range []string{"one", "two", "three", "four"} {
-		work := w.up.repo(t, name)
-		noise := make([]byte, 100_000)
-		if _, err := rand.Read(noise); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(work, "noise"), noise, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		commit(t, work, "noise")
-		git(t, work, "push", "-q", "origin", "main")
+		w.up.noisy(t, name, 100_000)
 		w.clock.advance(time.Hour)
 		git(t, "/", "clone", "-q", w.at(name), filepath.Join(t.TempDir(), "clone"))
 	}
