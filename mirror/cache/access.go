@@ -24,14 +24,12 @@ func (r *repo) admit(ctx context.Context, a access, st State) error {
 	if !u.web() {
 		return errUnauthorized
 	}
-	auth := a.auth
-	if a.ours {
-		if auth, err = r.c.credentials(ctx, u); err != nil {
-			return err
-		}
-		if auth == "" {
-			return errUnauthorized
-		}
+	auth, err := r.c.authOf(ctx, u, a)
+	if err != nil {
+		return err
+	}
+	if auth == "" {
+		return errUnauthorized
 	}
 	if err := r.c.resting(r.addr); err != nil {
 		return err

@@ -183,6 +183,15 @@ func (c *Cache) credentials(ctx context.Context, u upstream) (string, error) {
 	return basicAuth(user, password), nil
 }
 
+// authOf is what a caller is known by at an upstream: its own credentials, or
+// ours if it may use them; empty for none.
+func (c *Cache) authOf(ctx context.Context, u upstream, a access) (string, error) {
+	if a.ours {
+		return c.credentials(ctx, u)
+	}
+	return a.auth, nil
+}
+
 // A way is how git's children reach one upstream, as somebody.
 type way struct {
 	u       upstream

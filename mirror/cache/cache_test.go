@@ -116,19 +116,7 @@ func TestMaxAge(t *testing.T) {
 // get asks git's first question.
 func (w *world) get(name, auth string) *http.Response {
 	w.t.Helper()
-	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, w.at(name)+"/info/refs?service=git-upload-pack", nil)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if auth != "" {
-		req.Header.Set("Authorization", auth)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { resp.Body.Close() })
-	return resp
+	return w.do(http.MethodGet, name, "/info/refs?service=git-upload-pack", "", auth)
 }
 
 func TestItFollowsWhatTheUpstreamDoes(t *testing.T) {

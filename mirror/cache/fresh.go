@@ -61,19 +61,12 @@ func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State,
 			continue // somebody else was not let in: that says nothing of us
 		}
 		if f.err != nil {
-			st, _, err = r.load()
-			return st, firstError(f.err, err)
+			if now, _, err := r.load(); err == nil {
+				st = now
+			}
+			return st, f.err
 		}
 	}
-}
-
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // fly joins the refresh that is under way, or begins one.
@@ -201,12 +194,9 @@ func (r *repo) enter(ctx context.Context, u upstream, a access) (*way, refs, err
 	}
 	told, err := r.ask(ctx, way, r.c.cfg.Refs...)
 	if denied(err) {
-		auth := a.auth
-		if auth == "" && a.ours {
-			var e error
-			if auth, e = r.c.credentials(ctx, u); e != nil {
-				err = errors.Join(err, e)
-			}
+		auth, e := r.c.authOf(ctx, u, a)
+		if e != nil {
+			err = errors.Join(err, e)
 		}
 		if auth != "" {
 			way.close()
@@ -270,25 +260,25 @@ func (r *repo) ask(ctx context.Context, way *way, patterns ...string) (refs, err
 	return refs{digest: hex.EncodeToString(w.sum.Sum(nil)), head: w.head}, nil
 }
 
-// refspecs are those of a fetch, each ref to its own name.
-func (c *Cache) refspecs() (all []string) {
+// fetchArgs are those of a fetch of all that is kept, each ref to its own name.
+func (c *Cache) fetchArgs(options ...string) []string {
+	args := append([]string{"fetch", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"}, options...)
+	args = append(args, "upstream")
 	for _, r := range c.cfg.Refs {
-		all = append(all, "+"+r+":"+r)
+		args = append(args, "+"+r+":"+r)
 	}
-	return all
+	return args
 }
 
 // fetch brings a repository up to date, in one transaction.
 func (r *repo) fetch(ctx context.Context, way *way, lock *os.File) error {
-	args := append([]string{"fetch", "--atomic", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--progress", "upstream"}, r.c.refspecs()...)
-	c := child{dir: r.git(), args: args, lock: lock, stderr: r.c.progress(r.addr)}
+	c := child{dir: r.git(), args: r.c.fetchArgs("--atomic", "--progress"), lock: lock, stderr: r.c.progress(r.addr)}
 	err := way.run(ctx, c)
 	var said *gitError
-	if errors.As(err, &said) {
+	if errors.As(err, &said) && strings.Contains(said.said, "cannot lock ref") {
 		// A branch a/b where a was: git can't take both steps at once.
-		prune := c
-		prune.args = append([]string{"fetch", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--progress", "upstream"}, r.c.refspecs()...)
-		return way.run(ctx, prune)
+		c.args = r.c.fetchArgs("--progress")
+		return way.run(ctx, c)
 	}
 	return err
 }
@@ -296,8 +286,7 @@ func (r *repo) fetch(ctx context.Context, way *way, lock *os.File) error {
 // clone makes the repository beside its place and then puts it there.
 func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 	to := r.file("git.new")
-	args := []string{"clone", "--bare", "--quiet", "--progress", "--template=", "--origin=upstream"}
-	args = append(args, "--", way.address(), to)
+	args := []string{"clone", "--bare", "--quiet", "--progress", "--template=", "--origin=upstream", "--", way.address(), to}
 	if err := way.run(ctx, child{args: args, lock: lock, stderr: r.c.progress(r.addr)}); err != nil {
 		return err
 	}
@@ -305,8 +294,7 @@ func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 		return err
 	}
 	// Refs beyond branches and tags, and tags that no branch leads to.
-	c := child{dir: to, args: append([]string{"fetch", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "upstream"}, r.c.refspecs()...), lock: lock}
-	if err := way.run(ctx, c); err != nil {
+	if err := way.run(ctx, child{dir: to, args: r.c.fetchArgs(), lock: lock}); err != nil {
 		return err
 	}
 	// Where a damaged one makes place, it is no repository any more from here on.

@@ -366,6 +366,11 @@ func (q *request) tell(st State, hit, stale bool) {
 	q.w.Header().Set("Cache-Status", status)
 }
 
+// challenge lets git ask for credentials (RFC 7617).
+func (q *request) challenge() {
+	q.w.Header().Set("WWW-Authenticate", fmt.Sprintf("Basic realm=%q", q.repo.addr.Host))
+}
+
 // fail tells the client why there is nothing for it.
 func (q *request) fail(err error) {
 	addr := q.repo.addr
@@ -380,7 +385,7 @@ func (q *request) fail(err error) {
 		status = http.StatusForbidden
 	case errors.Is(err, errUnauthorized):
 		status, text = http.StatusUnauthorized, fmt.Sprintf("devaipod: %s does not let everybody read %s; use credentials of your own for it", addr.Host, addr.Path)
-		q.w.Header().Set("WWW-Authenticate", fmt.Sprintf("Basic realm=%q", addr.Host))
+		q.challenge()
 	case errors.Is(err, errNotFound):
 		status, text = http.StatusNotFound, fmt.Sprintf("devaipod: %s knows no repository %s", addr.Host, addr.Path)
 	case errors.As(err, &away):

@@ -279,28 +279,18 @@ func (r *repo) lfsGet(ctx context.Context, at lfsAction) (*http.Response, error)
 	for k, v := range at.Header {
 		req.Header.Set(k, v)
 	}
-	resp, err := r.c.forward.clients[v].Do(req)
-	if err != nil {
-		var refusal *RefusedError
-		if errors.As(err, &refusal) {
-			return nil, refusal
-		}
-		return nil, &unreachableError{cause(ctx, err)}
-	}
-	return resp, nil
+	return r.c.forward.do(v, req)
 }
 
 // lfsAsk asks the upstream where it has objects, in the caller's name.
 func (q *request) lfsAsk(objects []lfsObject) (map[string]lfsObject, error) {
-	auth := q.access.auth
-	if q.access.ours {
-		u, err := q.repo.c.upstream(q.repo.addr)
-		if err == nil {
-			auth, err = q.repo.c.credentials(q.r.Context(), u)
-		}
-		if err != nil {
-			return nil, err
-		}
+	u, err := q.repo.c.upstream(q.repo.addr)
+	if err != nil {
+		return nil, err
+	}
+	auth, err := q.repo.c.authOf(q.r.Context(), u, q.access)
+	if err != nil {
+		return nil, err
 	}
 	body, err := json.Marshal(lfsBatch{Operation: "download", Transfers: []string{"basic"}, Objects: objects, HashAlgo: "sha256"})
 	if err != nil {
@@ -372,11 +362,7 @@ func (q *request) lfsSend(method, path string, body []byte, auth string) (*http.
 	if auth != "" {
 		req.Header.Set("Authorization", auth)
 	}
-	resp, err := q.repo.c.forward.clients[u.verdict].Do(req)
-	if err != nil {
-		return nil, &unreachableError{cause(q.r.Context(), err)}
-	}
-	return resp, nil
+	return q.repo.c.forward.do(u.verdict, req)
 }
 
 // lfsPass lets the upstream answer itself, in the caller's name.
@@ -395,7 +381,7 @@ func (q *request) lfsPass(path string, body []byte) {
 	defer resp.Body.Close()
 	q.w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
 	if resp.StatusCode == http.StatusUnauthorized {
-		q.w.Header().Set("WWW-Authenticate", fmt.Sprintf("Basic realm=%q", q.repo.addr.Host))
+		q.challenge()
 	}
 	q.w.WriteHeader(resp.StatusCode)
 	if _, err := io.Copy(q.w, io.LimitReader(resp.Body, maxBatch)); err != nil && q.r.Context().Err() == nil {

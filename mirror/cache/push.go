@@ -48,7 +48,7 @@ func (q *request) push(path string) {
 		c.moved.put(q.repo.addr, place{s.base, s.verdict}, time.Hour)
 	}
 	if resp.StatusCode == http.StatusUnauthorized {
-		q.w.Header().Set("WWW-Authenticate", fmt.Sprintf("Basic realm=%q", q.repo.addr.Host))
+		q.challenge()
 	}
 	resp.Header.Del("Content-Length") // the end is told when pushed has been noted
 	q.result = resultRefreshed

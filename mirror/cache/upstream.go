@@ -71,12 +71,12 @@ func (c *Cache) upstream(addr Address) (upstream, error) {
 	}
 	at, err := url.Parse(base)
 	if err != nil {
-		return u, fmt.Errorf("mirror.hosts.%s: url: %w", addr.Host, err)
+		return u, fmt.Errorf("mirror.host %s: url: %w", addr.Host, err)
 	}
 	switch at.Scheme {
 	case "http", "https", "file", "ssh":
 	default:
-		return u, fmt.Errorf("mirror.hosts.%s: url %s: want http, https, ssh or file", addr.Host, at.Redacted())
+		return u, fmt.Errorf("mirror.host %s: url %s: want http, https, ssh or file", addr.Host, at.Redacted())
 	}
 	if at.Scheme != "http" && at.Scheme != "https" && u.verdict != named {
 		return u, &RefusedError{What: addr.String(), Why: "by " + at.Scheme + " only hosts are asked that mirror.allow_upstream names"}
@@ -174,6 +174,20 @@ func transport(v verdict, patience time.Duration) *http.Transport {
 		DisableCompression: true, MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second,
 		TLSHandshakeTimeout: dialLimit, ResponseHeaderTimeout: patience, ForceAttemptHTTP2: true,
 	}
+}
+
+// do asks an upstream. It is an error when a rule forbids that, or when there is
+// no answer.
+func (f *forwarder) do(v verdict, req *http.Request) (*http.Response, error) {
+	resp, err := f.clients[v].Do(req)
+	var refusal *RefusedError
+	switch {
+	case errors.As(err, &refusal):
+		return nil, refusal
+	case err != nil:
+		return nil, &unreachableError{cause(req.Context(), err)}
+	}
+	return resp, nil
 }
 
 func (f *forwarder) close() error {
@@ -350,13 +364,9 @@ func (s *session) send(ctx context.Context, r *http.Request, path string) (*http
 		if s.auth != "" {
 			req.Header.Set("Authorization", s.auth)
 		}
-		resp, err := s.f.clients[v].Do(req)
+		resp, err := s.f.do(v, req)
 		if err != nil {
-			var refusal *RefusedError
-			if errors.As(err, &refusal) {
-				return nil, refusal
-			}
-			return nil, &unreachableError{cause(ctx, err)}
+			return nil, err
 		}
 		if resp.StatusCode/100 == 3 && path == "info/refs" && moves < maxMoves {
 			err := s.move(resp)
