@@ -89,6 +89,7 @@ type step struct {
 	args map[string]any
 	ok   func(result string) bool
 	wait bool
+	more int // tries beyond the usual
 }
 
 func bash(command, what string) step {
@@ -116,7 +117,7 @@ func play(r Request, steps []step) (reply Reply, done bool) {
 		}
 		switch {
 		case succeeded:
-		case failed >= tries:
+		case failed >= tries+s.more:
 			return Reply{Text: fmt.Sprintf("I give up: %s did not work. The tool said: %s", s.tool, last)}, false
 		default:
 			return Reply{Tool: s.tool, Arguments: s.args, Wait: s.wait}, false
@@ -170,6 +171,7 @@ func nonceTask(r Request, slow bool) Reply {
 	commit.ok = contains("committed:Write down the proof")
 	push := bash("git push origin HEAD:"+branch+" && echo push-went-well", "Pushes it")
 	push.ok, push.wait = contains("push-went-well"), slow
+	push.more = 20 // where the service is killed again and again, each may be cut off
 	if reply, done := play(r, []step{compute, write, commit, push}); !done {
 		return reply
 	}
