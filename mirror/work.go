@@ -17,10 +17,6 @@ import (
 // gets to the answer instead of a broken connection. Bytes.
 const maxDrain = 256 << 20
 
-// maxNegotiation bounds the body of a fetch request, in bytes; a client that
-// has a million refs sends about 50 MB.
-const maxNegotiation = 128 << 20
-
 // Rules say what one pod may do.
 type Rules struct {
 	// Repo is the only repository, "owner/name" as on the forge.
@@ -29,8 +25,8 @@ type Rules struct {
 	BranchPrefix string
 }
 
-// Work answers /work/<owner>/<name>.git for pods, out of the forge.
-// Its handlers are safe for concurrent use.
+// Work answers /work/<owner>/<name>.git for pods: what they push goes to the
+// forge. Its handlers are safe for concurrent use.
 type Work struct {
 	forge *url.URL
 	user  string
@@ -43,7 +39,7 @@ type Work struct {
 // WorkConfig is what [NewWork] needs.
 type WorkConfig struct {
 	ForgeURL string        // base URL of the forge
-	User     string        // account in whose name pods read and push
+	User     string        // account in whose name pods push
 	Token    func() string // its token, asked for at each request
 	// Transport carries the requests; nil for one of its own. It must hand on
 	// bodies as they come, without undoing a compression.
@@ -81,23 +77,21 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 	}, nil
 }
 
-// Handler serves one pod by rules. It knows three routes of one repository and
-// refuses all else.
-func (w *Work) Handler(rules Rules) http.Handler {
+// Handler serves one pod by rules. It knows one repository, which reads answers
+// for where the pod fetches, and refuses all else.
+func (w *Work) Handler(rules Rules, reads http.Handler) http.Handler {
 	base := "/work/" + rules.Repo + ".git"
 	at := &place{repo: rules.Repo}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+base+"/info/refs", func(rw http.ResponseWriter, r *http.Request) {
-		service := r.URL.Query().Get("service")
-		if service != "git-upload-pack" && service != "git-receive-pack" {
-			smarthttp.Refuse(rw, http.StatusForbidden, "devaipod: git's dumb protocol is not served; use git 1.6.6 or newer")
+		const push = "git-receive-pack"
+		if r.URL.Query().Get("service") != push {
+			reads.ServeHTTP(rw, r)
 			return
 		}
-		w.forward(rw, r, at, "/info/refs?service="+service, nil)
+		w.forward(rw, r, at, "/info/refs?service="+push, nil)
 	})
-	mux.HandleFunc("POST "+base+"/git-upload-pack", func(rw http.ResponseWriter, r *http.Request) {
-		w.forward(rw, r, at, "/git-upload-pack", http.MaxBytesReader(rw, r.Body, maxNegotiation))
-	})
+	mux.Handle("POST "+base+"/git-upload-pack", reads)
 	mux.HandleFunc("POST "+base+"/git-receive-pack", func(rw http.ResponseWriter, r *http.Request) {
 		w.receive(rw, r, rules, at)
 	})

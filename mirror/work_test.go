@@ -2,6 +2,7 @@ package mirror_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror"
+	"codeberg.org/devaipod/devaipod/mirror/cache"
 )
 
 const token = "sekret-forge-token"
@@ -81,11 +83,33 @@ func newStack(t *testing.T) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	front := httptest.NewServer(work.Handler(mirror.Rules{Repo: "alice/hello", BranchPrefix: "agent/3-"}))
+	front := httptest.NewServer(work.Handler(mirror.Rules{Repo: "alice/hello", BranchPrefix: "agent/3-"}, reads(t, forge.URL)))
 	t.Cleanup(front.Close)
 	s.url = front.URL
 	git(t, root, "clone", "-q", s.url+"/work/alice/hello.git", s.clone)
 	return s
+}
+
+// reads are those of a pod: out of the cache, by its right to our credentials.
+func reads(t *testing.T, forge string) http.Handler {
+	t.Helper()
+	allow, err := cache.ParseAllow([]string{"forge"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cache.New(cache.Config{
+		Dir: t.TempDir(), Allow: allow, Hosts: map[string]cache.Host{"forge": {URL: forge + "/", Rest: time.Millisecond}}, Log: slog.New(slog.DiscardHandler),
+		Credentials: func(context.Context, string, string) (string, string, error) { return "bot", token, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c.Reads(cache.Address{Host: "forge", Path: "alice/hello"})
 }
 
 // renamed tells whether the forge has renamed alice/hello to alice/welcome.
@@ -249,7 +273,7 @@ func TestAForgeThatIsDownOrRefusesIsToldWithoutItsToken(t *testing.T) {
 	defer refusing.Close()
 	var hops atomic.Int64
 	circle := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, fmt.Sprintf("/a/b%d.git/info/refs?service=git-upload-pack", hops.Add(1)), http.StatusFound)
+		http.Redirect(w, r, fmt.Sprintf("/a/b%d.git/info/refs?service=git-receive-pack", hops.Add(1)), http.StatusFound)
 	}))
 	defer circle.Close()
 	for _, url := range []string{down.URL, refusing.URL, circle.URL} {
@@ -259,8 +283,8 @@ func TestAForgeThatIsDownOrRefusesIsToldWithoutItsToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		rec := httptest.NewRecorder()
-		work.Handler(mirror.Rules{Repo: "a/b", BranchPrefix: "agent/1-"}).ServeHTTP(rec,
-			httptest.NewRequest("GET", "/work/a/b.git/info/refs?service=git-upload-pack", nil))
+		work.Handler(mirror.Rules{Repo: "a/b", BranchPrefix: "agent/1-"}, http.NotFoundHandler()).ServeHTTP(rec,
+			httptest.NewRequest("GET", "/work/a/b.git/info/refs?service=git-receive-pack", nil))
 		if rec.Code != http.StatusBadGateway || !strings.Contains(rec.Body.String(), "the forge") {
 			t.Errorf("%d %q, want 502 with a word about the forge", rec.Code, rec.Body)
 		}
@@ -279,7 +303,7 @@ func FuzzPush(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	h := work.Handler(mirror.Rules{Repo: "alice/hello", BranchPrefix: "agent/3-"})
+	h := work.Handler(mirror.Rules{Repo: "alice/hello", BranchPrefix: "agent/3-"}, http.NotFoundHandler())
 	f.Fuzz(func(t *testing.T, body []byte) {
 		rec := httptest.NewRecorder()
 		h.ServeHTTP(rec, httptest.NewRequest("POST", "/work/alice/hello.git/git-receive-pack", bytes.NewReader(body)))

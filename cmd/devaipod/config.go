@@ -52,6 +52,8 @@ type config struct {
 		Memory string `mapstructure:"memory"`
 		Max    int    `mapstructure:"max"`
 
+		Upstreams []string `mapstructure:"upstreams"`
+
 		Stall    time.Duration `mapstructure:"stall"`
 		Deadline time.Duration `mapstructure:"deadline"`
 		Rest     time.Duration `mapstructure:"rest"`
@@ -72,6 +74,9 @@ type mirrorHost struct {
 	Name string `mapstructure:"name"`
 	URL  string `mapstructure:"url"`
 	SSH  string `mapstructure:"ssh"`
+
+	User         string `mapstructure:"user"`
+	PasswordFile string `mapstructure:"password_file"`
 }
 
 // defaults are the keys that exist, and their values. state_dir is worked out
@@ -100,6 +105,7 @@ func defaults() map[string]any {
 		"agent.image":           "localhost/devaipod/agent:latest",
 		"agent.memory":          "4GiB",
 		"agent.max":             4,
+		"agent.upstreams":       []string{},
 		"agent.stall":           "10m",
 		"agent.deadline":        "4h",
 		"agent.rest":            "24h",

@@ -156,7 +156,7 @@ func (s *suite) setup(env *testscript.Env) error {
 	env.Setenv("HOME", home)
 	env.Setenv("PATH", s.Bin+":"+os.Getenv("PATH"))
 	for k, v := range map[string]string{
-		"FORGE": s.ForgeURL(), "SERVICE": s.ServiceURL(), "SERVICE_ADDR": s.ServiceListen, "INSTANCE": s.Instance, "STATE": s.StateDir,
+		"FORGE": s.ForgeURL(), "SERVICE": s.ServiceURL(), "SERVICE_ADDR": s.ServiceListen, "INSTANCE": s.Instance, "STATE": s.StateDir, "UPSTREAMS": s.Upstreams(),
 		"PERSON": person, "STRANGER": stranger, "BOT": s.Instance + "-bot",
 		"OWNER": person, "NAME": name, "REPO": person + "/" + name,
 	} {

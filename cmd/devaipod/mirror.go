@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -206,8 +205,7 @@ func addresses(texts []string) (all []cache.Address, err error) {
 
 // mirrorServe runs the cache until ctx ends.
 func (a *app) mirrorServe(ctx context.Context) error {
-	counted := prometheus.NewRegistry()
-	counted.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	counted := newRegistry()
 	c, err := a.openCache(counted)
 	if err != nil {
 		return err
@@ -219,8 +217,7 @@ func (a *app) mirrorServe(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
-	mux.Handle("GET /metrics", promhttp.HandlerFor(counted, promhttp.HandlerOpts{}))
-	mux.Handle("/git/", c)
+	serveCache(mux, c, counted)
 	srv := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
@@ -235,26 +232,39 @@ func (a *app) mirrorServe(ctx context.Context) error {
 	return nil
 }
 
+func newRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// serveCache adds what the cache serves and what is counted of it.
+func serveCache(mux *http.ServeMux, c *cache.Cache, counted *prometheus.Registry) {
+	mux.Handle("GET /metrics", promhttp.HandlerFor(counted, promhttp.HandlerOpts{}))
+	mux.Handle("/git/", c)
+}
+
 // openCache opens the cache that the configuration describes; what is counted
 // goes to counted, nil for nobody.
 func (a *app) openCache(counted prometheus.Registerer) (*cache.Cache, error) {
 	if _, err := exec.LookPath("git"); err != nil {
 		return nil, &exitError{codeNeedsHuman, errors.New("there is no git on this machine, and the cache is made of it: apt-get install git")}
 	}
-	allow, err := cache.ParseAllow(a.cfg.Mirror.AllowUpstream)
+	up, err := a.upstreams()
 	if err != nil {
-		return nil, &exitError{codeUsage, err}
-	}
-	hosts := map[string]cache.Host{}
-	for _, h := range a.cfg.Mirror.Host {
-		hosts[strings.ToLower(h.Name)] = cache.Host{URL: h.URL, SSH: h.SSH}
+		return nil, err
 	}
 	size, err := parseBytes(a.cfg.Mirror.MaxSize)
 	if err != nil {
 		return nil, usagef("mirror.max_size = %q: %w", a.cfg.Mirror.MaxSize, err)
 	}
+	token, err := mirrorToken(a.cfg.Mirror.Dir)
+	if err != nil {
+		return nil, err
+	}
 	return cache.New(cache.Config{
-		Dir: a.cfg.Mirror.Dir, MaxSize: size, Hostnames: a.cfg.Mirror.Hostnames, Metrics: counted, Interval: a.cfg.Mirror.Interval, Allow: allow, Hosts: hosts, MaxAge: a.cfg.Mirror.MaxAge, Credentials: personsCredentials, Log: a.log,
+		Dir: a.cfg.Mirror.Dir, MaxSize: size, Hostnames: a.cfg.Mirror.Hostnames, Metrics: counted, Interval: a.cfg.Mirror.Interval, MaxAge: a.cfg.Mirror.MaxAge,
+		Allow: up.allow, Hosts: up.hosts, Credentials: up.credentials, Ours: token.shown, Log: a.log,
 		Progress: func(cache.Address) io.Writer { return a.progress() },
 	})
 }
@@ -295,34 +305,4 @@ func (a *app) listCache() (*cache.Cache, []cache.Entry, error) {
 		return nil, nil, errors.Join(err, c.Close())
 	}
 	return c, all, nil
-}
-
-// personsCredentials are what the person's git has for a URL: its credential
-// helpers are asked, nobody is prompted (git-credential(1)).
-func personsCredentials(ctx context.Context, upstream string) (user, password string, err error) {
-	u, err := url.Parse(upstream)
-	if err != nil {
-		return "", "", err
-	}
-	cmd := exec.CommandContext(ctx, "git", "credential", "fill")
-	cmd.Env = append(os.Environ(), "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=", "SSH_ASKPASS=")
-	cmd.Stdin = strings.NewReader(fmt.Sprintf("protocol=%s\nhost=%s\npath=%s\n\n", u.Scheme, u.Host, strings.TrimPrefix(u.Path, "/")))
-	var out bytes.Buffer
-	cmd.Stdout = &out
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			return "", "", ctx.Err()
-		}
-		return "", "", nil // git ends so when no helper knows any
-	}
-	for line := range strings.Lines(out.String()) {
-		k, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
-		switch k {
-		case "username":
-			user = v
-		case "password":
-			password = v
-		}
-	}
-	return user, password, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -108,17 +109,16 @@ func TestMirrorAlone(t *testing.T) {
 	}
 }
 
-// What setup writes lets git fetch a repository and its submodules from the
-// cache, by the names that they have upstream.
-func TestMirrorSetup(t *testing.T) {
-	dir, devaipod := mirrorWorld(t)
+// mirrorUpstream serves dir/srv by git's http-backend: to ada alone while it is
+// private. It counts those who ask and are no cache.
+func mirrorUpstream(t *testing.T, dir string) (server *httptest.Server, private *atomic.Bool, direct *atomic.Int32) {
+	t.Helper()
+	private, direct = new(atomic.Bool), new(atomic.Int32)
 	backend := &cgi.Handler{
 		Path: filepath.Join(strings.TrimSpace(mustGit(t, dir, "--exec-path")), "git-http-backend"),
 		Env:  []string{"GIT_PROJECT_ROOT=" + dir + "/srv", "GIT_HTTP_EXPORT_ALL=1"},
 	}
-	var direct atomic.Int32
-	var private atomic.Bool
-	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.Contains(r.UserAgent(), "devaipod") {
 			direct.Add(1)
 		}
@@ -134,7 +134,15 @@ func TestMirrorSetup(t *testing.T) {
 		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(b)), int64(len(b)), nil
 		backend.ServeHTTP(w, r)
 	}))
-	defer upstream.Close()
+	t.Cleanup(server.Close)
+	return server, private, direct
+}
+
+// What setup writes lets git fetch a repository and its submodules from the
+// cache, by the names that they have upstream.
+func TestMirrorSetup(t *testing.T) {
+	dir, devaipod := mirrorWorld(t)
+	upstream, private, direct := mirrorUpstream(t, dir)
 	host := strings.TrimPrefix(upstream.URL, "http://")
 	mustGit(t, dir, "init", "-q", "-b", "main", "srv/outer")
 	mustGit(t, dir, "-C", "srv/outer", "-c", "protocol.allow=always", "submodule", "--quiet", "add", upstream.URL+"/app", "inner")
@@ -201,6 +209,74 @@ func TestMirrorSetup(t *testing.T) {
 	}
 	if said := run("--undo"); !strings.Contains(said, "nothing to undo") {
 		t.Errorf("once more: %s", said)
+	}
+}
+
+// A private upstream is read by what the person's netrc has, or the
+// configuration; through the server then by whoever has its token.
+func TestMirrorCredentials(t *testing.T) {
+	dir, devaipod := mirrorWorld(t)
+	upstream, private, _ := mirrorUpstream(t, dir)
+	private.Store(true)
+	host := strings.TrimPrefix(upstream.URL, "http://")
+	config := filepath.Join(dir, "devaipod.toml")
+	t.Setenv("DEVAIPOD_CONFIG", config)
+	t.Setenv("NETRC", filepath.Join(dir, "netrc"))
+	t.Setenv("GIT_TERMINAL_PROMPT", "0")
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(config, fmt.Sprintf("[mirror]\ndir = %q\nallow_upstream = [%q, \"named.example\"]\n[[mirror.host]]\nname = \"named.example\"\nurl = %q\nuser = \"ada\"\npassword_file = %q\n",
+		dir+"/cache", host, upstream.URL+"/", dir+"/password"))
+	write(dir+"/password", "sesame\n")
+	for _, c := range [][2]string{
+		{"machine other.example login ada password sesame\n", "wants credentials"},
+		{"machine 127.0.0.1 login ada password sesame\n", "fetched"},
+		{"machine x login y password z\ndefault login ada password sesame\n", "nothing new"},
+	} {
+		text, want := c[0], c[1]
+		write(os.Getenv("NETRC"), text)
+		_, said, err := devaipod(t.Context(), "mirror", "sync", host+"/app")
+		if !strings.Contains(said, want) {
+			t.Errorf("with %q it says %v %s, want %s", text, err, said, want)
+		}
+	}
+	write(os.Getenv("NETRC"), "what is this sesame\n")
+	if _, said, err := devaipod(t.Context(), "mirror", "sync", "named.example/app"); err != nil || !strings.Contains(said, "fetched") {
+		t.Errorf("with a password of the configuration's: %v %s", err, said)
+	}
+	write(os.Getenv("NETRC"), "machine 127.0.0.1 login ada password sesame\n")
+	addr, _ := mirrorServe(t, devaipod)
+	t.Setenv("DEVAIPOD_SERVICE_LISTEN", addr)
+	token, err := os.ReadFile(dir + "/cache/token")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for url, let := range map[string]bool{
+		"http://" + addr: false, "http://devaipod:guess@" + addr: false,
+		"http://devaipod:" + strings.TrimSpace(string(token)) + "@" + addr: true,
+	} {
+		for _, name := range []string{host, "named.example"} {
+			cmd := exec.Command("git", "ls-remote", url+"/git/"+name+"/app.git")
+			if out, err := cmd.CombinedOutput(); (err == nil) != let {
+				t.Errorf("git ls-remote %s/git/%s: %v %s", url, name, err, out)
+			}
+		}
+	}
+	// A person's git shows the token by itself, for what needs it.
+	if _, said, err := devaipod(t.Context(), "mirror", "setup", "named.example"); err != nil {
+		t.Fatal(said)
+	}
+	var said bytes.Buffer
+	question := strings.NewReader("protocol=http\nhost=" + addr + "\npath=git/named.example/app.git\n\n")
+	if err := main.Run(t.Context(), []string{"mirror", "credential", "get"}, question, &said, &said); err != nil || said.String() != "username=devaipod\npassword="+string(token) {
+		t.Errorf("asked for credentials, it says %v %s", err, said.String())
+	}
+	if info, err := os.Stat(dir + "/cache/token"); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the token's file: %v %v", info, err)
 	}
 }
 

@@ -61,7 +61,7 @@ func (a *app) mirrorSetup(ctx context.Context, hosts []string) error {
 		if err != nil {
 			return err
 		}
-		from := plainURL(addr.Host)
+		from := a.plainURL(addr.Host)
 		if !strings.Contains("\n"+have+"\n", "\n"+from+"\n") {
 			if _, err := gitConfig(ctx, "--add", "url."+base+".insteadOf", from); err != nil {
 				return err
@@ -122,11 +122,17 @@ func (a *app) mirrorCredential(ctx context.Context, verb string) error {
 	if !within || err != nil {
 		return nil //nolint:nilerr // a question that is none of ours
 	}
-	u, err := url.Parse(plainURL(addr.Host))
+	if up, err := a.upstreams(); err != nil {
+		return err
+	} else if up.byOurs(addr.Host) {
+		return a.tellToken(verb)
+	}
+	u, err := url.Parse(a.plainURL(addr.Host))
 	if err != nil {
 		return err
 	}
-	question := fmt.Sprintf("protocol=%s\nhost=%s\npath=%s\n", u.Scheme, u.Host, strings.TrimPrefix(text, addr.Host+"/"))
+	at := strings.TrimPrefix(u.Path, "/") + strings.TrimPrefix(text, addr.Host+"/")
+	question := fmt.Sprintf("protocol=%s\nhost=%s\npath=%s\n", u.Scheme, u.Host, at)
 	for _, k := range []string{"username", "password"} {
 		if v, ok := asked[k]; ok {
 			question += k + "=" + v + "\n"
@@ -145,6 +151,18 @@ func (a *app) mirrorCredential(ctx context.Context, verb string) error {
 		}
 	}
 	return nil
+}
+
+// tellToken answers with the cache's own token, which nobody has to keep.
+func (a *app) tellToken(verb string) error {
+	if verb != "get" {
+		return nil
+	}
+	token, err := mirrorToken(a.cfg.Mirror.Dir)
+	if err == nil {
+		_, err = fmt.Fprintf(a.out, "username=%s\npassword=%s\n", tokenUser, token)
+	}
+	return err
 }
 
 // mirrorUndo takes out what mirrorSetup has written.
@@ -195,7 +213,10 @@ func (a *app) cacheBase(host string) string {
 
 // plainURL is what a host's repositories begin with: without TLS only on
 // loopback.
-func plainURL(host string) string {
+func (a *app) plainURL(host string) string {
+	if host == forgeHost {
+		return a.cfg.forgeURL() + "/"
+	}
 	name := host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		name = h

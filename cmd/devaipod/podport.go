@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror"
+	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
@@ -32,6 +33,8 @@ import (
 type podPort struct {
 	manager *pods.Manager
 	work    *mirror.Work
+	cache   *cache.Cache
+	others  http.Handler // repositories of other hosts
 	spec    func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
 	revive  func(context.Context) error // starts podman's service again, if it is ours
 	keep    string                      // directory of tasks that have not started yet
@@ -207,7 +210,9 @@ func (p *podPort) open(k reconcile.Key) error {
 		return err
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/work/", p.work.Handler(mirror.Rules{Repo: k.Owner + "/" + k.Repo, BranchPrefix: pods.BranchPrefix(k.Issue)}))
+	repo := cache.Address{Host: forgeHost, Path: k.Owner + "/" + k.Repo}
+	mux.Handle("/work/", p.work.Handler(mirror.Rules{Repo: repo.Path, BranchPrefix: pods.BranchPrefix(k.Issue)}, p.cache.Reads(repo)))
+	mux.Handle("/git/", p.others)
 	mux.HandleFunc("GET /dial/model", p.dialModel)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	p.doors[k] = srv

@@ -11,10 +11,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror"
+	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
@@ -29,6 +31,8 @@ type service struct {
 	pods  *podPort
 	loop  *reconcile.Loop
 	hook  http.Handler
+	cache *cache.Cache
+	count *prometheus.Registry
 	creds credentials
 	basis string
 	ready atomic.Bool // the first pass over everything is done
@@ -78,6 +82,7 @@ func (a *app) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer s.cache.Close() //nolint:errcheck // the process ends
 	if s.basis, err = a.basis(creds); err != nil {
 		return err
 	}
@@ -107,9 +112,16 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
-	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, repos: make(chan struct{}, 1)}
+	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1)}
+	if s.cache, err = a.openCache(s.count); err != nil {
+		return nil, err
+	}
+	others, err := a.othersForPods(s.cache)
+	if err != nil {
+		return nil, err
+	}
 	s.pods = &podPort{
-		manager: manager, work: work, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
+		manager: manager, work: work, cache: s.cache, others: others, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
 		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, manager, tools) },
 	}
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
@@ -215,8 +227,8 @@ func (s *service) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for l, h := range map[net.Listener]http.Handler{public: s.publicHandler(), relay: s.publicHandler(), cli: s.apiHandler()} {
-		srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+	for l, h := range map[net.Listener]http.Handler{public: s.publicHandler(), relay: s.relayHandler(), cli: s.apiHandler()} {
+		srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
 		defer srv.Close() //nolint:errcheck // the process ends
 		go func() {
 			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -224,6 +236,7 @@ func (s *service) run(ctx context.Context) error {
 			}
 		}()
 	}
+	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	if s.cfg.joined() {
 		s.tellJoined()
 	} else {
@@ -247,8 +260,16 @@ func (s *service) run(ctx context.Context) error {
 	return nil
 }
 
-// publicHandler is what the loopback port and the forge's relay reach.
+// publicHandler is what the loopback port reaches.
 func (s *service) publicHandler() http.Handler {
+	mux := s.relayHandler()
+	serveCache(mux, s.cache, s.count)
+	return mux
+}
+
+// relayHandler is what the forge's relay reaches: nothing that reads a
+// repository.
+func (s *service) relayHandler() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -83,7 +84,7 @@ func (c *Cache) judge(addr Address, err error) {
 	}
 	f, _ := c.failed.get(what)
 	f.n++
-	wait := min(5*time.Second<<min(f.n-1, 10), 5*time.Minute)
+	wait := min(5*time.Second<<min(f.n-1, 10), cmp.Or(c.cfg.Hosts[addr.Host].Rest, 5*time.Minute))
 	f.until, f.err = c.now().Add(wait), err
 	c.failed.put(what, f, 2*wait+time.Minute)
 }

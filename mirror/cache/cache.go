@@ -43,9 +43,9 @@ type Config struct {
 	// Patience is how long a client or an upstream may be silent where it is to
 	// send or take something; two minutes when 0.
 	Patience time.Duration
-	// Credentials are ours for an upstream's URL; nil for none. An empty user and
-	// password are none as well.
-	Credentials func(ctx context.Context, url string) (user, password string, err error)
+	// Credentials are ours for an upstream's URL, which is that of a repository of
+	// host; nil for none. An empty user and password are none as well.
+	Credentials func(ctx context.Context, host, url string) (user, password string, err error)
 	// Ours tells whether a request comes from somebody who may use these; nil for
 	// nobody.
 	Ours func(*http.Request) bool
@@ -176,7 +176,7 @@ func (c *Cache) credentials(ctx context.Context, u upstream) (string, error) {
 	if c.cfg.Credentials == nil {
 		return "", nil
 	}
-	user, password, err := c.cfg.Credentials(ctx, u.url.String())
+	user, password, err := c.cfg.Credentials(ctx, u.addr.Host, u.url.String())
 	if err != nil || user == "" && password == "" {
 		return "", err
 	}
@@ -230,6 +230,9 @@ func (w *way) address() string {
 // the address. An error of the upstream's is told from one of ours.
 func (w *way) run(ctx context.Context, c child) error {
 	c.config = append(c.config, "remote.upstream.url="+w.address())
+	if w.u.unchecked {
+		c.config = append(c.config, "fetch.fsckObjects=false")
+	}
 	switch {
 	case w.session != nil:
 		c.config = append(c.config, w.session.config()...)

@@ -183,7 +183,7 @@ func TestOurOwnCredentials(t *testing.T) {
 	w.open(func(c *cache.Config) {
 		c.Dir += "-2"
 		c.Ours = func(r *http.Request) bool { return r.Header.Get("Authorization") == token }
-		c.Credentials = func(t2 context.Context, url string) (string, string, error) {
+		c.Credentials = func(_ context.Context, _, url string) (string, string, error) {
 			if url != w.up.url+"/app.git" {
 				t.Errorf("credentials for %s", url)
 			}
@@ -577,12 +577,7 @@ func TestObjectsAreChecked(t *testing.T) {
 		objects func(bare string) (commit string)
 		refused string
 	}{
-		"a file called .git": {func(bare string) string {
-			blob := strings.TrimSpace(git(t, bare, "hash-object", "-w", filepath.Join(bare, "HEAD")))
-			sub := object(t, bare, "tree", "100644 config\x00"+raw(t, blob))
-			tree := object(t, bare, "tree", "40000 .git\x00"+raw(t, sub))
-			return object(t, bare, "commit", "tree "+tree+"\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\nx\n")
-		}, "hasDotgit"},
+		"a file called .git": {func(bare string) string { return dotGit(t, bare) }, "hasDotgit"},
 		"a commit with a time zone of old": {func(bare string) string {
 			tree := object(t, bare, "tree", "")
 			return object(t, bare, "commit", "tree "+tree+"\nauthor A <a@b> 1 +051800\ncommitter A <a@b> 1 +051800\n\nx\n")
@@ -597,6 +592,15 @@ func TestObjectsAreChecked(t *testing.T) {
 			t.Errorf("%s: %v %s", name, err, out)
 		}
 	}
+}
+
+// dotGit makes a commit with a folder called .git in it.
+func dotGit(t *testing.T, bare string) string {
+	t.Helper()
+	blob := strings.TrimSpace(git(t, bare, "hash-object", "-w", filepath.Join(bare, "HEAD")))
+	sub := object(t, bare, "tree", "100644 config\x00"+raw(t, blob))
+	tree := object(t, bare, "tree", "40000 .git\x00"+raw(t, sub))
+	return object(t, bare, "commit", "tree "+tree+"\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\nx\n")
 }
 
 // object writes an object as it is, without git's checks.

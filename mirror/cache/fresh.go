@@ -10,6 +10,7 @@ import (
 	"hash"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -192,7 +193,7 @@ func (r *repo) enter(ctx context.Context, u upstream, a access) (*way, refs, err
 		}
 		way.ours, way.public = true, false
 	}
-	told, err := r.ask(ctx, way, r.c.cfg.Refs...)
+	told, err := r.ask(ctx, way, r.refs()...)
 	if denied(err) {
 		auth, e := r.c.authOf(ctx, u, a)
 		if e != nil {
@@ -202,7 +203,7 @@ func (r *repo) enter(ctx context.Context, u upstream, a access) (*way, refs, err
 			way.close()
 			way = r.c.way(ctx, u, auth)
 			way.ours = a.ours
-			if told, err = r.ask(ctx, way, r.c.cfg.Refs...); err == nil {
+			if told, err = r.ask(ctx, way, r.refs()...); err == nil {
 				r.c.seen.add(r.addr, auth)
 			}
 		}
@@ -260,24 +261,29 @@ func (r *repo) ask(ctx context.Context, way *way, patterns ...string) (refs, err
 	return refs{digest: hex.EncodeToString(w.sum.Sum(nil)), head: w.head}, nil
 }
 
+// refs are the patterns of what is kept.
+func (r *repo) refs() []string {
+	return slices.Concat(r.c.cfg.Refs, r.c.cfg.Hosts[r.addr.Host].Refs)
+}
+
 // fetchArgs are those of a fetch of all that is kept, each ref to its own name.
-func (c *Cache) fetchArgs(options ...string) []string {
+func (r *repo) fetchArgs(options ...string) []string {
 	args := append([]string{"fetch", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"}, options...)
 	args = append(args, "upstream")
-	for _, r := range c.cfg.Refs {
-		args = append(args, "+"+r+":"+r)
+	for _, refs := range r.refs() {
+		args = append(args, "+"+refs+":"+refs)
 	}
 	return args
 }
 
 // fetch brings a repository up to date, in one transaction.
 func (r *repo) fetch(ctx context.Context, way *way, lock *os.File) error {
-	c := child{dir: r.git(), args: r.c.fetchArgs("--atomic", "--progress"), lock: lock, stderr: r.c.progress(r.addr)}
+	c := child{dir: r.git(), args: r.fetchArgs("--atomic", "--progress"), lock: lock, stderr: r.c.progress(r.addr)}
 	err := way.run(ctx, c)
 	var said *gitError
 	if errors.As(err, &said) && strings.Contains(said.said, "cannot lock ref") {
 		// A branch a/b where a was: git can't take both steps at once.
-		c.args = r.c.fetchArgs("--progress")
+		c.args = r.fetchArgs("--progress")
 		return way.run(ctx, c)
 	}
 	return err
@@ -294,7 +300,7 @@ func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 		return err
 	}
 	// Refs beyond branches and tags, and tags that no branch leads to.
-	if err := way.run(ctx, child{dir: to, args: r.c.fetchArgs(), lock: lock}); err != nil {
+	if err := way.run(ctx, child{dir: to, args: r.fetchArgs(), lock: lock}); err != nil {
 		return err
 	}
 	// Where a damaged one makes place, it is no repository any more from here on.

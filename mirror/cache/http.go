@@ -37,6 +37,7 @@ type request struct {
 	access access
 	// protocol is what the client asks for in Git-Protocol: "version=2", or "".
 	protocol string
+	maxAge   time.Duration // how old the answer may be
 	// result is how it was answered, for the count.
 	result string
 }
@@ -59,29 +60,92 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, "devaipod: "+smarthttp.Printable(err.Error()))
 		return
 	}
-	q := &request{w: w, r: r, repo: c.repo(addr), access: c.accessOf(r), protocol: protocolOf(r), result: resultRefused}
-	what := "other"
-	defer func() { c.count.requests.WithLabelValues(what, q.result).Inc() }()
-	service := r.URL.Query().Get("service")
+	q := c.request(w, r, addr, c.accessOf(r))
 	switch {
-	case r.Method == http.MethodGet && route == "/info/refs" && service == uploadPack:
-		what = "refs"
-		q.advertise()
-	case r.Method == http.MethodPost && route == "/git-upload-pack":
-		what = "fetch"
-		q.upload()
+	case q.reads(route):
 	case strings.HasPrefix(route, "/info/lfs/"):
-		what = "lfs"
+		defer q.count("lfs")
 		q.lfs(strings.TrimPrefix(route, "/info/lfs/"))
 	case r.Method == http.MethodGet && route == "/clone.bundle":
-		what = "bundle"
+		defer q.count("bundle")
 		q.bundle()
-	case r.Method == http.MethodGet && route == "/info/refs" && service == receivePack, r.Method == http.MethodPost && route == "/git-receive-pack":
-		what = "push"
+	case r.Method == http.MethodGet && route == "/info/refs" && r.URL.Query().Get("service") == receivePack, r.Method == http.MethodPost && route == "/git-receive-pack":
+		defer q.count("push")
 		q.push(strings.TrimPrefix(route, "/"))
 	default:
+		defer q.count("other")
 		refuse(w, http.StatusForbidden, "devaipod: git's dumb protocol is not served; use git 1.6.6 or newer, and nothing but git")
 	}
+}
+
+func (c *Cache) request(w http.ResponseWriter, r *http.Request, addr Address, a access) *request {
+	maxAge := c.cfg.MaxAge
+	if c.cfg.Hosts[addr.Host].Always {
+		maxAge = 0
+	}
+	return &request{w: w, r: r, repo: c.repo(addr), access: a, protocol: protocolOf(r), maxAge: maxAge, result: resultRefused}
+}
+
+func (q *request) count(what string) {
+	q.repo.c.count.requests.WithLabelValues(what, q.result).Inc()
+}
+
+// reads answers the two questions that a fetch is made of, and tells whether it
+// was one of them.
+func (q *request) reads(route string) bool {
+	switch {
+	case q.r.Method == http.MethodGet && route == "/info/refs" && q.r.URL.Query().Get("service") == uploadPack:
+		defer q.count("refs")
+		q.advertise()
+	case q.r.Method == http.MethodPost && route == "/git-upload-pack":
+		defer q.count("fetch")
+		q.upload()
+	default:
+		return false
+	}
+	return true
+}
+
+// readsOnly answers a fetch and refuses all else.
+func (q *request) readsOnly(route string) {
+	if !q.reads(route) {
+		defer q.count("other")
+		refuse(q.w, http.StatusForbidden, "devaipod: here repositories are read, by git's smart protocol, and nothing else")
+	}
+}
+
+// Reads serves one repository for reading, to callers who may use our own
+// credentials, wherever it is mounted: the end of a request's path says what is
+// asked.
+func (c *Cache) Reads(addr Address) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := c.request(w, r, addr, access{ours: true})
+		route := "/info/refs"
+		if !strings.HasSuffix(r.URL.Path, route) {
+			route = "/" + uploadPack
+		}
+		q.readsOnly(route)
+	})
+}
+
+// PublicReads serves, below /git/ and for reading alone, what allow lets pass
+// and its upstream lets anybody read. What a request shows of credentials is
+// not looked at.
+func (c *Cache) PublicReads(allow Allow) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		addr, route, err := parsePath(r.URL)
+		if err == nil && allow.check(addr) == refused {
+			err = &RefusedError{What: addr.String(), Why: "it is not among the upstreams that may be read from here"}
+		}
+		if err == nil {
+			_, err = c.upstream(addr)
+		}
+		if err != nil {
+			refuse(w, http.StatusForbidden, "devaipod: "+smarthttp.Printable(err.Error()))
+			return
+		}
+		c.request(w, r, addr, access{}).readsOnly(route)
+	})
 }
 
 // parsePath finds the repository and what is asked of it.
@@ -140,7 +204,7 @@ func (c *Cache) accessOf(r *http.Request) access {
 func (q *request) current() (st State, ok bool) {
 	c := q.repo.c
 	began := c.now()
-	st, err := q.repo.fresh(q.r.Context(), q.access, c.cfg.MaxAge)
+	st, err := q.repo.fresh(q.r.Context(), q.access, q.maxAge)
 	stale := false
 	var away *unreachableError
 	if errors.As(err, &away) && st.Generation != "" {
@@ -196,7 +260,7 @@ func (q *request) upload() {
 	c := q.repo.c
 	st, ok, err := q.repo.load()
 	if err == nil && !ok { // asked without the first question, or evicted since
-		st, err = q.repo.fresh(q.r.Context(), q.access, c.cfg.MaxAge)
+		st, err = q.repo.fresh(q.r.Context(), q.access, q.maxAge)
 	}
 	if err == nil {
 		err = q.repo.admit(q.r.Context(), q.access, st)
@@ -216,7 +280,7 @@ func (q *request) upload() {
 		return
 	}
 	warn := ""
-	if stale := st.Error != "" && c.now().Sub(st.Checked) >= c.cfg.MaxAge; stale {
+	if stale := st.Error != "" && c.now().Sub(st.Checked) >= q.maxAge; stale {
 		warn = fmt.Sprintf("devaipod: %s does not answer (%s); this is as of %s", q.repo.addr.Host, clip(st.Error), st.Checked.Format(time.RFC3339))
 		q.tell(st, true, true)
 	} else {
@@ -354,7 +418,7 @@ func (q *request) tell(st State, hit, stale bool) {
 	q.w.Header().Set("Cache-Control", "no-cache")
 	q.result = resultRefreshed
 	status := "devaipod; fwd=stale"
-	ttl := int((q.repo.c.cfg.MaxAge - age) / time.Second)
+	ttl := int((q.maxAge - age) / time.Second)
 	switch {
 	case stale:
 		q.result = resultStale

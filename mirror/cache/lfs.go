@@ -262,9 +262,9 @@ func (r *repo) lfsGet(ctx context.Context, at lfsAction) (*http.Response, error)
 	if err != nil || to.User != nil || to.Host == "" {
 		return nil, &unreachableError{errors.New("where it has an LFS object is no URL")}
 	}
-	v := u.verdict
+	v, via := u.verdict, u.via
 	if to.Host != u.url.Host {
-		v = public
+		v, via = public, nil
 		if addr, err := ParseAddress(to.Host + "/x"); err == nil {
 			v = max(v, r.c.cfg.Allow.check(addr))
 		}
@@ -279,16 +279,21 @@ func (r *repo) lfsGet(ctx context.Context, at lfsAction) (*http.Response, error)
 	for k, v := range at.Header {
 		req.Header.Set(k, v)
 	}
-	return r.c.forward.do(v, req)
+	return r.c.forward.do(v, via, req)
+}
+
+// lfsAuth is what the caller is known by at the upstream.
+func (q *request) lfsAuth() (string, error) {
+	u, err := q.repo.c.upstream(q.repo.addr)
+	if err != nil {
+		return "", err
+	}
+	return q.repo.c.authOf(q.r.Context(), u, q.access)
 }
 
 // lfsAsk asks the upstream where it has objects, in the caller's name.
 func (q *request) lfsAsk(objects []lfsObject) (map[string]lfsObject, error) {
-	u, err := q.repo.c.upstream(q.repo.addr)
-	if err != nil {
-		return nil, err
-	}
-	auth, err := q.repo.c.authOf(q.r.Context(), u, q.access)
+	auth, err := q.lfsAuth()
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +367,7 @@ func (q *request) lfsSend(method, path string, body []byte, auth string) (*http.
 	if auth != "" {
 		req.Header.Set("Authorization", auth)
 	}
-	return q.repo.c.forward.do(u.verdict, req)
+	return q.repo.c.forward.do(u.verdict, u.via, req)
 }
 
 // lfsPass lets the upstream answer itself, in the caller's name.
@@ -373,7 +378,12 @@ func (q *request) lfsPass(path string, body []byte) {
 			return // the client has gone
 		}
 	}
-	resp, err := q.lfsSend(q.r.Method, path, body, q.access.auth)
+	auth, err := q.lfsAuth()
+	if err != nil {
+		q.fail(err)
+		return
+	}
+	resp, err := q.lfsSend(q.r.Method, path, body, auth)
 	if err != nil {
 		q.fail(err)
 		return

@@ -11,8 +11,8 @@ import (
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
-// push passes a push on to the upstream, with the caller's own credentials and
-// as it comes: nothing of it stays here. What the upstream says is what the
+// push passes a push on to the upstream, with the caller's own credentials, or
+// ours if the caller may use them, and as it comes: nothing of it stays here. What the upstream says is what the
 // client gets; when it says that it has the push, the next fetch asks it.
 func (q *request) push(path string) {
 	c := q.repo.c
@@ -27,11 +27,16 @@ func (q *request) push(path string) {
 	}
 	ctx, cancel := context.WithCancelCause(q.r.Context())
 	defer cancel(nil)
-	s := c.forward.open(ctx, u, q.access.auth, c.cfg.Allow.check)
+	auth, err := c.authOf(ctx, u, q.access)
+	if err != nil {
+		q.fail(err)
+		return
+	}
+	s := c.forward.open(ctx, u, auth, c.cfg.Allow.check)
 	defer s.close()
 	// Another host gets no credentials, also when it was found without any.
-	if to, ok := c.moved.get(q.repo.addr); ok && (to.base.Host == u.url.Host || q.access.auth == "") {
-		s.base, s.verdict = to.base, to.verdict
+	if to, ok := c.moved.get(q.repo.addr); ok && (to.base.Host == u.url.Host || auth == "") {
+		s.at = to
 	}
 	if path == receivePack {
 		// Before as well as after: what a fetch learns meanwhile may be either.
@@ -43,9 +48,9 @@ func (q *request) push(path string) {
 		q.fail(err)
 		return
 	}
-	if s.base != u.url {
+	if s.at.base != u.url {
 		// The push itself is another request, which can't be sent elsewhere.
-		c.moved.put(q.repo.addr, place{s.base, s.verdict}, time.Hour)
+		c.moved.put(q.repo.addr, s.at, time.Hour)
 	}
 	if resp.StatusCode == http.StatusUnauthorized {
 		q.challenge()

@@ -42,14 +42,31 @@ type Host struct {
 	// SSH is the command line of the ssh client, as in git's core.sshCommand:
 	// "ssh -i /path/to/key". Empty for "ssh". It never asks anybody anything.
 	SSH string
+	// Transport carries the requests to URL; nil for one of the cache's own, which
+	// checks each address that it dials.
+	Transport http.RoundTripper
+	// Refs are kept beside [Config.Refs]: "refs/pull/*/head".
+	Refs []string
+	// Always asks the host each time, whatever [Config.MaxAge] says.
+	Always bool
+	// Unchecked takes objects as they are, without git's fsck: one bad object that
+	// this host has let in does not keep all else from being read.
+	Unchecked bool
+	// Rest is the longest that the host is left alone after failures; five minutes
+	// when 0.
+	Rest time.Duration
 }
 
 // An upstream is where one repository comes from.
 type upstream struct {
 	addr    Address
 	verdict verdict
-	url     *url.URL // http, https, ssh or file
+	home    *url.URL // of the host
+	url     *url.URL // http, https, ssh or file; below home
 	ssh     string   // the client's command line
+	via     http.RoundTripper
+
+	unchecked bool
 }
 
 // upstream says where an address leads, when the rules allow it.
@@ -60,6 +77,7 @@ func (c *Cache) upstream(addr Address) (upstream, error) {
 	}
 	base := "https://" + addr.Host + "/"
 	host, own := c.cfg.Hosts[addr.Host]
+	u.via, u.unchecked = host.Transport, host.Unchecked
 	u.ssh = cmp.Or(host.SSH, "ssh") + " -o BatchMode=yes -o ConnectTimeout=20"
 	switch {
 	case own && host.URL != "":
@@ -81,7 +99,7 @@ func (c *Cache) upstream(addr Address) (upstream, error) {
 	if at.Scheme != "http" && at.Scheme != "https" && u.verdict != named {
 		return u, &RefusedError{What: addr.String(), Why: "by " + at.Scheme + " only hosts are asked that mirror.allow_upstream names"}
 	}
-	u.url = at.JoinPath(addr.Path + ".git")
+	u.home, u.url = at, at.JoinPath(addr.Path+".git")
 	return u, nil
 }
 
@@ -128,10 +146,11 @@ type forwarder struct {
 	sessions map[string]*session
 }
 
-// A place is where a redirect led.
+// A place is where a session's upstream is: elsewhere after a redirect.
 type place struct {
 	base    *url.URL
 	verdict verdict
+	via     http.RoundTripper // nil for the forwarder's own
 }
 
 // A session is one upstream, asked with one set of credentials.
@@ -139,14 +158,15 @@ type session struct {
 	f     *forwarder
 	ctx   context.Context
 	token string
+	host  string   // as addresses call it
+	home  *url.URL // of the host
 	allow func(Address) verdict
 	auth  string // value of the Authorization header, or ""
 
-	mu      sync.Mutex
-	verdict verdict
-	base    *url.URL // moves with a redirect
-	err     error    // why the upstream did not answer as it should
-	bytes   int64
+	mu    sync.Mutex
+	at    place
+	err   error // why the upstream did not answer as it should
+	bytes int64
 }
 
 func newForwarder(max int64, patience time.Duration, received prometheus.Counter, log *slog.Logger) (*forwarder, error) {
@@ -156,12 +176,14 @@ func newForwarder(max int64, patience time.Duration, received prometheus.Counter
 	}
 	f := &forwarder{listener: l, clients: map[verdict]*http.Client{}, max: max, patience: patience, received: received, sessions: map[string]*session{}}
 	for _, v := range []verdict{public, named} {
-		f.clients[v] = &http.Client{Transport: transport(v, patience), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		f.clients[v] = &http.Client{Transport: transport(v, patience), CheckRedirect: noRedirect}
 	}
 	f.server = &http.Server{Handler: f, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	go f.server.Serve(l) //nolint:errcheck // ends by close
 	return f, nil
 }
+
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // transport dials only where v lets it, and undoes no compression. It asks no
 // proxy: a proxy would resolve names behind our back.
@@ -178,8 +200,12 @@ func transport(v verdict, patience time.Duration) *http.Transport {
 
 // do asks an upstream. It is an error when a rule forbids that, or when there is
 // no answer.
-func (f *forwarder) do(v verdict, req *http.Request) (*http.Response, error) {
-	resp, err := f.clients[v].Do(req)
+func (f *forwarder) do(v verdict, via http.RoundTripper, req *http.Request) (*http.Response, error) {
+	client := f.clients[v]
+	if via != nil {
+		client = &http.Client{Transport: via, CheckRedirect: noRedirect}
+	}
+	resp, err := client.Do(req)
 	var refusal *RefusedError
 	switch {
 	case errors.As(err, &refusal):
@@ -200,7 +226,7 @@ func (f *forwarder) close() error {
 
 // open starts a session, which lasts until ctx ends or it is closed.
 func (f *forwarder) open(ctx context.Context, u upstream, auth string, allow func(Address) verdict) *session {
-	s := &session{f: f, ctx: ctx, token: rand.Text(), allow: allow, auth: auth, verdict: u.verdict, base: u.url}
+	s := &session{f: f, ctx: ctx, token: rand.Text(), host: u.addr.Host, home: u.home, allow: allow, auth: auth, at: place{u.url, u.verdict, u.via}}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sessions[s.token] = s
@@ -294,7 +320,7 @@ func (s *session) relay(ctx context.Context, cancel context.CancelCauseFunc, w h
 			failed = err
 		}
 		if s.count(n) > s.f.max {
-			failed = &RefusedError{What: s.base.Redacted(), Why: fmt.Sprintf("it sends more than %d bytes (mirror.max_repository)", s.f.max)}
+			failed = &RefusedError{What: s.at.base.Redacted(), Why: fmt.Sprintf("it sends more than %d bytes (mirror.max_repository)", s.f.max)}
 			return n, failed
 		}
 		return n, err
@@ -338,9 +364,9 @@ func (s *session) ask(ctx context.Context, r *http.Request, path string) (*http.
 func (s *session) send(ctx context.Context, r *http.Request, path string) (*http.Response, error) {
 	for moves := 0; ; moves++ {
 		s.mu.Lock()
-		base, v := s.base, s.verdict
+		at := s.at
 		s.mu.Unlock()
-		to := base.JoinPath(path)
+		to := at.base.JoinPath(path)
 		if path == "info/refs" {
 			to.RawQuery = "service=" + url.QueryEscape(r.URL.Query().Get("service"))
 		}
@@ -364,7 +390,7 @@ func (s *session) send(ctx context.Context, r *http.Request, path string) (*http
 		if s.auth != "" {
 			req.Header.Set("Authorization", s.auth)
 		}
-		resp, err := s.f.do(v, req)
+		resp, err := s.f.do(at.verdict, at.via, req)
 		if err != nil {
 			return nil, err
 		}
@@ -410,16 +436,22 @@ func (s *session) move(resp *http.Response) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	refuse := func(why string) error {
-		return &RefusedError{What: s.base.Redacted(), Why: fmt.Sprintf("it redirects to %s://%s, %s", clip(smarthttp.Printable(to.Scheme)), clip(smarthttp.Printable(to.Host)), why)}
+		return &RefusedError{What: s.at.base.Redacted(), Why: fmt.Sprintf("it redirects to %s://%s, %s", clip(smarthttp.Printable(to.Scheme)), clip(smarthttp.Printable(to.Host)), why)}
 	}
 	if !ok || to.User != nil {
 		return refuse("which is no repository")
 	}
-	if to.Scheme != "https" && (to.Scheme != "http" || s.base.Scheme == "https") {
+	if to.Scheme != "https" && (to.Scheme != "http" || s.at.base.Scheme == "https") {
 		return refuse("which is less safe")
 	}
-	host := strings.TrimSuffix(to.Host, map[string]string{"https": ":443", "http": ":80"}[to.Scheme])
-	addr, err := ParseAddress(host + "/" + strings.TrimPrefix(path, "/"))
+	via := s.at.via
+	name := strings.TrimSuffix(to.Host, map[string]string{"https": ":443", "http": ":80"}[to.Scheme]) + path
+	if within, ok := strings.CutPrefix(to.Scheme+"://"+to.Host+path, strings.TrimSuffix(s.home.String(), "/")+"/"); ok {
+		name = s.host + "/" + within // renamed, on the host that was asked
+	} else {
+		via = nil
+	}
+	addr, err := ParseAddress(name)
 	if err != nil {
 		return refuse("which is no repository")
 	}
@@ -427,10 +459,10 @@ func (s *session) move(resp *http.Response) error {
 	if v == refused || addr.Host == localhost {
 		return refuse("which no pattern of mirror.allow_upstream lets pass")
 	}
-	if to.Host != s.base.Host && s.auth != "" {
+	if to.Host != s.at.base.Host && s.auth != "" {
 		return refuse("another host, which does not get the credentials")
 	}
-	s.base, s.verdict = &url.URL{Scheme: to.Scheme, Host: to.Host, Path: path}, v
+	s.at = place{&url.URL{Scheme: to.Scheme, Host: to.Host, Path: path}, v, via}
 	return nil
 }
 

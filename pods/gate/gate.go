@@ -125,6 +125,9 @@ func (g *Gate) Handler(role Role) http.Handler {
 	if role == Agent {
 		mux.HandleFunc("POST "+repo+"/git-receive-pack", g.forwardGit)
 	}
+	// Repositories of other hosts: the service says which.
+	mux.HandleFunc("GET /git/", g.forwardGit)
+	mux.HandleFunc("POST /git/", g.forwardGit)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		g.cfg.Log.Warn("gate: refused", "role", role, "method", r.Method, "path", clean(r.URL.Path))
 		refuse(w, http.StatusForbidden, fmt.Sprintf("devaipod: this pod reaches its model and %s, and nothing else", repo))

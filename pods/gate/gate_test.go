@@ -218,17 +218,20 @@ func TestWhatTheGateRefuses(t *testing.T) {
 
 func TestGitGoesToTheServiceWithoutCredentials(t *testing.T) {
 	p := newPlace(t, podfile.APIOpenAI, func(http.ResponseWriter, *http.Request) {})
+	const own, other = "/work/ann/hello.git/info/refs?service=git-upload-pack", "/git/git.example.org/a%2fb/info/refs?service=git-upload-pack"
 	for _, server := range []struct {
 		*httptest.Server
 		token string
 	}{{p.agent, agentTok}, {p.workspace, workTok}} {
-		resp, body := ask(t, server.Server, "GET", "/work/ann/hello.git/info/refs?service=git-upload-pack", server.token, "")
-		if resp.StatusCode != 200 || body != "from the service" || resp.Header.Get("Set-Cookie") != "" {
-			t.Errorf("%s %q %q", resp.Status, body, resp.Header)
+		for _, path := range []string{own, other} {
+			resp, body := ask(t, server.Server, "GET", path, server.token, "")
+			if resp.StatusCode != 200 || body != "from the service" || resp.Header.Get("Set-Cookie") != "" {
+				t.Errorf("%s %q %q", resp.Status, body, resp.Header)
+			}
 		}
 	}
-	for _, saw := range p.serviceSaw {
-		if saw.Header.Get("Authorization") != "" || saw.Header.Get("Cookie") != "" || saw.URL.RequestURI() != "/work/ann/hello.git/info/refs?service=git-upload-pack" {
+	for i, saw := range p.serviceSaw {
+		if want := []string{own, other}[i%2]; saw.Header.Get("Authorization") != "" || saw.Header.Get("Cookie") != "" || saw.URL.RequestURI() != want {
 			t.Errorf("the service saw %s with %q", saw.URL, saw.Header)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -17,15 +18,26 @@ func (c *Config) env() []string {
 	if c.Home != "" {
 		env = append(env, "HOME="+c.Home)
 	}
-	return append(env,
-		"GIT_TERMINAL_PROMPT=0",
-		"GIT_CONFIG_COUNT=3",
-		"GIT_CONFIG_KEY_0=http.http://"+c.GateAddr+"/.extraHeader",
-		"GIT_CONFIG_VALUE_0=Authorization: Bearer "+c.Token,
+	settings := c.gitSettings()
+	env = append(env, "GIT_TERMINAL_PROMPT=0", fmt.Sprintf("GIT_CONFIG_COUNT=%d", len(settings)))
+	for i, kv := range settings {
+		env = append(env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i, kv[1]))
+	}
+	return env
+}
+
+// gitSettings lead git to the gate, and there alone: with the token for it,
+// and for other hosts' repositories too.
+func (c *Config) gitSettings() [][2]string {
+	gate := "http://" + c.GateAddr + "/"
+	return [][2]string{
+		{"http." + gate + ".extraHeader", "Authorization: Bearer " + c.Token},
+		{"url." + gate + "git/.insteadOf", "https://"},
+		{"url." + gate + "git/.insteadOf", "ssh://git@"},
 		// The volume's folders are this user's, whatever their owner looks like.
-		"GIT_CONFIG_KEY_1=safe.directory", "GIT_CONFIG_VALUE_1=*",
-		"GIT_CONFIG_KEY_2=advice.detachedHead", "GIT_CONFIG_VALUE_2=false",
-	)
+		{"safe.directory", "*"},
+		{"advice.detachedHead", "false"},
+	}
 }
 
 // cloneWithin is how long the gate and the service may be away at a start.
@@ -103,8 +115,14 @@ func (c *Config) tellGit() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	text := fmt.Sprintf("# Written by devaipod at each start.\n[http %q]\n\textraHeader = %q\n[safe]\n\tdirectory = *\n",
-		"http://"+c.GateAddr+"/", "Authorization: Bearer "+c.Token)
+	text := "# Written by devaipod at each start.\n"
+	for _, kv := range c.gitSettings() {
+		section, rest, _ := strings.Cut(kv[0], ".")
+		if i := strings.LastIndexByte(rest, '.'); i >= 0 {
+			section, rest = fmt.Sprintf("%s %q", section, rest[:i]), rest[i+1:]
+		}
+		text += fmt.Sprintf("[%s]\n\t%s = %q\n", section, rest, kv[1])
+	}
 	tmp := filepath.Join(dir, "config.new")
 	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
 		return err

@@ -104,6 +104,10 @@ func (p *place) openGate() {
 		if strings.HasSuffix(r.URL.Path, "/git-upload-pack") {
 			p.clones.Add(1)
 		}
+		if other, ok := strings.CutPrefix(r.URL.Path, "/git/"); ok {
+			http.Error(w, "devaipod: asked for "+other, http.StatusForbidden)
+			return
+		}
 		backend.ServeHTTP(w, r)
 	}))
 	server.Listener = l
@@ -295,6 +299,13 @@ func TestAPersonsGitFindsTheGateInTheWorkspace(t *testing.T) {
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.cfg.Home, "GIT_TERMINAL_PROMPT=0"}
 		return cmd.Run() == nil
 	})
+	for _, url := range []string{"https://git.example.org/a/b", "ssh://git@git.example.org/a/b"} {
+		cmd := exec.Command("git", "ls-remote", url)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.cfg.Home, "GIT_TERMINAL_PROMPT=0"}
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "remote: devaipod: asked for git.example.org/a/b/info/refs") {
+			t.Errorf("another host's repository: %v %s", err, out)
+		}
+	}
 	cancel()
 	if o := <-done; o.code != 0 || o.err != nil {
 		t.Errorf("%+v", o)

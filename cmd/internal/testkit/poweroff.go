@@ -33,12 +33,14 @@ func (w *World) PowerOff(ctx context.Context) error {
 		errs = append(errs, os.RemoveAll(w.path(dir)))
 	}
 	errs = append(errs, os.Mkdir(w.path("x"), 0o700)) // the login's
-	for _, run := range []string{"/run", os.Getenv("XDG_RUNTIME_DIR")} {
-		for _, id := range strings.Fields(ids) {
-			for _, runtime := range []string{"runc", "crun"} {
-				if run != "" {
-					errs = append(errs, os.RemoveAll(filepath.Join(run, runtime, id)))
-				}
+	run := os.Getenv("XDG_RUNTIME_DIR")
+	if os.Getuid() == 0 {
+		run = "/run"
+	}
+	for _, id := range strings.Fields(ids) {
+		for _, runtime := range []string{"runc", "crun"} {
+			if run != "" {
+				errs = append(errs, os.RemoveAll(filepath.Join(run, runtime, id)))
 			}
 		}
 	}

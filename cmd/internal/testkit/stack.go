@@ -60,22 +60,30 @@ resync = %q
 image = %q
 listen = %q
 
+[mirror]
+allow_upstream = [%q]
+
 [agent]
 image = %q
 memory = %q
+upstreams = [%q]
 
 [model]
 api = %q
 url = %q
 name = %q
 key = %q
-`, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, AgentImage, c.Memory,
+`, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, "localhost"+s.Upstreams()+"/*", AgentImage, c.Memory, "localhost"+s.Upstreams()+"/open/*",
 		c.ModelAPI, c.ModelURL, c.ModelName, c.ModelKey)
 	if err := os.WriteFile(s.ConfigFile, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
+
+// Upstreams is a directory whose repositories the git cache may fetch; agents
+// may read those in its folder open.
+func (s *Stack) Upstreams() string { return s.World.path("upstreams") }
 
 // ForgeURL is the forge's address, without a slash at its end.
 func (s *Stack) ForgeURL() string { return "http://" + s.ForgeListen }
