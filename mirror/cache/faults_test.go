@@ -334,6 +334,77 @@ func TestAFetchThatBreaksOff(t *testing.T) {
 	}
 }
 
+// A first fetch over a line that breaks off again and again gets to its end all
+// the same, since what has come stays.
+func TestAFirstFetchGoesOnWhereItBrokeOff(t *testing.T) {
+	w := newWorld(t)
+	work := w.up.repo(t, "app")
+	for range 8 {
+		noise := make([]byte, 600<<10)
+		if _, err := rand.Read(noise); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(work, "noise"), noise, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		commit(t, work, "noise")
+	}
+	git(t, work, "push", "-q", "origin", "main")
+	w.up.cut.Store(1500 << 10) // two commits, and not three
+	tries := 0
+	for ; ; tries++ {
+		out, err := try("/", "git", "ls-remote", w.at("app"))
+		if err == nil {
+			break
+		}
+		if tries == 30 {
+			t.Fatalf("it does not get to its end: %s", out)
+		}
+		w.clock.advance(time.Hour)
+		if err := w.cache.Tend(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if tries == 0 {
+		t.Error("nothing broke off")
+	}
+	w.up.cut.Store(0)
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", "--mirror", w.at("app"), to)
+	git(t, to, "fsck", "--strict")
+	for _, args := range [][]string{{"rev-list", "--all", "--count"}, {"for-each-ref"}} {
+		if a, b := git(t, to, args...), git(t, filepath.Join(w.up.root, "app.git"), args...); a != b {
+			t.Errorf("git %s says %s, upstream %s", args[0], a, b)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*/git.*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+}
+
+// What nobody goes on with goes.
+func TestAFirstFetchThatIsGivenUp(t *testing.T) {
+	w := newWorld(t)
+	w.up.noisy(t, "app", 4<<20)
+	w.up.cut.Store(2 << 20)
+	for range 2 {
+		if out, err := try("/", "git", "ls-remote", w.at("app")); err == nil {
+			t.Errorf("it breaks off and looks well: %s", out)
+		}
+		if left, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*/git.part.json")); err != nil || len(left) != 1 {
+			t.Errorf("left: %v %v", left, err)
+		}
+		w.clock.advance(time.Hour)
+	}
+	w.clock.advance(30 * time.Hour)
+	if err := w.cache.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(w.dir, "cache/repos")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+}
+
 // noisy makes a repository with a file that does not compress.
 func (up *upstream) noisy(t *testing.T, name string, size int) {
 	t.Helper()

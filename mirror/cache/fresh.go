@@ -1,14 +1,13 @@
 package cache
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -136,6 +135,9 @@ func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
 		r.suspect.Store(false)
 	}
 	if st.Generation == "" {
+		if _, going, e := r.readSteps(); going && e == nil && (away != nil || ctx.Err() != nil) {
+			return err // the next one goes on from here
+		}
 		return errors.Join(err, r.discard()) // nothing came of it
 	}
 	return errors.Join(err, r.save(st))
@@ -229,22 +231,24 @@ type refs struct {
 // refReader digests the output of git ls-remote --symref as it comes: there may
 // be a million lines.
 type refReader struct {
-	sum  hash.Hash
-	head string
-	part []byte
+	sum   hash.Hash
+	head  string
+	first []byte // line, as far as it has come
+	past  bool   // it
 }
 
 func (w *refReader) Write(p []byte) (int, error) {
 	w.sum.Write(p)
-	if w.head == "" && len(w.part) < 4096 {
-		// HEAD is the first of the list.
-		w.part = append(w.part, p[:min(len(p), 4096)]...)
-		lines := bufio.NewScanner(strings.NewReader(string(w.part)))
-		for lines.Scan() {
-			if to, ok := strings.CutPrefix(lines.Text(), "ref: "); ok {
-				if name, ok := strings.CutSuffix(to, "\tHEAD"); ok {
-					w.head = name
-				}
+	if w.past {
+		return len(p), nil
+	}
+	line, _, whole := bytes.Cut(p, []byte("\n"))
+	w.first = append(w.first, line...)
+	if w.past = whole || len(w.first) > 4096; whole {
+		// HEAD is the first of the list, and where it points stands before it.
+		if to, ok := strings.CutPrefix(string(w.first), "ref: "); ok {
+			if name, ok := strings.CutSuffix(to, "\tHEAD"); ok {
+				w.head = name
 			}
 		}
 	}
@@ -292,8 +296,17 @@ func (r *repo) fetch(ctx context.Context, way *way, lock *os.File) error {
 // clone makes the repository beside its place and then puts it there.
 func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 	to := r.file("git.new")
-	args := []string{"clone", "--bare", "--quiet", "--progress", "--template=", "--origin=upstream", "--", way.address(), to}
-	if err := way.run(ctx, child{args: args, lock: lock, stderr: r.c.progress(r.addr)}); err != nil {
+	s, inSteps, err := r.readSteps()
+	switch {
+	case err != nil:
+	case inSteps:
+		to = r.part()
+		err = r.cloneInSteps(ctx, way, lock, s)
+	default:
+		args := []string{"clone", "--bare", "--quiet", "--progress", "--template=", "--origin=upstream", "--", way.address(), to}
+		err = r.brokeOff(way, way.run(ctx, child{args: args, lock: lock, stderr: r.c.progress(r.addr)}))
+	}
+	if err != nil {
 		return err
 	}
 	if err := r.configure(to); err != nil {
@@ -304,13 +317,16 @@ func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 		return err
 	}
 	// Where a damaged one makes place, it is no repository any more from here on.
-	if err := os.Remove(r.file("state.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := remove(r.file("state.json")); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(r.git()); err != nil {
 		return err
 	}
-	return os.Rename(to, r.git())
+	if err := os.Rename(to, r.git()); err != nil {
+		return err
+	}
+	return r.endSteps()
 }
 
 // configure writes the repository's configuration: ours alone.

@@ -81,3 +81,61 @@ func FuzzNotice(f *testing.F) {
 		}
 	})
 }
+
+// Where an upstream's HEAD points is found however its list is cut in pieces, and
+// is nothing that it does not say.
+func FuzzHead(f *testing.F) {
+	f.Add("ref: refs/heads/main\tHEAD\n1234\tHEAD\n", 7)
+	f.Add("1234\tHEAD\nref: refs/heads/x\tHEAD\n", 1)
+	f.Add("ref: -x\tHEAD", 100)
+	f.Fuzz(func(t *testing.T, list string, piece int) {
+		piece = max(piece, 1)
+		var pieces []string
+		for rest := list; rest != ""; {
+			n := min(piece, len(rest))
+			pieces, rest = append(pieces, rest[:n]), rest[n:]
+		}
+		got := cache.Head(pieces...)
+		if strings.Contains(got, "\n") || got != "" && !strings.Contains(list, "ref: "+got+"\tHEAD") {
+			t.Errorf("%q has the head %q", list, got)
+		}
+		if len(list) < 4096 && got != cache.Head(list) {
+			t.Errorf("%q has the head %q in pieces of %d, and %q whole", list, got, piece, cache.Head(list))
+		}
+	})
+}
+
+// A redirect leads nowhere but where the rules allow, as safely as before, and
+// takes credentials to no other host.
+func FuzzRedirect(f *testing.F) {
+	allow, err := cache.ParseAllow([]string{"up.example", "*.other.example/open/*"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, to := range []string{
+		"https://up.example/b.git/info/refs", "/b/info/refs?service=git-upload-pack", "http://up.example/b.git/info/refs", "https://x.other.example/open/b/info/refs",
+		"https://up.example:443/b/info/refs", "https://a@up.example/b/info/refs", "//127.0.0.1/b/info/refs", "https://up.example/../b/info/refs", "file:///etc/info/refs",
+	} {
+		f.Add(to, true)
+		f.Add(to, false)
+	}
+	f.Fuzz(func(t *testing.T, location string, withAuth bool) {
+		auth := ""
+		if withAuth {
+			auth = "Basic x"
+		}
+		base := &url.URL{Scheme: "https", Host: "up.example", Path: "/a.git"}
+		to, byName, err := cache.Moved(allow, base, auth, location)
+		if err != nil {
+			if to != base {
+				t.Errorf("%q is refused, and leads to %s", location, to)
+			}
+			return
+		}
+		host := strings.TrimSuffix(strings.ToLower(to.Host), ":443")
+		elsewhere := strings.HasSuffix(host, ".other.example") && strings.HasPrefix(to.Path, "/open/") && !byName
+		if to.Scheme != "https" || to.User != nil || host != "up.example" && !elsewhere || elsewhere && withAuth {
+			t.Errorf("%q leads to %s (%v)", location, to, byName)
+		}
+	})
+}

@@ -22,6 +22,7 @@ import (
 //
 //	git/         the bare repository, ours alone to write
 //	git.new/     one that is being made
+//	git.part/    one that is being made in steps; git.part.json tells how far it is
 //	state.json   what is known of it; without this there is no repository
 //	lock         held (flock) by who changes it, in whatever process
 //	used         its time of change is when a client last read
@@ -110,17 +111,22 @@ func (r *repo) save(st State) error {
 	if err != nil {
 		return err
 	}
+	return r.replace("state.json", append(b, '\n'))
+}
+
+// replace writes a file at once: a kill leaves the old or the new one.
+func (r *repo) replace(name string, text []byte) error {
 	f, err := os.CreateTemp(r.dir, "state-*")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(text)
 	if err == nil {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), r.file("state.json"))
+		err = os.Rename(f.Name(), r.file(name))
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
@@ -189,7 +195,7 @@ func (r *repo) discard() error {
 	}
 	r.c.mu.Unlock()
 	// The state first: without it, the rest is no repository.
-	if err := os.Remove(r.file("state.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := remove(r.file("state.json")); err != nil {
 		return err
 	}
 	return os.RemoveAll(r.dir)
@@ -204,7 +210,11 @@ func (r *repo) sweep() error {
 	for _, f := range old {
 		err = errors.Join(err, os.Remove(f))
 	}
-	return errors.Join(err, filepath.WalkDir(r.git(), func(path string, d fs.DirEntry, err error) error {
+	return errors.Join(err, sweepGit(r.git()), sweepGit(r.part()))
+}
+
+func sweepGit(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -221,7 +231,7 @@ func (r *repo) sweep() error {
 			return os.Remove(path)
 		}
 		return nil
-	}))
+	})
 }
 
 // touch notes in a file that something happens now.

@@ -65,7 +65,7 @@ func (c *Cache) Tend(ctx context.Context) error {
 			return err
 		}
 	}
-	return errors.Join(err, c.evict(ctx))
+	return errors.Join(err, c.sweepSteps(), c.evict(ctx))
 }
 
 // due tells whether a repository's upstream is to be asked again. Those that come
