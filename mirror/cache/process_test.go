@@ -2,6 +2,7 @@ package cache_test
 
 import (
 	"bufio"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -47,9 +49,22 @@ func serve(dir string, patterns []string) error {
 	if os.Getenv("TEST_CACHE_ANSWERS") != "" {
 		cfg.MaxAnswers = 1 // none is kept
 	}
+	tend := os.Getenv("TEST_CACHE_TEND") != ""
+	if tend { // as if a month were between two looks
+		var months atomic.Int64
+		cfg.Now = func() time.Time { return time.Now().Add(time.Duration(months.Add(1)) * 30 * 24 * time.Hour) }
+	}
 	c, err := cache.New(cfg)
 	if err != nil {
 		return err
+	}
+	if tend {
+		fmt.Fprintln(os.Stderr, "at work")
+		for {
+			if err := c.Tend(context.Background()); err != nil {
+				return err
+			}
+		}
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -87,6 +102,7 @@ func (w *world) start(env []string, before ...string) *process {
 	args := append(before, self)
 	p.cmd = exec.Command(args[0], args[1:]...)
 	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := p.cmd.StderrPipe()
 	if err != nil {
 		w.t.Fatal(err)
@@ -111,6 +127,12 @@ func (w *world) start(env []string, before ...string) *process {
 
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait() // it was killed
+}
+
+// killAll kills its children as well.
+func (p *process) killAll() {
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	_ = p.cmd.Wait() // it was killed
 }
 
@@ -158,6 +180,69 @@ func TestKilledInTheMiddleOfAFetch(t *testing.T) {
 			}
 		}
 		p.kill()
+	}
+}
+
+func TestKilledInTheMiddleOfARepack(t *testing.T) {
+	w := newWorld(t)
+	w.up.noisy(t, "app", 8<<20)
+	p := w.process()
+	git(t, "/", "ls-remote", p.url+"app.git")
+	for i := range 12 {
+		keeper := w.start([]string{"TEST_CACHE_DIR=" + filepath.Join(w.dir, "shared"), "TEST_CACHE_ALLOW=" + w.up.host, "TEST_CACHE_TEND=1"})
+		time.Sleep(time.Duration(i*i) * 3 * time.Millisecond)
+		keeper.killAll()
+		to := filepath.Join(t.TempDir(), "clone")
+		git(t, "/", "clone", "-q", "--mirror", p.url+"app.git", to)
+		git(t, to, "fsck", "--strict")
+	}
+	if w.up.asked()["POST fetch"] != 1 {
+		t.Error("it was fetched again")
+	}
+	// The next who changes it removes what was half made.
+	git(t, filepath.Join(w.up.root, "app.git"), "branch", "new", "main")
+	git(t, "/", "ls-remote", p.url+"app.git")
+	for _, what := range []string{"git/*.lock", "git/objects/pack/tmp_*", "git/objects/pack/.tmp-*", "git/objects/info/*.lock"} {
+		if left, err := filepath.Glob(filepath.Join(w.dir, "shared/repos/*", what)); err != nil || len(left) > 0 {
+			t.Errorf("left %v %v", left, err)
+		}
+	}
+}
+
+func TestKilledInTheMiddleOfAPush(t *testing.T) {
+	w := newWorld(t)
+	w.up.repo(t, "app")
+	p := w.process()
+	clone := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", p.url+"app.git", clone)
+	commit(t, clone, "four")
+	arrived, release := w.up.slow(t)
+	push := exec.Command("git", "push", "-q", "origin", "HEAD:main")
+	push.Dir = clone
+	if err := push.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-arrived
+	p.kill()
+	if err := push.Wait(); err == nil {
+		t.Error("a push of which nobody heard looks well")
+	}
+	release()
+	w.up.hold.Store(nil)
+	p = w.process()
+	git(t, clone, "remote", "set-url", "origin", p.url+"app.git")
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		a, b := git(t, "/", "ls-remote", p.url+"app.git"), git(t, "/", "ls-remote", w.up.url+"/app.git")
+		if a == b {
+			break
+		}
+		if time.Now().After(end) { // the upstream has long done what it does with half a push
+			t.Fatalf("after it the cache lists %s, the upstream %s", a, b)
+		}
+	}
+	git(t, clone, "push", "-q", "origin", "HEAD:main")
+	if a, b := git(t, clone, "rev-parse", "HEAD"), git(t, filepath.Join(w.up.root, "app.git"), "rev-parse", "main"); a != b {
+		t.Errorf("pushed again: upstream has %s, want %s", b, a)
 	}
 }
 

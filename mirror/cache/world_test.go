@@ -97,7 +97,7 @@ func newUpstream(t *testing.T) *upstream {
 			return
 		}
 		r.ContentLength, r.TransferEncoding = int64(len(body)), nil // CGI wants a length
-		if h := up.hold.Load(); h != nil && what == "POST fetch" {
+		if h := up.hold.Load(); h != nil && (what == "POST fetch" || what == "POST git-receive-pack") {
 			h.came <- struct{}{}
 			<-h.let
 		}
@@ -111,7 +111,7 @@ func newUpstream(t *testing.T) *upstream {
 	return up
 }
 
-// A hold keeps fetches waiting.
+// A hold keeps fetches and pushes waiting.
 type hold struct {
 	came chan<- struct{}
 	let  <-chan struct{}
