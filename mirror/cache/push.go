@@ -3,12 +3,9 @@ package cache
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"time"
-
-	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // push passes a push on to the upstream, with the caller's own credentials, or
@@ -22,7 +19,7 @@ func (q *request) push(path string) {
 		return
 	}
 	if !u.web() {
-		refuse(q.w, http.StatusForbidden, fmt.Sprintf("devaipod: pushes to %s don't go through the cache: it would push with your user's rights for whoever asks; push to %s itself", q.repo.addr, smarthttp.Printable(u.url.Redacted())))
+		q.pushOver(u, path)
 		return
 	}
 	ctx, cancel := context.WithCancelCause(q.r.Context())

@@ -1,6 +1,7 @@
 package cache_test
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gliderlabs/ssh"
 
@@ -29,12 +31,12 @@ func sshUpstream(t *testing.T, root string, key ssh.PublicKey) (addr string) {
 		PublicKeyHandler: func(_ ssh.Context, k ssh.PublicKey) bool { return ssh.KeysEqual(k, key) },
 		Handler: func(s ssh.Session) {
 			words := s.Command()
-			if len(words) != 2 || words[0] != "git-upload-pack" {
+			if len(words) != 2 || words[0] != "git-upload-pack" && words[0] != "git-receive-pack" {
 				fmt.Fprintf(s.Stderr(), "no such command: %q\n", words)
 				_ = s.Exit(1) // the client has gone
 				return
 			}
-			cmd := exec.Command("git", "upload-pack", filepath.Join(root, filepath.Clean("/"+words[1])))
+			cmd := exec.Command("git", strings.TrimPrefix(words[0], "git-"), filepath.Join(root, filepath.Clean("/"+words[1])))
 			cmd.Stdout, cmd.Stderr = s, s.Stderr()
 			in, err := cmd.StdinPipe()
 			if err != nil {
@@ -55,6 +57,66 @@ func sshUpstream(t *testing.T, root string, key ssh.PublicKey) (addr string) {
 	}()
 	t.Cleanup(func() { _ = server.Close() })
 	return l.Addr().String()
+}
+
+// pushesOver pushes to an upstream that speaks no HTTP, as those who may, and as
+// nobody.
+func pushesOver(t *testing.T, w *world, clone, url, work string, ours []string) {
+	t.Helper()
+	bare := filepath.Join(w.up.root, "app.git")
+	noise := make([]byte, 3<<20) // is sent in chunks
+	if _, err := rand.Read(noise); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(clone, "noise"), noise, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, clone, "large")
+	if out, err := try(clone, "git", "push", url, "HEAD:main"); err == nil {
+		t.Errorf("nobody pushes: %s", out)
+	}
+	git(t, clone, append(ours, "push", "-q", url, "HEAD:main")...)
+	want := git(t, clone, "rev-parse", "HEAD")
+	if got := git(t, bare, "rev-parse", "main"); got != want {
+		t.Errorf("the upstream has %s, want %s", got, want)
+	}
+	if out := git(t, "/", append(ours, "ls-remote", url, "main")...); !strings.HasPrefix(out, strings.TrimSpace(want)) {
+		t.Errorf("after the push the cache has %s, want %s", out, want)
+	}
+	// The upstream's own no, in its own words.
+	hook := filepath.Join(bare, "hooks/pre-receive")
+	if err := os.MkdirAll(filepath.Dir(hook), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(hook, []byte("#!/bin/sh\necho not on a Sunday >&2\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, clone, "refused")
+	if out, err := try(clone, "git", append(ours, "push", url, "HEAD:main")...); err == nil || !strings.Contains(out, "remote: not on a Sunday") || !strings.Contains(out, "pre-receive hook declined") {
+		t.Errorf("a push that is refused: %v %s", err, out)
+	}
+	if err := os.Remove(hook); err != nil {
+		t.Fatal(err)
+	}
+	none := strings.Replace(url, "app.git", "none.git", 1)
+	if out, err := try(clone, "git", append(ours, "push", none, "HEAD:main")...); err == nil || !strings.Contains(out, "devaipod: ") {
+		t.Errorf("a push to what is not there: %v %s", err, out)
+	}
+	git(t, work, "pull", "-q", "origin", "main")
+}
+
+func TestPushesToADirectory(t *testing.T) {
+	const token = "Bearer ours"
+	w := newWorld(t)
+	work := w.up.repo(t, "app")
+	w.open(func(c *cache.Config) {
+		c.MaxAge = time.Hour
+		c.Ours = func(r *http.Request) bool { return r.Header.Get("Authorization") == token }
+	})
+	url := w.url + "/git/localhost" + w.up.root + "/app.git"
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", url, to)
+	pushesOver(t, w, to, url, work, []string{"-c", "http.extraHeader=Authorization: " + token})
 }
 
 func TestAnUpstreamBySSH(t *testing.T) {
@@ -98,6 +160,7 @@ func TestAnUpstreamBySSH(t *testing.T) {
 	if out, err := try("/", "git", "ls-remote", url); err == nil {
 		t.Errorf("once it is here, nobody reads %s", out)
 	}
+	pushesOver(t, w, to, url, work, ours)
 	// A host that no pattern names in full is not asked by ssh.
 	if out, err := try("/", "git", append(ours, "ls-remote", w.url+"/git/other.example.org/app.git")...); err == nil || !strings.Contains(out, "by ssh only hosts are asked") {
 		t.Errorf("a host that is not named: %v %s", err, out)
