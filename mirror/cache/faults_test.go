@@ -340,13 +340,7 @@ func TestAFirstFetchGoesOnWhereItBrokeOff(t *testing.T) {
 	w := newWorld(t)
 	work := w.up.repo(t, "app")
 	for range 8 {
-		noise := make([]byte, 600<<10)
-		if _, err := rand.Read(noise); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(work, "noise"), noise, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		noise(t, filepath.Join(work, "noise"), 600<<10)
 		commit(t, work, "noise")
 	}
 	git(t, work, "push", "-q", "origin", "main")
@@ -405,17 +399,23 @@ func TestAFirstFetchThatIsGivenUp(t *testing.T) {
 	}
 }
 
+// noise writes a file that does not compress.
+func noise(t *testing.T, file string, size int) {
+	t.Helper()
+	b := make([]byte, size)
+	if _, err := rand.Read(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // noisy makes a repository with a file that does not compress.
 func (up *upstream) noisy(t *testing.T, name string, size int) {
 	t.Helper()
 	work := up.repo(t, name)
-	noise := make([]byte, size)
-	if _, err := rand.Read(noise); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(work, "noise"), noise, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	noise(t, filepath.Join(work, "noise"), size)
 	commit(t, work, "noise")
 	git(t, work, "push", "-q", "origin", "main")
 }

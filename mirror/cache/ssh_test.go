@@ -1,7 +1,6 @@
 package cache_test
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -64,13 +63,7 @@ func sshUpstream(t *testing.T, root string, key ssh.PublicKey) (addr string) {
 func pushesOver(t *testing.T, w *world, clone, url, work string, ours []string) {
 	t.Helper()
 	bare := filepath.Join(w.up.root, "app.git")
-	noise := make([]byte, 3<<20) // is sent in chunks
-	if _, err := rand.Read(noise); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(clone, "noise"), noise, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	noise(t, filepath.Join(clone, "noise"), 3<<20) // is sent in chunks
 	commit(t, clone, "large")
 	if out, err := try(clone, "git", "push", url, "HEAD:main"); err == nil {
 		t.Errorf("nobody pushes: %s", out)
