@@ -284,7 +284,7 @@ func (w *Work) forward(rw http.ResponseWriter, r *http.Request, at *place, suffi
 	var err error
 	if body == nil {
 		resp, err = w.askFirst(r, at, suffix)
-	} else {
+	} else if err = smarthttp.Duplex(rw); err == nil {
 		resp, err = w.ask(r, at.get(), suffix, body)
 	}
 	repo := at.get()

@@ -96,7 +96,7 @@ func serveControl(ctx context.Context, log *slog.Logger, driver podapi.Driver, d
 		if err != nil {
 			return err
 		}
-		srv := &http.Server{Handler: d.handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+		srv := &http.Server{Handler: d.handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 		defer srv.Close() //nolint:errcheck // the process ends
 		go func() {
 			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -220,7 +220,7 @@ func (a *app) mirrorServe(ctx context.Context) error {
 	serveCache(mux, c, counted)
 	srv := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
 	go c.Run(ctx) //nolint:errcheck // it ends with ctx
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })

@@ -214,7 +214,7 @@ func (p *podPort) open(k reconcile.Key) error {
 	mux.Handle("/work/", p.work.Handler(mirror.Rules{Repo: repo.Path, BranchPrefix: pods.BranchPrefix(k.Issue)}, p.cache.Reads(repo)))
 	mux.Handle("/git/", p.others)
 	mux.HandleFunc("GET /dial/model", p.dialModel)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelWarn)}
 	p.doors[k] = srv
 	go func() {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -228,7 +228,7 @@ func (s *service) run(ctx context.Context) error {
 		return err
 	}
 	for l, h := range map[net.Listener]http.Handler{public: s.publicHandler(), relay: s.relayHandler(), cli: s.apiHandler()} {
-		srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+		srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}
 		defer srv.Close() //nolint:errcheck // the process ends
 		go func() {
 			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

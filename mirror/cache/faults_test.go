@@ -399,6 +399,39 @@ func TestAFirstFetchThatIsGivenUp(t *testing.T) {
 	}
 }
 
+// A client may be slow as long as it is not still, also where its answer is made
+// for it alone.
+func TestAClientThatIsSlow(t *testing.T) {
+	const patience = 500 * time.Millisecond
+	w := newWorld(t)
+	w.up.noisy(t, "app", 32<<20)
+	head := strings.Fields(git(t, "/", "ls-remote", w.at("app"), "main"))[0]
+	want := fmt.Sprintf("0011command=fetch0001000fno-progress0032want %s\n0009done\n0000", head)
+	for name, kept := range map[string]int64{"kept": 0, "made for it": 1 << 60} { // no disk has room for that
+		w.open(func(c *cache.Config) { c.Patience, c.MaxAnswers = patience, kept })
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.at("app")+"/git-upload-pack", strings.NewReader(want))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Git-Protocol", "version=2")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := int64(0)
+		for err == nil {
+			var k int64
+			k, err = io.CopyN(io.Discard, resp.Body, 1<<20)
+			n += k
+			time.Sleep(patience / 10)
+		}
+		resp.Body.Close()
+		if !errors.Is(err, io.EOF) || n < 32<<20 {
+			t.Errorf("%s: a slow client gets %d bytes: %v", name, n, err)
+		}
+	}
+}
+
 // noise writes a file that does not compress.
 func noise(t *testing.T, file string, size int) {
 	t.Helper()

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"os"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // push passes a push on to the upstream, with the caller's own credentials, or
@@ -25,6 +27,9 @@ func (q *request) push(path string) {
 	ctx, cancel := context.WithCancelCause(q.r.Context())
 	defer cancel(nil)
 	auth, err := c.authOf(ctx, u, q.access)
+	if err == nil {
+		err = smarthttp.Duplex(q.w)
+	}
 	if err != nil {
 		q.fail(err)
 		return

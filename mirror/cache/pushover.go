@@ -64,6 +64,9 @@ func (q *request) advertisePush(p *receiver) error {
 func (q *request) receive(p *receiver) error {
 	body, err := smarthttp.Plain(q.r, q.r.Body)
 	if err == nil {
+		err = smarthttp.Duplex(q.w)
+	}
+	if err == nil {
 		err = p.advertisement(io.Discard)
 	}
 	if err != nil {

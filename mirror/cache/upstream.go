@@ -178,7 +178,7 @@ func newForwarder(max int64, patience time.Duration, received prometheus.Counter
 	for _, v := range []verdict{public, named} {
 		f.clients[v] = &http.Client{Transport: transport(v, patience), CheckRedirect: noRedirect}
 	}
-	f.server = &http.Server{Handler: f, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	f.server = &http.Server{Handler: f, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	go f.server.Serve(l) //nolint:errcheck // ends by close
 	return f, nil
 }
@@ -286,9 +286,9 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request, path string) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
-	resp, err := s.ask(ctx, r, path)
+	err := smarthttp.Duplex(w)
 	if err == nil {
-		err = s.relay(ctx, cancel, w, resp)
+		err = s.pass(ctx, cancel, w, r, path)
 	}
 	if err == nil {
 		return
@@ -297,6 +297,15 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request, path string) {
 		s.fail(err)
 	}
 	panic(http.ErrAbortHandler) // git must not take it for whole
+}
+
+// pass passes a question on, and its answer back.
+func (s *session) pass(ctx context.Context, cancel context.CancelCauseFunc, w http.ResponseWriter, r *http.Request, path string) error {
+	resp, err := s.ask(ctx, r, path)
+	if err != nil {
+		return err
+	}
+	return s.relay(ctx, cancel, w, resp)
 }
 
 // relay passes an answer on, as far as the limits let it. Its errors are the

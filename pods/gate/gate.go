@@ -153,6 +153,13 @@ func authorized(r *http.Request, token string) bool {
 
 // forwardGit hands a git request to the service as it is, without credentials.
 func (g *Gate) forwardGit(w http.ResponseWriter, r *http.Request) {
+	// The answer may begin before the body has been sent on to its end. The server
+	// would close the body then.
+	err := http.NewResponseController(w).EnableFullDuplex()
+	if err != nil && !errors.Is(err, http.ErrNotSupported) {
+		refuse(w, http.StatusInternalServerError, "devaipod: "+err.Error())
+		return
+	}
 	out, err := http.NewRequestWithContext(r.Context(), r.Method, "http://service"+r.URL.RequestURI(), r.Body)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, "devaipod: "+err.Error())

@@ -271,6 +271,53 @@ func TestARequestWaitsForAServiceThatIsAway(t *testing.T) {
 	}
 }
 
+// An answer that begins before the question has ended gets through, and so does
+// the rest of the question.
+func TestAnAnswerMayBeginBeforeTheQuestionEnds(t *testing.T) {
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		err := rc.EnableFullDuplex()
+		fmt.Fprint(w, "begun; ")
+		if err := errors.Join(err, rc.Flush()); err != nil {
+			t.Error(err)
+		}
+		b, err := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "got %q %v", b, err)
+	}))
+	defer service.Close()
+	g, err := gate.New(gate.Config{
+		File:    &podfile.File{Repo: "ann/hello", AgentToken: agentTok, WorkspaceToken: workTok, Model: podfile.Model{API: podfile.APIOpenAI, BaseURL: "http://model"}},
+		Service: func(context.Context) (net.Conn, error) { return net.Dial("tcp", service.Listener.Addr().String()) },
+		Log:     slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := httptest.NewServer(g.Handler(gate.Agent))
+	defer agent.Close()
+	in, out := io.Pipe()
+	go func() { fmt.Fprint(out, "half ") }()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, agent.URL+"/work/ann/hello.git/git-upload-pack", in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+agentTok)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := fmt.Fprint(out, "and half"); err != nil {
+		t.Error(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Error(err)
+	}
+	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != `begun; got "half and half" <nil>` {
+		t.Errorf("%q %v", b, err)
+	}
+}
+
 func TestARedirectOfTheModelIsNotFollowed(t *testing.T) {
 	p := newPlace(t, podfile.APIOpenAI, func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/v1/elsewhere", http.StatusTemporaryRedirect)
