@@ -376,6 +376,24 @@ func TestAFirstFetchGoesOnWhereItBrokeOff(t *testing.T) {
 	}
 }
 
+// An upstream that has no more of its history itself is no reason to ask for ever.
+func TestAFirstFetchOfWhatIsShallow(t *testing.T) {
+	w := newWorld(t)
+	w.up.noisy(t, "whole", 4<<20)
+	git(t, "/", "clone", "-q", "--bare", "--depth=1", "file://"+w.up.root+"/whole.git", w.up.root+"/app.git")
+	w.up.cut.Store(2 << 20)
+	if out, err := try("/", "git", "ls-remote", w.at("app")); err == nil {
+		t.Errorf("it breaks off and looks well: %s", out)
+	}
+	w.up.cut.Store(0)
+	w.clock.advance(time.Hour)
+	to := filepath.Join(t.TempDir(), "clone")
+	git(t, "/", "clone", "-q", w.at("app"), to)
+	if n := strings.TrimSpace(git(t, to, "rev-list", "--count", "HEAD")); n != "1" {
+		t.Errorf("it has %s commits", n)
+	}
+}
+
 // What nobody goes on with goes.
 func TestAFirstFetchThatIsGivenUp(t *testing.T) {
 	w := newWorld(t)

@@ -83,9 +83,11 @@ func (r *repo) cloneInSteps(ctx context.Context, way *way, lock *os.File, s step
 		if err := r.saveSteps(s); err != nil {
 			return err
 		}
-		if _, err := os.Stat(filepath.Join(r.part(), "shallow")); errors.Is(err, fs.ErrNotExist) {
-			return nil // all of it is here
-		} else if err != nil {
+		_, err = os.Stat(filepath.Join(r.part(), "shallow"))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && s.Depth > largest {
+			return nil // all of it is here; the upstream itself may be shallow
+		}
+		if err != nil {
 			return err
 		}
 	}
