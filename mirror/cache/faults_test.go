@@ -417,25 +417,39 @@ func TestAFirstFetchThatIsGivenUp(t *testing.T) {
 	}
 }
 
+// whole is what git asks for all of a repository's main branch (gitprotocol-v2(5)).
+func (w *world) whole(name string) string {
+	w.t.Helper()
+	head := strings.Fields(git(w.t, "/", "ls-remote", w.at(name), "main"))[0]
+	return fmt.Sprintf("0011command=fetch0001000fno-progress0032want %s\n0009done\n0000", head)
+}
+
+// upload asks as git does.
+func (w *world) upload(name, want string) *http.Response {
+	w.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, w.at(name)+"/git-upload-pack", strings.NewReader(want))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Header.Set("Git-Protocol", "version=2")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return resp
+}
+
 // A client may be slow as long as it is not still, also where its answer is made
 // for it alone.
 func TestAClientThatIsSlow(t *testing.T) {
 	const patience = 500 * time.Millisecond
 	w := newWorld(t)
 	w.up.noisy(t, "app", 32<<20)
-	head := strings.Fields(git(t, "/", "ls-remote", w.at("app"), "main"))[0]
-	want := fmt.Sprintf("0011command=fetch0001000fno-progress0032want %s\n0009done\n0000", head)
+	want := w.whole("app")
 	for name, kept := range map[string]int64{"kept": 0, "made for it": 1 << 60} { // no disk has room for that
 		w.open(func(c *cache.Config) { c.Patience, c.MaxAnswers = patience, kept })
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.at("app")+"/git-upload-pack", strings.NewReader(want))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Git-Protocol", "version=2")
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp := w.upload("app", want)
+		var err error
 		n := int64(0)
 		for err == nil {
 			var k int64
@@ -474,20 +488,11 @@ func (up *upstream) noisy(t *testing.T, name string, size int) {
 func TestPeersThatAreSilent(t *testing.T) {
 	w := newWorld(t)
 	w.up.noisy(t, "app", 32<<20)
-	head := strings.Fields(git(t, "/", "ls-remote", w.at("app"), "main"))[0]
+	want := w.whole("app")
 	w.open(func(c *cache.Config) { c.Patience = time.Second })
 	// A client that asks and does not read, and one that does not ask to the end;
 	// what they ask for has been made before.
-	want := fmt.Sprintf("0011command=fetch0001000fno-progress0032want %s\n0009done\n0000", head)
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.at("app")+"/git-upload-pack", strings.NewReader(want))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Git-Protocol", "version=2")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := w.upload("app", want)
 	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n < 32<<20 {
 		t.Fatalf("it has %d bytes, %v", n, err)
 	}

@@ -271,6 +271,21 @@ func TestARequestWaitsForAServiceThatIsAway(t *testing.T) {
 	}
 }
 
+// post asks as the agent, and leaves the answer to be read.
+func post(t *testing.T, url string, body io.Reader) *http.Response {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodPost, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+agentTok)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
+}
+
 // An answer that begins before the question has ended gets through, and so does
 // the rest of the question.
 func TestAnAnswerMayBeginBeforeTheQuestionEnds(t *testing.T) {
@@ -297,15 +312,7 @@ func TestAnAnswerMayBeginBeforeTheQuestionEnds(t *testing.T) {
 	defer agent.Close()
 	in, out := io.Pipe()
 	go func() { fmt.Fprint(out, "half ") }()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, agent.URL+"/work/ann/hello.git/git-upload-pack", in)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+agentTok)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := post(t, agent.URL+"/work/ann/hello.git/git-upload-pack", in)
 	defer resp.Body.Close()
 	if _, err := fmt.Fprint(out, "and half"); err != nil {
 		t.Error(err)
@@ -351,15 +358,7 @@ func TestAnAnswerComesAsItIsMade(t *testing.T) {
 		<-more
 		fmt.Fprint(w, "second\n")
 	})
-	req, err := http.NewRequest("POST", p.agent.URL+chatRoute, strings.NewReader(goodChat))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+agentTok)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := post(t, p.agent.URL+chatRoute, strings.NewReader(goodChat))
 	defer resp.Body.Close()
 	lines := bufio.NewReader(resp.Body)
 	// Would hang here if the gate kept the first part back.
