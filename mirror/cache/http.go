@@ -364,8 +364,7 @@ func (q *request) kept(out *patient, key, warn string, produce func(context.Cont
 // onlyReader hides all but Read.
 type onlyReader struct{ io.Reader }
 
-// A patient writer lets the client be slow, but not still. Between its writes
-// there is no deadline: the connection has other requests after this one.
+// A patient writer lets the client be slow, but not still.
 type patient struct {
 	w            http.ResponseWriter
 	rc           *http.ResponseController
@@ -374,62 +373,43 @@ type patient struct {
 	began, broke bool
 }
 
-// within lets write take as long as the client may be still.
-func (p *patient) within(write func() error) error {
+func (p *patient) more() error {
 	p.began = true
-	if err := deadline(p.rc.SetWriteDeadline, p.limit); err != nil {
-		return err
+	err := p.rc.SetWriteDeadline(time.Now().Add(p.limit))
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil
 	}
-	if err := write(); err != nil {
-		p.broke = true
-		return err
-	}
-	return deadline(p.rc.SetWriteDeadline, 0)
+	return err
 }
 
-// deadline sets one, or none for 0, where there can be one.
-func deadline(set func(time.Time) error, in time.Duration) error {
-	var at time.Time
-	if in > 0 {
-		at = time.Now().Add(in)
+func (p *patient) Write(b []byte) (int, error) {
+	if err := p.more(); err != nil {
+		return 0, err
 	}
-	if err := set(at); !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
-	return nil
-}
-
-func (p *patient) Write(b []byte) (n int, err error) {
-	err = p.within(func() error {
-		var err error
-		n, err = p.w.Write(b)
-		p.sent.Add(float64(n))
-		return p.flush(err)
-	})
-	return n, err
-}
-
-func (p *patient) flush(err error) error {
+	n, err := p.w.Write(b)
+	p.sent.Add(float64(n))
 	if err == nil {
 		if err = p.rc.Flush(); errors.Is(err, http.ErrNotSupported) {
 			err = nil
 		}
 	}
-	return err
+	p.broke = p.broke || err != nil
+	return n, err
 }
 
 // send copies size bytes of a file.
 func (p *patient) send(f io.Reader, size int64) error {
 	for size > 0 {
-		err := p.within(func() error {
-			n, err := io.CopyN(p.w, f, min(size, 8<<20))
-			p.sent.Add(float64(n))
-			size -= n
-			return p.flush(err)
-		})
-		if err != nil {
+		if err := p.more(); err != nil {
 			return err
 		}
+		n, err := io.CopyN(p.w, f, min(size, 8<<20))
+		p.sent.Add(float64(n))
+		if err != nil {
+			p.broke = true
+			return err
+		}
+		size -= n
 	}
 	p.began = true
 	return nil
@@ -499,18 +479,10 @@ type readCloser struct {
 func plainBody(w http.ResponseWriter, r *http.Request, limit time.Duration) (io.Reader, error) {
 	rc := http.NewResponseController(w)
 	body := io.Reader(http.MaxBytesReader(w, readCloser{readerFunc(func(b []byte) (int, error) {
-		if err := deadline(rc.SetReadDeadline, limit); err != nil {
+		if err := rc.SetReadDeadline(time.Now().Add(limit)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return 0, err
 		}
-		n, err := r.Body.Read(b)
-		if err == nil || errors.Is(err, io.EOF) {
-			// None after it: the server goes on reading, for the client's end, and
-			// would end the answer.
-			if e := deadline(rc.SetReadDeadline, 0); err == nil {
-				err = e
-			}
-		}
-		return n, err
+		return r.Body.Read(b)
 	}), r.Body}, maxNegotiation))
 	plain, err := smarthttp.Plain(r, body)
 	if err != nil {

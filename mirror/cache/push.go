@@ -11,8 +11,9 @@ import (
 )
 
 // push passes a push on to the upstream, with the caller's own credentials, or
-// ours if the caller may use them, and as it comes: nothing of it stays here. What the upstream says is what the
-// client gets; when it says that it has the push, the next fetch asks it.
+// ours if the caller may use them, and as it comes: nothing of it stays here.
+// What the upstream says is what the client gets; when it says that it has the
+// push, the next fetch asks it.
 func (q *request) push(path string) {
 	c := q.repo.c
 	u, err := c.upstream(q.repo.addr)

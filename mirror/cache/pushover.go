@@ -26,9 +26,16 @@ func (q *request) pushOver(u upstream, path string) {
 		refuse(q.w, http.StatusUnauthorized, fmt.Sprintf("devaipod: a push to %s goes with the rights of whoever runs the cache; show its token (devaipod mirror setup)", q.repo.addr))
 		return
 	}
-	ctx, cancel := context.WithCancel(q.r.Context())
-	defer cancel()
-	p, err := u.receivePack(ctx)
+	body, err := smarthttp.Plain(q.r, q.r.Body)
+	if err != nil {
+		refuse(q.w, http.StatusBadRequest, "devaipod: "+err.Error())
+		return
+	}
+	if err := smarthttp.Duplex(q.w); err != nil {
+		q.fail(err)
+		return
+	}
+	p, err := u.receivePack(q.r.Context())
 	if err != nil {
 		q.fail(err)
 		return
@@ -36,7 +43,7 @@ func (q *request) pushOver(u upstream, path string) {
 	q.result = resultRefreshed
 	q.w.Header().Set("Cache-Control", "no-cache")
 	if path == receivePack {
-		err = q.receive(p)
+		err = q.receive(p, body)
 	} else {
 		err = q.advertisePush(p)
 	}
@@ -50,25 +57,18 @@ func (q *request) advertisePush(p *receiver) error {
 	list := &tail{max: 64 << 20} // a million refs are about 60 MB
 	err := p.advertisement(list)
 	_, e := io.WriteString(p.in, "0000") // nothing is pushed
-	if err = errors.Join(err, e, p.in.Close()); err != nil {
-		err = p.end(err)
+	if err = p.end(errors.Join(err, e)); err != nil {
 		q.fail(&unreachableError{err})
 		return err
 	}
 	q.w.Header().Set("Content-Type", "application/x-git-receive-pack-advertisement")
 	_, err = fmt.Fprintf(q.w, "001f# service=git-receive-pack\n0000%s0000", list.b)
-	return p.end(err)
+	return err
 }
 
 // receive lets receive-pack have what git pushes; what that says is the answer.
-func (q *request) receive(p *receiver) error {
-	body, err := smarthttp.Plain(q.r, q.r.Body)
-	if err == nil {
-		err = smarthttp.Duplex(q.w)
-	}
-	if err == nil {
-		err = p.advertisement(io.Discard)
-	}
+func (q *request) receive(p *receiver, body io.Reader) error {
+	err := p.advertisement(io.Discard)
 	if err != nil {
 		err = p.end(err)
 		q.fail(&unreachableError{err})
@@ -158,9 +158,11 @@ func (p *receiver) advertisement(to io.Writer) error {
 	return errors.New("no list of refs came")
 }
 
-// end waits for it, and adds its words to what went wrong.
+// end tells it that there is no more, waits for it, and adds its words to what
+// went wrong.
 func (p *receiver) end(err error) error {
 	defer p.stop()
+	_ = p.in.Close() // it may have been closed before
 	err = errors.Join(err, p.cmd.Wait())
 	if said := p.said.lines(); err != nil && said != "" {
 		return errors.New(said)

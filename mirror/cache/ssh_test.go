@@ -96,6 +96,22 @@ func pushesOver(t *testing.T, w *world, clone, url, work string, ours []string) 
 		t.Errorf("a push to what is not there: %v %s", err, out)
 	}
 	git(t, work, "pull", "-q", "origin", "main")
+	// A question that can't be read is told at once.
+	req, err := http.NewRequest(http.MethodPost, url+"/git-receive-pack", strings.NewReader("0000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", strings.TrimPrefix(ours[1], "http.extraHeader=Authorization: "))
+	req.Header.Set("Content-Encoding", "br")
+	client := &http.Client{Timeout: 30 * time.Second}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("a body of an unknown encoding: %s", resp.Status)
+	}
 }
 
 func TestPushesToADirectory(t *testing.T) {

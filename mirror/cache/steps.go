@@ -64,13 +64,9 @@ func (r *repo) brokeOff(way *way, err error) error {
 // cloneInSteps goes on with a first fetch. A step that breaks off is made a
 // smaller one next time.
 func (r *repo) cloneInSteps(ctx context.Context, way *way, lock *os.File, s steps) error {
-	if _, err := os.Stat(r.part()); errors.Is(err, fs.ErrNotExist) {
-		if err := (child{args: []string{"init", "--bare", "--quiet", "--template=", r.part()}}).run(ctx); err != nil {
-			return err
-		}
-		if err := r.configure(r.part()); err != nil {
-			return err
-		}
+	// Harmless where it has been made before (git-init(1)).
+	if err := (child{args: []string{"init", "--bare", "--quiet", "--template=", r.part()}}).run(ctx); err != nil {
+		return err
 	}
 	for {
 		args := r.fetchArgs("--progress", fmt.Sprintf("--depth=%d", s.Depth+s.Step))
@@ -132,12 +128,4 @@ func (r *repo) abandon() error {
 // endSteps removes what steps have left. The caller has the lock.
 func (r *repo) endSteps() error {
 	return errors.Join(remove(r.part()+".json"), os.RemoveAll(r.part()))
-}
-
-// remove removes a file that may be gone.
-func remove(file string) error {
-	if err := os.Remove(file); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

@@ -234,6 +234,14 @@ func sweepGit(dir string) error {
 	})
 }
 
+// remove removes a file that may be gone.
+func remove(file string) error {
+	if err := os.Remove(file); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // touch notes in a file that something happens now.
 func (r *repo) touch(name string) error {
 	now := r.c.now()

@@ -271,6 +271,23 @@ func TestARequestWaitsForAServiceThatIsAway(t *testing.T) {
 	}
 }
 
+// agentOf is the agent's door of a gate in front of a service.
+func agentOf(t *testing.T, service *httptest.Server, model podfile.Model) *httptest.Server {
+	t.Helper()
+	g, err := gate.New(gate.Config{
+		File:    &podfile.File{Repo: "ann/hello", AgentToken: agentTok, WorkspaceToken: workTok, Model: model},
+		Key:     key,
+		Service: func(context.Context) (net.Conn, error) { return net.Dial("tcp", service.Listener.Addr().String()) },
+		Log:     slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := httptest.NewServer(g.Handler(gate.Agent))
+	t.Cleanup(agent.Close)
+	return agent
+}
+
 // post asks as the agent, and leaves the answer to be read.
 func post(t *testing.T, url string, body io.Reader) *http.Response {
 	t.Helper()
@@ -300,16 +317,7 @@ func TestAnAnswerMayBeginBeforeTheQuestionEnds(t *testing.T) {
 		fmt.Fprintf(w, "got %q %v", b, err)
 	}))
 	defer service.Close()
-	g, err := gate.New(gate.Config{
-		File:    &podfile.File{Repo: "ann/hello", AgentToken: agentTok, WorkspaceToken: workTok, Model: podfile.Model{API: podfile.APIOpenAI, BaseURL: "http://model"}},
-		Service: func(context.Context) (net.Conn, error) { return net.Dial("tcp", service.Listener.Addr().String()) },
-		Log:     slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent := httptest.NewServer(g.Handler(gate.Agent))
-	defer agent.Close()
+	agent := agentOf(t, service, podfile.Model{API: podfile.APIOpenAI, BaseURL: "http://model"})
 	in, out := io.Pipe()
 	go func() { fmt.Fprint(out, "half ") }()
 	resp := post(t, agent.URL+"/work/ann/hello.git/git-upload-pack", in)
@@ -450,18 +458,7 @@ func TestAModelOfTheHostIsDialledByTheService(t *testing.T) {
 		_, _ = io.Copy(conn, up)
 	}))
 	defer service.Close()
-	g, err := gate.New(gate.Config{
-		File: &podfile.File{Repo: "ann/hello", AgentToken: agentTok, WorkspaceToken: workTok,
-			Model: podfile.Model{API: podfile.APIOpenAI, Name: "m", BaseURL: "http://model.of.the.host/v1", ViaService: true}},
-		Key:     key,
-		Service: func(context.Context) (net.Conn, error) { return net.Dial("tcp", service.Listener.Addr().String()) },
-		Log:     slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent := httptest.NewServer(g.Handler(gate.Agent))
-	defer agent.Close()
+	agent := agentOf(t, service, podfile.Model{API: podfile.APIOpenAI, Name: "m", BaseURL: "http://model.of.the.host/v1", ViaService: true})
 	for range 2 { // the second time over the same connection
 		if resp, body := ask(t, agent, "POST", chatRoute, agentTok, goodChat); resp.StatusCode != 200 || body != "model.of.the.host /v1/chat/completions" {
 			t.Errorf("%s %q", resp.Status, body)
