@@ -67,6 +67,10 @@ func ParseAddress(text string) (Address, error) {
 
 var label = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?$`)
 
+// number is the last part of what a URL takes for an IPv4 address
+// (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+var number = regexp.MustCompile(`^([0-9]*|0x[0-9a-f]*)$`)
+
 // checkHost takes a name or an IP address, each perhaps with a port.
 func checkHost(host string) error {
 	name := host
@@ -84,8 +88,11 @@ func checkHost(host string) error {
 		}
 		return nil
 	}
+	if strings.HasPrefix(host, "[") {
+		return errors.New("its host has brackets around what is no IPv6 address")
+	}
 	labels := strings.Split(name, ".")
-	if len(name) > 253 || strings.Trim(labels[len(labels)-1], "0123456789") == "" {
+	if len(name) > 253 || number.MatchString(labels[len(labels)-1]) {
 		return errors.New("its host is no name") // or a number that some read as an IP address
 	}
 	for _, l := range labels {
