@@ -20,8 +20,9 @@ const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_no
 var allowed = map[string][]string{
 	"compose":          {},
 	"forge":            {},
-	"mirror":           {"mirror/smarthttp"},
-	"mirror/cache":     {"mirror/smarthttp"},
+	"mirror":           {"mirror/gitproc", "mirror/smarthttp"},
+	"mirror/cache":     {"mirror/gitproc", "mirror/smarthttp"},
+	"mirror/gitproc":   {"mirror/smarthttp"},
 	"mirror/smarthttp": {},
 	"podapi":           {"podapi"},
 	"pods":             {"pods/podfile", "pods/podman", "podapi"},

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
 	"codeberg.org/devaipod/devaipod/pods/shim"
@@ -20,6 +21,7 @@ var version = "devel"
 
 const usage = `usage: devaipod-pod control [flags]
        devaipod-pod shim agent|workspace [flags] [-- COMMAND...]
+       devaipod-pod box BOX GIT-ARGUMENT...
        devaipod-pod relay --listen ADDR --to SOCKET
        devaipod-pod version`
 
@@ -37,6 +39,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runControl(ctx, args[1:], stderr, log)
 	case "shim":
 		code, err = runShim(ctx, args[1:], stderr, log)
+	case "box":
+		err = gitproc.Enter(args[1:])
 	case "relay":
 		err = runRelay(ctx, args[1:], stderr, log)
 	case "version":

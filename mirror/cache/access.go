@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 )
 
 // admit lets a caller read what is here, of whatever age: anybody what the
@@ -69,7 +71,7 @@ func (c *Cache) resting(addr Address) error {
 // here.
 func (c *Cache) judge(addr Address, err error) {
 	var away *unreachableError
-	var said *gitError
+	var said *gitproc.Error
 	what := addr.Host
 	switch {
 	case errors.As(err, &away):

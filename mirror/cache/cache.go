@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 )
 
 // Config is what [New] needs.
@@ -228,24 +230,24 @@ func (w *way) address() string {
 
 // run runs git so that it reaches the upstream, by the name "upstream" or by
 // the address. An error of the upstream's is told from one of ours.
-func (w *way) run(ctx context.Context, c child) error {
-	c.config = append(c.config, "remote.upstream.url="+w.address())
+func (w *way) run(ctx context.Context, c gitproc.Child) error {
+	c.Config = append(c.Config, "remote.upstream.url="+w.address())
 	if w.u.unchecked {
-		c.config = append(c.config, "fetch.fsckObjects=false")
+		c.Config = append(c.Config, "fetch.fsckObjects=false")
 	}
 	switch {
 	case w.session != nil:
-		c.config = append(c.config, w.session.config()...)
+		c.Config = append(c.Config, w.session.config()...)
 	case w.u.url.Scheme == "file":
 		if _, err := os.Stat(w.u.url.Path); errors.Is(err, os.ErrNotExist) {
 			return errNotFound
 		}
-		c.config = append(c.config, "protocol.file.allow=always")
+		c.Config = append(c.Config, "protocol.file.allow=always")
 	default:
-		c.config = append(c.config, "protocol.ssh.allow=always")
-		c.env = append(c.env, "HOME="+os.Getenv("HOME"), "SSH_AUTH_SOCK="+os.Getenv("SSH_AUTH_SOCK"), "GIT_SSH_COMMAND="+w.u.ssh)
+		c.Config = append(c.Config, "protocol.ssh.allow=always")
+		c.Env = append(c.Env, "HOME="+os.Getenv("HOME"), "SSH_AUTH_SOCK="+os.Getenv("SSH_AUTH_SOCK"), "GIT_SSH_COMMAND="+w.u.ssh)
 	}
-	err := c.run(ctx)
+	err := c.Run(ctx)
 	if err == nil {
 		return nil
 	}
@@ -255,7 +257,7 @@ func (w *way) run(ctx context.Context, c child) error {
 		}
 		return err
 	}
-	var said *gitError
+	var said *gitproc.Error
 	if errors.As(err, &said) && w.u.url.Scheme == "ssh" {
 		return &unreachableError{said}
 	}

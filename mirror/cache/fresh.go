@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
@@ -259,7 +260,7 @@ func (w *refReader) Write(p []byte) (int, error) {
 func (r *repo) ask(ctx context.Context, way *way, patterns ...string) (refs, error) {
 	w := &refReader{sum: sha256.New()}
 	args := append([]string{"ls-remote", "--symref", "--quiet", "upstream", "HEAD"}, patterns...)
-	if err := way.run(ctx, child{args: args, stdout: w}); err != nil {
+	if err := way.run(ctx, gitproc.Child{Args: args, Stdout: w}); err != nil {
 		return refs{}, err
 	}
 	return refs{digest: hex.EncodeToString(w.sum.Sum(nil)), head: w.head}, nil
@@ -282,12 +283,12 @@ func (r *repo) fetchArgs(options ...string) []string {
 
 // fetch brings a repository up to date, in one transaction.
 func (r *repo) fetch(ctx context.Context, way *way, lock *os.File) error {
-	c := child{dir: r.git(), args: r.fetchArgs("--atomic", "--progress"), lock: lock, stderr: r.c.progress(r.addr)}
+	c := gitproc.Child{Dir: r.git(), Args: r.fetchArgs("--atomic", "--progress"), Lock: lock, Stderr: r.c.progress(r.addr)}
 	err := way.run(ctx, c)
-	var said *gitError
-	if errors.As(err, &said) && strings.Contains(said.said, "cannot lock ref") {
+	var said *gitproc.Error
+	if errors.As(err, &said) && strings.Contains(said.Said, "cannot lock ref") {
 		// A branch a/b where a was: git can't take both steps at once.
-		c.args = r.fetchArgs("--progress")
+		c.Args = r.fetchArgs("--progress")
 		return way.run(ctx, c)
 	}
 	return err
@@ -304,7 +305,7 @@ func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 		err = r.cloneInSteps(ctx, way, lock, s)
 	default:
 		args := []string{"clone", "--bare", "--quiet", "--progress", "--template=", "--origin=upstream", "--", way.address(), to}
-		err = r.brokeOff(way, way.run(ctx, child{args: args, lock: lock, stderr: r.c.progress(r.addr)}))
+		err = r.brokeOff(way, way.run(ctx, gitproc.Child{Args: args, Lock: lock, Stderr: r.c.progress(r.addr)}))
 	}
 	if err != nil {
 		return err
@@ -313,7 +314,7 @@ func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 		return err
 	}
 	// Refs beyond branches and tags, and tags that no branch leads to.
-	if err := way.run(ctx, child{dir: to, args: r.fetchArgs(), lock: lock}); err != nil {
+	if err := way.run(ctx, gitproc.Child{Dir: to, Args: r.fetchArgs(), Lock: lock}); err != nil {
 		return err
 	}
 	// Where a damaged one makes place, it is no repository any more from here on.
@@ -350,7 +351,7 @@ func (r *repo) pointHead(ctx context.Context, to string) error {
 	if !strings.HasPrefix(to, "refs/heads/") {
 		return nil
 	}
-	if err := (child{dir: r.git(), args: []string{"symbolic-ref", "HEAD", to}}).run(ctx); err != nil {
+	if err := (gitproc.Child{Dir: r.git(), Args: []string{"symbolic-ref", "HEAD", to}}).Run(ctx); err != nil {
 		return fmt.Errorf("pointing HEAD at %s: %w", clip(smarthttp.Printable(to)), err)
 	}
 	return nil

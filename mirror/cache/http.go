@@ -19,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
@@ -248,7 +249,7 @@ func (q *request) bundle() {
 		return
 	}
 	q.answer("application/x-git-bundle", st.Generation+" bundle", "", func(ctx context.Context, w io.Writer) error {
-		err := child{dir: q.repo.git(), args: []string{"bundle", "create", "--quiet", "-", "--branches", "--tags"}, stdout: w}.run(ctx)
+		err := gitproc.Child{Dir: q.repo.git(), Args: []string{"bundle", "create", "--quiet", "-", "--branches", "--tags"}, Stdout: w}.Run(ctx)
 		q.repo.doubt(err)
 		return err
 	})
@@ -304,14 +305,14 @@ func (q *request) upload() {
 // uploadPack is git's own. What it refuses, it says in its answer, which is whole
 // then, and ends with an error.
 func (r *repo) uploadPack(ctx context.Context, protocol string, in io.Reader, out io.Writer, args ...string) error {
-	end := &tail{max: 1024}
-	c := child{args: append(append([]string{"upload-pack", "--stateless-rpc", "--strict"}, args...), r.git()), stdin: in, stdout: io.MultiWriter(out, end)}
+	end := &gitproc.Tail{Max: 1024}
+	c := gitproc.Child{Args: append(append([]string{"upload-pack", "--stateless-rpc", "--strict"}, args...), r.git()), Stdin: in, Stdout: io.MultiWriter(out, end)}
 	if protocol != "" {
-		c.env = []string{"GIT_PROTOCOL=" + protocol}
+		c.Env = []string{"GIT_PROTOCOL=" + protocol}
 	}
-	err := c.run(ctx)
-	var said *gitError
-	if errors.As(err, &said) && bytes.Contains(end.b, []byte("ERR upload-pack: ")) {
+	err := c.Run(ctx)
+	var said *gitproc.Error
+	if errors.As(err, &said) && bytes.Contains(end.Bytes, []byte("ERR upload-pack: ")) {
 		return nil
 	}
 	r.doubt(err)

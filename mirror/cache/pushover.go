@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing/format/pktline"
 
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
@@ -54,7 +55,7 @@ func (q *request) pushOver(u upstream, path string) {
 
 // advertisePush answers git's first question of a push.
 func (q *request) advertisePush(p *receiver) error {
-	list := &tail{max: 64 << 20} // a million refs are about 60 MB
+	list := &gitproc.Tail{Max: 64 << 20} // a million refs are about 60 MB
 	err := p.advertisement(list)
 	_, e := io.WriteString(p.in, "0000") // nothing is pushed
 	if err = p.end(errors.Join(err, e)); err != nil {
@@ -62,7 +63,7 @@ func (q *request) advertisePush(p *receiver) error {
 		return err
 	}
 	q.w.Header().Set("Content-Type", "application/x-git-receive-pack-advertisement")
-	_, err = fmt.Fprintf(q.w, "001f# service=git-receive-pack\n0000%s0000", list.b)
+	_, err = fmt.Fprintf(q.w, "001f# service=git-receive-pack\n0000%s0000", list.Bytes)
 	return err
 }
 
@@ -101,7 +102,7 @@ type receiver struct {
 	cmd  *exec.Cmd
 	in   io.WriteCloser
 	out  io.Reader
-	said *tail
+	said *gitproc.Tail
 	stop context.CancelFunc
 }
 
@@ -109,7 +110,7 @@ type receiver struct {
 // its hooks run.
 func (u upstream) receivePack(ctx context.Context) (*receiver, error) {
 	ctx, stop := context.WithCancel(ctx)
-	p := &receiver{said: &tail{max: 4096}, stop: stop}
+	p := &receiver{said: &gitproc.Tail{Max: 4096}, stop: stop}
 	if u.url.Scheme == "file" {
 		if _, err := os.Stat(u.url.Path); errors.Is(err, os.ErrNotExist) {
 			u = u.bare()
@@ -164,10 +165,10 @@ func (p *receiver) end(err error) error {
 	defer p.stop()
 	_ = p.in.Close() // it may have been closed before
 	err = errors.Join(err, p.cmd.Wait())
-	if said := p.said.lines(); err != nil && said != "" {
+	if said := p.said.Complaints(); err != nil && said != "" {
 		return errors.New(said)
-	} else if err != nil && len(p.said.b) > 0 {
-		return errors.New(clip(smarthttp.Printable(strings.TrimSpace(string(p.said.b)))))
+	} else if err != nil && len(p.said.Bytes) > 0 {
+		return errors.New(clip(smarthttp.Printable(strings.TrimSpace(string(p.said.Bytes)))))
 	}
 	return err
 }

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 )
 
 // A first fetch that breaks off brings nothing: git can't use half a pack. So
@@ -65,12 +67,12 @@ func (r *repo) brokeOff(way *way, err error) error {
 // smaller one next time.
 func (r *repo) cloneInSteps(ctx context.Context, way *way, lock *os.File, s steps) error {
 	// Harmless where it has been made before (git-init(1)).
-	if err := (child{args: []string{"init", "--bare", "--quiet", "--template=", r.part()}}).run(ctx); err != nil {
+	if err := (gitproc.Child{Args: []string{"init", "--bare", "--quiet", "--template=", r.part()}}).Run(ctx); err != nil {
 		return err
 	}
 	for {
 		args := r.fetchArgs("--progress", fmt.Sprintf("--depth=%d", s.Depth+s.Step))
-		err := way.run(ctx, child{dir: r.part(), args: args, lock: lock, stderr: r.c.progress(r.addr)})
+		err := way.run(ctx, gitproc.Child{Dir: r.part(), Args: args, Lock: lock, Stderr: r.c.progress(r.addr)})
 		if err != nil {
 			s.Step = max(1, s.Step/4)
 			return errors.Join(err, r.saveSteps(s))

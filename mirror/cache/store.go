@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 )
 
 // A repo is one repository of the cache. On disk it is a directory:
@@ -271,8 +273,8 @@ var damage = regexp.MustCompile(`corrupt|packfile|inflate|data stream error|unab
 
 // doubt takes note when git's words sound like damage.
 func (r *repo) doubt(err error) {
-	var said *gitError
-	if errors.As(err, &said) && damage.MatchString(said.said) {
+	var said *gitproc.Error
+	if errors.As(err, &said) && damage.MatchString(said.Said) {
 		r.suspect.Store(true)
 	}
 }
@@ -288,7 +290,7 @@ func (r *repo) sound(ctx context.Context) bool {
 		if len(args) == 2 {
 			continue // no packs
 		}
-		if err := (child{dir: r.git(), args: args, stdout: io.Discard}).run(ctx); err != nil {
+		if err := (gitproc.Child{Dir: r.git(), Args: args, Stdout: io.Discard}).Run(ctx); err != nil {
 			return ctx.Err() != nil // not known then
 		}
 	}

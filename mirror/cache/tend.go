@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
@@ -118,7 +119,7 @@ func (r *repo) tend(ctx context.Context) error {
 	for _, args := range [][]string{
 		{"pack-refs", "--all", "--prune"}, repack, {"commit-graph", "write", "--reachable", "--split", "--no-progress"},
 	} {
-		if err := (child{dir: r.git(), args: args, lock: lock}).run(ctx); err != nil {
+		if err := (gitproc.Child{Dir: r.git(), Args: args, Lock: lock}).Run(ctx); err != nil {
 			r.doubt(err)
 			return fmt.Errorf("%s: %w", r.addr, err)
 		}
