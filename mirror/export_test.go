@@ -13,3 +13,6 @@ func ReadCommands(r io.Reader) (refs []string, raw []byte, err error) {
 	}
 	return refs, list.raw, nil
 }
+
+// ReadPack reads a pack to its end.
+var ReadPack = readPack
