@@ -243,6 +243,12 @@ func (c *Cache) Keep(inUse func() (map[string]bool, error)) error {
 	return err
 }
 
+// ReleaseAll removes all generations of one borrower below a cache's directory:
+// those of pods that are all gone.
+func ReleaseAll(dir, borrower string) error {
+	return os.RemoveAll(filepath.Join(dir, "lent", borrower))
+}
+
 // release removes what there is of a generation that nobody was lent since
 // watch.
 func (c *Cache) release(name, dir string) error {

@@ -200,7 +200,7 @@ func (r *repo) discard() error {
 	// Under another name, at once: whoever makes it anew has a directory, and a
 	// lock, of their own, and nothing of theirs is removed.
 	gone := r.dir + discarded + rand.Text()
-	if err := os.Rename(r.dir, gone); err != nil {
+	if err := os.Rename(r.dir, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.RemoveAll(gone)

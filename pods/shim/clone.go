@@ -81,7 +81,12 @@ func (c *Config) cloneOnce(ctx context.Context) error {
 	}
 	url := "http://" + c.GateAddr + "/work/" + c.Repo + ".git"
 	c.Log.Info("cloning", "repo", c.Repo, "branch", c.Branch, "base", c.Base)
-	if err := c.git(ctx, "", "clone", "--quiet", "--no-recurse-submodules", "--branch", c.Base, "--", url, tmp); err != nil {
+	args := []string{"clone", "--quiet", "--no-recurse-submodules", "--branch", c.Base}
+	if _, err := os.Stat(c.BorrowDir); err == nil {
+		// What is there is not fetched: it stays for as long as the clone does.
+		args = append(args, "--reference", c.BorrowDir)
+	}
+	if err := c.git(ctx, "", append(args, "--", url, tmp)...); err != nil {
 		return c.whyNot(ctx, url, err)
 	}
 	start := "refs/remotes/origin/" + c.Branch
