@@ -46,7 +46,7 @@ func (up *upstream) numbered(t *testing.T, name, identity string) (work string) 
 	return work
 }
 
-func (up *upstream) number(t *testing.T, name, identity string) {
+func (up *upstream) number(t testing.TB, name, identity string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(up.root, name+".git", "identity"), []byte(identity), 0o600); err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func inUse(dirs ...string) func() (map[string]bool, error) {
 	return func() (map[string]bool, error) { return used, nil }
 }
 
-func bytesBelow(t *testing.T, dir string) (sum int64) {
+func bytesBelow(t testing.TB, dir string) (sum int64) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
