@@ -20,14 +20,15 @@ const lendWithin = 5 * time.Second
 var errFetching = errors.New("its repository is being fetched into the cache, or repacked there")
 
 // lend gives a pod's clones what they borrow from: the objects of the pod's own
-// repository, by the forge's number and not by its name alone. Where that can't
-// be had, they do without.
+// repository, by the forge's number and not by its name alone. Where that will
+// never be had, they do without.
 func (s *service) lend(ctx context.Context, spec pods.Spec) (dir string, done func(), err error) {
 	within, cancel := context.WithTimeoutCause(ctx, lendWithin, errFetching)
 	defer cancel()
 	addr := cache.Address{Host: forgeHost, Path: spec.Owner + "/" + spec.Repo}
 	dir, done, err = s.cache.Lend(within, addr, s.cfg.identity(spec.RepoID))
-	if err == nil || errors.Is(err, errFetching) || ctx.Err() != nil {
+	var other *cache.IdentityError
+	if !errors.Is(err, cache.ErrNoLinks) && !errors.As(err, &other) {
 		return dir, done, err
 	}
 	s.log.Warn("a pod's clones borrow nothing: each is a whole copy", "issue", spec.Key.String(), "err", err)

@@ -43,7 +43,7 @@ func (c *Cache) lent() string { return filepath.Join(c.cfg.Dir, "lent", c.cfg.Bo
 //
 // Only repositories of hosts that tell an identity are lent ([Host.Identity]),
 // and only under the one that they have: an [IdentityError] tells that another
-// one has taken the name.
+// one has taken the name. It and [ErrNoLinks] are for good; others may pass.
 func (c *Cache) Lend(ctx context.Context, addr Address, identity string) (dir string, done func(), err error) {
 	if _, err := c.upstream(addr); err != nil {
 		return "", nil, err
@@ -102,11 +102,15 @@ func (r *repo) lend(ctx context.Context, identity string) (dir string, done func
 	return dir, done, nil
 }
 
-// linkError says what to do about a file system that has no hard links to give.
+// ErrNoLinks is what Lend ends with where the file system has no hard links to
+// give: trying again is of no use.
+var ErrNoLinks = errors.New("no hard links to the cache's files can be made there; keep mirror.dir on one file system that has them")
+
+// linkError tells that from other errors.
 func linkError(dir string, err error) error {
 	for _, none := range []error{syscall.EPERM, syscall.EXDEV, syscall.EMLINK, syscall.EOPNOTSUPP} {
 		if errors.Is(err, none) {
-			return fmt.Errorf("%s can't have hard links to the cache's files: %w; keep mirror.dir on one file system that has them", filepath.Dir(dir), err)
+			return fmt.Errorf("%s: %w (%w)", filepath.Dir(dir), ErrNoLinks, err)
 		}
 	}
 	return err
