@@ -501,24 +501,22 @@ func TestWhatCannotBeLentIsToldAndLeavesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.up.numbered(t, "app", "7")
 	w.open(w.lends)
-	elsewhere, err := os.MkdirTemp("/dev/shm", "lent-*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(elsewhere)
 	if err := os.Mkdir(filepath.Join(w.dir, "cache/lent"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(elsewhere, filepath.Join(w.dir, "cache/lent/pods")); err != nil {
-		t.Fatal(err)
-	}
-	_, _, err = w.cache.Lend(t.Context(), forgeAddr("app"), "7")
-	if !errors.Is(err, cache.ErrNoLinks) || !strings.Contains(err.Error(), "lending forge/app.git") {
-		t.Errorf("on another file system: %v", err)
-	}
-	if left := w.lentNow("cache"); len(left) > 0 {
-		t.Errorf("left %v", left)
-	}
+	t.Setenv("TMPDIR", "/dev/shm")
+	t.Run("on another file system", func(t *testing.T) {
+		if err := os.Symlink(t.TempDir(), filepath.Join(w.dir, "cache/lent/pods")); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := w.cache.Lend(t.Context(), forgeAddr("app"), "7")
+		if !errors.Is(err, cache.ErrNoLinks) || !strings.Contains(err.Error(), "lending forge/app.git") {
+			t.Error(err)
+		}
+		if left := w.lentNow("cache"); len(left) > 0 {
+			t.Errorf("left %v", left)
+		}
+	})
 }
 
 func TestLendingOnAFullDisk(t *testing.T) {
