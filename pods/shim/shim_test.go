@@ -375,6 +375,10 @@ func TestTheCloneBorrowsWhatIsLent(t *testing.T) {
 	p.borrowable()
 	p.commit("newer", "b")
 	p.openGate()
+	// git add does not look at large files again, which would copy them.
+	if o := p.run("sh", "-c", "test $(stat -c %Y .git/index) -gt $(stat -c %Y large)"); o.code != 0 || o.err != nil {
+		t.Errorf("the index is no newer than a large file: %+v", o)
+	}
 	// What an agent may do with a clone goes well, and takes nothing from the lent.
 	if o := p.run("sh", "-ec", "git commit -q --allow-empty -m work; git fetch -q; git gc -q --prune=now; git fsck --strict; git cat-file -e origin/newer:b; git push -q origin HEAD:agent/3-x"); o.code != 0 || o.err != nil {
 		t.Fatalf("%+v", o)
