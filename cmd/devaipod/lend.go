@@ -28,7 +28,7 @@ func (s *service) lend(ctx context.Context, spec pods.Spec) (dir string, done fu
 	addr := cache.Address{Host: forgeHost, Path: spec.Owner + "/" + spec.Repo}
 	dir, done, err = s.cache.Lend(within, addr, s.cfg.identity(spec.RepoID))
 	var other *cache.IdentityError
-	if !errors.Is(err, cache.ErrNoLinks) && !errors.As(err, &other) {
+	if !errors.Is(err, cache.ErrUnlendable) && !errors.As(err, &other) {
 		return dir, done, err
 	}
 	s.log.Warn("a pod's clones borrow nothing: each is a whole copy", "issue", spec.Key.String(), "err", err)

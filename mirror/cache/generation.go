@@ -43,7 +43,7 @@ func (c *Cache) lent() string { return filepath.Join(c.cfg.Dir, "lent", c.cfg.Bo
 //
 // Only repositories of hosts that tell an identity are lent ([Host.Identity]),
 // and only under the one that they have: an [IdentityError] tells that another
-// one has taken the name. It and [ErrNoLinks] are for good; others may pass.
+// one has taken the name. It and [ErrUnlendable] are for good; others may pass.
 func (c *Cache) Lend(ctx context.Context, addr Address, identity string) (dir string, done func(), err error) {
 	if _, err := c.upstream(addr); err != nil {
 		return "", nil, err
@@ -93,6 +93,9 @@ func (r *repo) lend(ctx context.Context, identity string) (dir string, done func
 	if err := r.touch("used"); err != nil {
 		return "", nil, err
 	}
+	if _, err := os.Stat(filepath.Join(r.git(), "shallow")); !errors.Is(err, fs.ErrNotExist) {
+		return "", nil, errors.Join(fmt.Errorf("%w: its upstream has only a part of its history (shallow)", ErrUnlendable), err)
+	}
 	name := r.addr.dir() + "-" + st.Generation
 	dir, done = filepath.Join(r.c.lent(), name), r.c.loans.hold(name)
 	if err := r.makeGeneration(ctx, dir); err != nil {
@@ -102,15 +105,15 @@ func (r *repo) lend(ctx context.Context, identity string) (dir string, done func
 	return dir, done, nil
 }
 
-// ErrNoLinks is what Lend ends with where the file system has no hard links to
-// give: trying again is of no use.
-var ErrNoLinks = errors.New("no hard links to the cache's files can be made there; keep mirror.dir on one file system that has them")
+// ErrUnlendable is what Lend ends with where trying again is of no use: the file
+// system has no hard links to give, or git borrows nothing from the repository.
+var ErrUnlendable = errors.New("it can't be lent")
 
 // linkError tells that from other errors.
 func linkError(dir string, err error) error {
 	for _, none := range []error{syscall.EPERM, syscall.EXDEV, syscall.EMLINK, syscall.EOPNOTSUPP} {
 		if errors.Is(err, none) {
-			return fmt.Errorf("%s: %w (%w)", filepath.Dir(dir), ErrNoLinks, err)
+			return fmt.Errorf("%w: there are no hard links between the cache and %s; keep mirror.dir on one file system that has them (%w)", ErrUnlendable, filepath.Dir(dir), err)
 		}
 	}
 	return err

@@ -501,6 +501,11 @@ func TestWhatCannotBeLentIsToldAndLeavesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.up.numbered(t, "app", "7")
 	w.open(w.lends)
+	git(t, "/", "clone", "-q", "--bare", "--depth=1", "file://"+w.up.root+"/app.git", w.up.root+"/part.git")
+	w.up.number(t, "part", "8")
+	if _, _, err := w.cache.Lend(t.Context(), forgeAddr("part"), "8"); !errors.Is(err, cache.ErrUnlendable) {
+		t.Errorf("git borrows nothing from a part of a history: %v", err)
+	}
 	if err := os.Mkdir(filepath.Join(w.dir, "cache/lent"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -510,7 +515,7 @@ func TestWhatCannotBeLentIsToldAndLeavesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _, err := w.cache.Lend(t.Context(), forgeAddr("app"), "7")
-		if !errors.Is(err, cache.ErrNoLinks) || !strings.Contains(err.Error(), "lending forge/app.git") {
+		if !errors.Is(err, cache.ErrUnlendable) || !strings.Contains(err.Error(), "lending forge/app.git") {
 			t.Error(err)
 		}
 		if left := w.lentNow("cache"); len(left) > 0 {
