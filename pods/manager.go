@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,6 +25,10 @@ type Config struct {
 	Instance string
 	StateDir string // the instance's, 0700
 	Podman   *podman.Client
+	// Lend, when not nil, gives a directory with the objects of a pod's repository
+	// for its clones to borrow, or "". It stays at least until done is called, and
+	// then for as long as Borrowed tells of it. Ensure ends with Lend's error.
+	Lend func(ctx context.Context, s Spec) (dir string, done func(), err error)
 	// Fault, when not nil, is called with a name before each change of a file;
 	// tests end the process there. Podman has its own.
 	Fault func(point string)
@@ -70,9 +75,15 @@ const (
 )
 
 // Ensure makes the pod of spec and starts it. A pod that was started for
-// another label event is made anew, its volumes and so its work kept.
+// another label event is made anew, its volumes and so its work kept, and what
+// its clones borrow from.
 func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) {
 	dir := m.RunDir(s.Key)
+	var lent func()
+	if s.Borrow, lent, err = m.borrow(ctx, s); err != nil {
+		return false, err
+	}
+	defer lent()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, fmt.Errorf("making the run directory of %s: %w", s.Key, err)
 	}
@@ -108,8 +119,12 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 	if err := m.needImage(ctx, s.AgentImage); err != nil {
 		return false, err
 	}
+	kept := maps.Clone(labels)
+	if s.Borrow != "" {
+		kept[labelBorrow] = s.Borrow
+	}
 	for _, v := range volumes(name) {
-		if err := note(m.podman.EnsureVolume(ctx, v, labels)); err != nil {
+		if err := note(m.podman.EnsureVolume(ctx, v, kept)); err != nil {
 			return changed, err
 		}
 	}

@@ -34,6 +34,9 @@ type Spec struct {
 	Pin         Pin
 	// GitName and GitEmail are the author of the agent's commits.
 	GitName, GitEmail string
+	// Borrow is the directory of the host that the clones borrow objects from, ""
+	// for none. Ensure sets it.
+	Borrow string
 }
 
 // Labels that tell whose a container, volume or network is.
@@ -50,7 +53,7 @@ const (
 )
 
 // labels of everything that belongs to the pod. Volumes outlive containers
-// and carry no pin.
+// and carry no pin, but what the clones in them borrow from.
 func (m *Manager) labels(k Key) map[string]string {
 	return map[string]string{
 		labelInstance: m.cfg.Instance, labelPod: Name(m.cfg.Instance, k),
@@ -143,7 +146,7 @@ func (m *Manager) workspace(s Spec, t tokens) podman.Container {
 // box is what agent and workspace have in common: no network, no privileges,
 // a volume to work in, and a socket to the gate.
 func (m *Manager) box(s Spec, workspace, sock, token string) podman.Container {
-	return podman.Container{
+	c := podman.Container{
 		Image: s.AgentImage, Entrypoint: []string{podfile.BinaryPath}, Network: "none", User: agentUser, WorkDir: "/workspace",
 		Env: map[string]string{
 			"HOME": "/home/agent", "TERM": "dumb", "LANG": "C.UTF-8",
@@ -156,6 +159,10 @@ func (m *Manager) box(s Spec, workspace, sock, token string) podman.Container {
 			{Kind: podman.Volume, Source: sock, Target: podfile.SocketDir},
 		},
 	}
+	if s.Borrow != "" {
+		c.Mounts = append(c.Mounts, podman.Mount{Kind: podman.Bind, Source: s.Borrow, Target: podfile.BorrowDir, ReadOnly: true})
+	}
+	return c
 }
 
 // volumes of a pod, by the last part of their names.

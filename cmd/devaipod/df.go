@@ -40,7 +40,11 @@ func (a *app) df() error {
 	if answers.Count, answers.Size, err = c.Kept(); err != nil {
 		return err
 	}
-	costs := []cost{repos, answers}
+	lent := cost{What: "objects that only pods' clones borrow still", Where: a.cfg.Mirror.Dir + "/lent"}
+	if lent.Count, lent.Size, err = c.Lent(); err != nil {
+		return err
+	}
+	costs := []cost{repos, answers, lent}
 	if a.asJSON {
 		return json.NewEncoder(a.out).Encode(costs)
 	}
@@ -77,10 +81,11 @@ func (a *app) prune(ctx context.Context, older time.Duration, dry bool) error {
 		if time.Since(e.Used) < older {
 			continue
 		}
-		line := fmt.Sprintf("%s (%s, used %s)", e.Address, formatBytes(e.Size), ago(e.Used))
+		frees := e.Size - e.Lent
+		line := fmt.Sprintf("%s (%s, used %s)", e.Address, formatBytes(frees), ago(e.Used))
 		if dry {
 			fmt.Fprintln(a.out, "would remove", line)
-			sum += e.Size
+			sum += frees
 			continue
 		}
 		addrs, err := addresses([]string{e.Address})
@@ -92,7 +97,7 @@ func (a *app) prune(ctx context.Context, older time.Duration, dry bool) error {
 			continue
 		}
 		fmt.Fprintln(a.out, "removed", line)
-		sum += e.Size
+		sum += frees
 	}
 	fmt.Fprintf(a.out, "%s in all\n", formatBytes(sum))
 	return errors.Join(errs...)

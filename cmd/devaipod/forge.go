@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"codeberg.org/devaipod/devaipod/compose"
+	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
@@ -321,6 +322,9 @@ func (a *app) purge(ctx context.Context, p *podman.Client, m *pods.Manager) erro
 		return err
 	}
 	if err := p.RemoveByLabels(ctx, map[string]string{"devaipod.instance": a.cfg.Instance}); err != nil {
+		return err
+	}
+	if err := cache.ReleaseAll(a.cfg.Mirror.Dir, a.cfg.Instance); err != nil {
 		return err
 	}
 	if err := m.RemoveSecrets(ctx); err != nil {

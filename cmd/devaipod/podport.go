@@ -113,6 +113,7 @@ func (p *podPort) Stop(ctx context.Context, k reconcile.Key) error {
 }
 
 func (p *podPort) Remove(ctx context.Context, k reconcile.Key) error {
+	defer p.release(ctx)
 	return errors.Join(p.shut(k), p.manager.Remove(ctx, pods.Key(k)))
 }
 

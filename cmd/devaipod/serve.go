@@ -94,7 +94,8 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
-	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Fault: fault, Log: a.log})
+	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1)}
+	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Lend: s.lend, Fault: fault, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +113,6 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
-	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1)}
 	if s.cache, err = a.openCache(s.count); err != nil {
 		return nil, err
 	}
@@ -214,6 +214,7 @@ func (s *service) run(ctx context.Context) error {
 	if err := s.pods.openAll(ctx); err != nil {
 		return fmt.Errorf("finding the pods that run: %w", err)
 	}
+	s.pods.release(ctx)
 	defer s.pods.shutAll() //nolint:errcheck // the process ends
 	public, err := listenTCP(s.cfg.Service.Listen, "service.listen")
 	if err != nil {

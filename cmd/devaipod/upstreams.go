@@ -70,8 +70,14 @@ func (a *app) upstreams() (*upstreams, error) {
 		if err != nil {
 			return nil, err
 		}
+		client, err := a.serviceForge(creds)
+		if err != nil {
+			return nil, err
+		}
 		// What is read is as new as the forge, as soon as that is back.
-		up.hosts[forgeHost] = cache.Host{URL: a.cfg.forgeURL(), Transport: transport, Refs: []string{"refs/pull/*/head"}, Always: true, Unchecked: true, Rest: time.Second}
+		up.hosts[forgeHost] = cache.Host{
+			URL: a.cfg.forgeURL(), Transport: transport, Refs: []string{"refs/pull/*/head"}, Always: true, Unchecked: true, Rest: time.Second, Identity: a.cfg.identify(client),
+		}
 		up.logins[forgeHost] = login{creds.Bot, creds.BotToken}
 		patterns = append(patterns[:len(patterns):len(patterns)], forgeHost)
 	}

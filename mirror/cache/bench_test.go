@@ -47,7 +47,7 @@ func newRivals(b *testing.B) *rivals {
 	gitconfig(b, w.dir)
 	r := &rivals{world: w, bare: filepath.Join(w.dir, "srv", "large.git")}
 	git(b, "/", "init", "-q", "--bare", r.bare)
-	importLarge(b, r.bare)
+	importLarge(b, r.bare, 3000)
 	git(b, r.bare, "repack", "-q", "-a", "-d", "-b")
 	git(b, r.bare, "pack-refs", "--all")
 	git(b, r.bare, "commit-graph", "write", "--reachable", "--no-progress")
@@ -65,8 +65,8 @@ func newRivals(b *testing.B) *rivals {
 }
 
 // importLarge fills a repository: many small commits, and files that don't
-// compress.
-func importLarge(b *testing.B, bare string) {
+// compress, 36 KiB for each.
+func importLarge(b *testing.B, bare string, commits int) {
 	b.Helper()
 	cmd := exec.Command("git", "--git-dir", bare, "fast-import", "--quiet")
 	in, err := cmd.StdinPipe()
@@ -78,7 +78,7 @@ func importLarge(b *testing.B, bare string) {
 	}
 	w := bufio.NewWriter(in)
 	noise := make([]byte, 36<<10)
-	for i := range 3000 {
+	for i := range commits {
 		if _, err := rand.Read(noise); err != nil {
 			b.Fatal(err)
 		}
@@ -208,6 +208,58 @@ func BenchmarkWarmClone(b *testing.B) {
 		}
 	})
 	tell(b, m, [2]string{"cache", "file"}, [2]string{"forgets", "file"}, [2]string{"nginx", "file"})
+}
+
+// BenchmarkNewPodsClone is how a new pod gets its clone (of TEST_BENCH_MB; 300),
+// without the work tree: lent and cloned, beside git clone --reference of the
+// cache's own copy and beside a whole clone, all by the pod's way to the cache.
+func BenchmarkNewPodsClone(b *testing.B) {
+	mb := 300
+	if s := os.Getenv("TEST_BENCH_MB"); s != "" {
+		var err error
+		if mb, err = strconv.Atoi(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+	w := newWorld(b)
+	bare := filepath.Join(w.up.root, "app.git")
+	git(b, "/", "init", "-q", "--bare", bare)
+	importLarge(b, bare, mb*1000/36)
+	git(b, bare, "repack", "-q", "-a", "-d", "-b")
+	w.up.number(b, "app", "7")
+	w.open(w.lends)
+	url := w.reads("app")
+	began := time.Now()
+	first := w.lend("app", "7")
+	b.ReportMetric(time.Since(began).Seconds(), "first-lent-s")
+	copies, err := filepath.Glob(filepath.Join(w.dir, "cache/repos/*/git"))
+	if err != nil || len(copies) != 1 {
+		b.Fatal(copies, err)
+	}
+	n := 0
+	m := inTurn(b, []string{"lent", "reference", "whole"}, func(name string) {
+		args := []string{"clone", "-q", "--no-checkout"}
+		switch name {
+		case "lent":
+			if n%2 == 0 { // now and then it has to be made
+				if err := w.cache.Keep(inUse()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			args = append(args, "--reference", w.lend("app", "7"))
+		case "reference":
+			args = append(args, "--reference", copies[0])
+		}
+		n++
+		to := filepath.Join(w.dir, "clone"+strconv.Itoa(n))
+		git(b, "/", append(args, url, to)...)
+		b.ReportMetric(float64(bytesBelow(b, to))/1e6, name+"-MB")
+		if err := os.RemoveAll(to); err != nil {
+			b.Fatal(err)
+		}
+	})
+	b.ReportMetric(float64(bytesBelow(b, first))/1e6, "repository-MB")
+	tell(b, m, [2]string{"lent", "reference"}, [2]string{"lent", "whole"})
 }
 
 // BenchmarkNothingNew is twenty times git ls-remote, and twenty times git fetch

@@ -21,6 +21,9 @@ import (
 type Config struct {
 	// Dir holds the repositories; it is made when it is not there.
 	Dir string
+	// Borrower is whose generations [Cache.Lend] makes and [Cache.Keep] removes,
+	// where several share a directory; "pods" when empty.
+	Borrower string
 	// Allow decides which upstreams may be asked.
 	Allow Allow
 	// Hosts say how hosts are reached that are no plain https://HOST/.
@@ -37,7 +40,8 @@ type Config struct {
 	// in bytes of disk; 4 GiB when 0.
 	MaxAnswers int64
 	// MaxSize bounds all repositories together, in bytes of disk; 0 for no bound.
-	// What was not read for the longest time goes first.
+	// What was not read for the longest time goes first. What is lent counts, each
+	// file once.
 	MaxSize int64
 	// Interval is how often upstreams are asked by [Cache.Run] itself, give or take
 	// a tenth, which differs by repository; 0 for never.
@@ -76,6 +80,7 @@ type Cache struct {
 	failed  *memo[string, failures] // by host and by repository
 	moved   *memo[Address, place]   // for pushes
 	lfsAt   *memo[string, lfsAction]
+	loans   *loans
 
 	ctx     context.Context
 	stop    context.CancelCauseFunc
@@ -95,6 +100,9 @@ func New(cfg Config) (*Cache, error) {
 	}
 	if cfg.MaxAnswers == 0 {
 		cfg.MaxAnswers = 4 << 30
+	}
+	if cfg.Borrower == "" {
+		cfg.Borrower = "pods"
 	}
 	if cfg.Patience == 0 {
 		cfg.Patience = 2 * time.Minute
@@ -120,7 +128,7 @@ func New(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, errors.Join(err, kept.close())
 	}
-	c := &Cache{cfg: cfg, forward: forward, answers: kept, count: count, seen: newVerified(cfg.Now), failed: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), lfsAt: newMemo[string, lfsAction](cfg.Now), repos: map[Address]*repo{}}
+	c := &Cache{cfg: cfg, forward: forward, answers: kept, count: count, seen: newVerified(cfg.Now), failed: newMemo[string, failures](cfg.Now), moved: newMemo[Address, place](cfg.Now), lfsAt: newMemo[string, lfsAction](cfg.Now), loans: newLoans(), repos: map[Address]*repo{}}
 	c.ctx, c.stop = context.WithCancelCause(context.Background())
 	return c, nil
 }

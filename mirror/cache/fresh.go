@@ -147,6 +147,17 @@ func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
 // sync brings the repository to what the upstream has, and st with it.
 func (r *repo) sync(ctx context.Context, u upstream, a access, st *State, exists bool, lock *os.File) error {
 	began := r.c.now()
+	who, err := r.identify(ctx)
+	if err != nil {
+		return err
+	}
+	if exists && who != st.Identity {
+		r.c.cfg.Log.Info("another repository has this name now: what is here of the old one goes", "repo", r.addr.String())
+		if err := r.empty(); err != nil {
+			return err
+		}
+		*st, exists = State{}, false
+	}
 	way, told, err := r.open(ctx, u, a)
 	if err != nil {
 		return err
@@ -162,9 +173,12 @@ func (r *repo) sync(ctx context.Context, u upstream, a access, st *State, exists
 	if exists {
 		err = r.fetch(ctx, way, lock)
 	} else {
-		err = r.clone(ctx, way, lock)
+		err = r.clone(ctx, way, who, lock)
 	}
 	if err != nil {
+		return err
+	}
+	if st.Identity, err = r.stillIs(ctx, who); err != nil {
 		return err
 	}
 	if err := r.pointHead(ctx, told.head); err != nil {
@@ -172,6 +186,32 @@ func (r *repo) sync(ctx context.Context, u upstream, a access, st *State, exists
 	}
 	st.Checked, st.Changed, st.Refs, st.Generation = began, r.c.now(), told.digest, newGeneration()
 	return nil
+}
+
+// identify tells what has the address now; "" when nobody knows.
+func (r *repo) identify(ctx context.Context) (string, error) {
+	ask := r.c.cfg.Hosts[r.addr.Host].Identity
+	if ask == nil {
+		return "", nil
+	}
+	who, err := ask(ctx, r.addr.Path)
+	if err != nil {
+		return "", &unreachableError{err}
+	}
+	return who, nil
+}
+
+// stillIs is what what was fetched belongs to: the same before and after. When it
+// is not, what is here is nobody's, and the next question fetches it anew.
+func (r *repo) stillIs(ctx context.Context, who string) (string, error) {
+	now, err := r.identify(ctx)
+	if err != nil {
+		return "", err
+	}
+	if now != who {
+		return "", &unreachableError{fmt.Errorf("%s became another repository while it was fetched", r.addr)}
+	}
+	return who, nil
 }
 
 // open finds a way to the upstream, by either name, and lists its refs.
@@ -295,9 +335,12 @@ func (r *repo) fetch(ctx context.Context, way *way, lock *os.File) error {
 }
 
 // clone makes the repository beside its place and then puts it there.
-func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
+func (r *repo) clone(ctx context.Context, way *way, who string, lock *os.File) error {
 	to := r.file("git.new")
 	s, inSteps, err := r.readSteps()
+	if inSteps && s.Identity != who {
+		inSteps, err = false, r.endSteps()
+	}
 	switch {
 	case err != nil:
 	case inSteps:
@@ -305,7 +348,7 @@ func (r *repo) clone(ctx context.Context, way *way, lock *os.File) error {
 		err = r.cloneInSteps(ctx, way, lock, s)
 	default:
 		args := []string{"clone", "--bare", "--quiet", "--progress", "--template=", "--origin=upstream", "--", way.address(), to}
-		err = r.brokeOff(way, way.run(ctx, gitproc.Child{Args: args, Lock: lock, Stderr: r.c.progress(r.addr)}))
+		err = r.brokeOff(way, who, way.run(ctx, gitproc.Child{Args: args, Lock: lock, Stderr: r.c.progress(r.addr)}))
 	}
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -54,10 +55,19 @@ func serve(dir string, patterns []string) error {
 		var months atomic.Int64
 		cfg.Now = func() time.Time { return time.Now().Add(time.Duration(months.Add(1)) * 30 * 24 * time.Hour) }
 	}
+	handler := http.NewServeMux()
+	if url := os.Getenv("TEST_CACHE_FORGE"); url != "" {
+		if cfg.Allow, err = cache.ParseAllow([]string{"forge"}); err != nil {
+			return err
+		}
+		cfg.Hosts = map[string]cache.Host{"forge": {URL: url, Always: true, Identity: func(context.Context, string) (string, error) { return "7", nil }}}
+	}
 	c, err := cache.New(cfg)
 	if err != nil {
 		return err
 	}
+	handler.Handle("/", c)
+	serveLending(handler, c, dir)
 	if tend {
 		fmt.Fprintln(os.Stderr, "at work")
 		for {
@@ -71,7 +81,65 @@ func serve(dir string, patterns []string) error {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "at %s\n", l.Addr())
-	return http.Serve(l, c)
+	return http.Serve(l, handler)
+}
+
+// serveLending lets a test call what is done to generations.
+func serveLending(mux *http.ServeMux, c *cache.Cache, dir string) {
+	app, ballast := cache.Address{Host: "forge", Path: "app"}, filepath.Join(dir, "ballast")
+	verbs := map[string]func() (string, error){
+		"read": func() (string, error) { _, err := c.Sync(context.Background(), app); return "", err },
+		"lend": func() (string, error) {
+			dir, done, err := c.Lend(context.Background(), app, "7")
+			if err == nil {
+				done()
+			}
+			return dir, err
+		},
+		"keep": func() (string, error) { return "", c.Keep(inUse()) },
+		"left": func() (string, error) {
+			left, err := filepath.Glob(filepath.Join(dir, "lent/*/*"))
+			return strings.Join(left, " "), err
+		},
+		"fill": func() (string, error) {
+			if err := os.WriteFile(ballast, make([]byte, 64<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+				return "", fmt.Errorf("the disk is not full: %w", err)
+			}
+			return "", nil
+		},
+		"free": func() (string, error) { return "", os.Remove(ballast) },
+	}
+	mux.HandleFunc("POST /test/{verb}", func(w http.ResponseWriter, r *http.Request) {
+		out, err := verbs[r.PathValue("verb")]()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprint(w, out)
+	})
+}
+
+// try calls a verb of serveLending's.
+func (p *process) try(verb string) (string, error) {
+	resp, err := http.Post("http://"+p.addr+"/test/"+verb, "", nil)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
+	}
+	return string(b), err
+}
+
+func (p *process) ask(verb string) string {
+	p.t.Helper()
+	out, err := p.try(verb)
+	if err != nil {
+		p.t.Fatalf("%s: %v %s", verb, err, out)
+	}
+	return out
 }
 
 // A process is a cache in a process of its own.

@@ -19,9 +19,10 @@ import (
 
 // steps is how far that is, in git.part.json.
 type steps struct {
-	Address string `json:"address"`
-	Depth   int    `json:"depth"` // of history that is here, in commits
-	Step    int    `json:"step"`  // how many more are asked for next
+	Address  string `json:"address"`
+	Identity string `json:"identity,omitempty"` // of what is fetched
+	Depth    int    `json:"depth"`              // of history that is here, in commits
+	Step     int    `json:"step"`               // how many more are asked for next
 }
 
 const (
@@ -55,12 +56,12 @@ func (r *repo) saveSteps(s steps) error {
 
 // brokeOff notes that a first fetch did not get to its end, so that the next
 // goes in steps, if it came far enough for that to be of use.
-func (r *repo) brokeOff(way *way, err error) error {
+func (r *repo) brokeOff(way *way, who string, err error) error {
 	var away *unreachableError
 	if !errors.As(err, &away) || way.session == nil || way.session.count(0) < worthSteps {
 		return err
 	}
-	return errors.Join(err, r.saveSteps(steps{Address: r.addr.String(), Step: 1}))
+	return errors.Join(err, r.saveSteps(steps{Address: r.addr.String(), Identity: who, Step: 1}))
 }
 
 // cloneInSteps goes on with a first fetch. A step that breaks off is made a

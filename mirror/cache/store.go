@@ -49,6 +49,9 @@ type repo struct {
 type State struct {
 	Address  string `json:"address"`
 	Upstream string `json:"upstream"` // URL, without credentials
+	// Identity is what has the address, see [Host.Identity]; empty when that is not
+	// known.
+	Identity string `json:"identity,omitempty"`
 	// Public: the upstream lets anybody read.
 	Public bool `json:"public"`
 	// Ours: it let in our own credentials.
@@ -196,11 +199,36 @@ func (r *repo) discard() error {
 		delete(r.c.repos, r.addr)
 	}
 	r.c.mu.Unlock()
+	// Under another name, at once: whoever makes it anew has a directory, and a
+	// lock, of their own, and nothing of theirs is removed.
+	gone := r.dir + discarded + rand.Text()
+	if err := os.Rename(r.dir, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(gone)
+}
+
+// discarded is in the name of a directory that is being removed, and in no
+// address's ([Address.dir]).
+const discarded = "~"
+
+// sweepDiscarded removes what a killed process had begun to remove.
+func (c *Cache) sweepDiscarded() error {
+	dirs, err := filepath.Glob(filepath.Join(c.cfg.Dir, "repos", "*"+discarded+"*"))
+	for _, dir := range dirs {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
+}
+
+// empty removes all that is here of the repository that had this address. The
+// caller has the lock.
+func (r *repo) empty() error {
 	// The state first: without it, the rest is no repository.
 	if err := remove(r.file("state.json")); err != nil {
 		return err
 	}
-	return os.RemoveAll(r.dir)
+	return errors.Join(os.RemoveAll(r.git()), os.RemoveAll(r.file("lfs")), remove(r.file(tended)))
 }
 
 // sweep removes what only a killed holder of the lock can have left: git's own

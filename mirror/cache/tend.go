@@ -66,7 +66,7 @@ func (c *Cache) Tend(ctx context.Context) error {
 			return err
 		}
 	}
-	return errors.Join(err, c.sweepSteps(), c.evict(ctx))
+	return errors.Join(err, c.sweepSteps(), c.sweepDiscarded(), c.evict(ctx))
 }
 
 // due tells whether a repository's upstream is to be asked again. Those that come
@@ -149,6 +149,7 @@ func (r *repo) sweepObjects() error {
 type Entry struct {
 	State
 	Size int64     `json:"size"` // bytes on disk
+	Lent int64     `json:"lent"` // of these, how many stay when it is removed, since pods borrow them
 	Used time.Time `json:"used"` // when a client last read
 
 	addr Address
@@ -160,8 +161,15 @@ func (c *Cache) List() ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	lent, err := c.lentFiles()
+	if err != nil {
+		return nil, err
+	}
 	var all []Entry
 	for _, d := range dirs {
+		if strings.Contains(d.Name(), discarded) {
+			continue
+		}
 		dir := filepath.Join(c.cfg.Dir, "repos", d.Name())
 		st, ok, err := (&repo{dir: dir}).load()
 		if err != nil {
@@ -178,7 +186,11 @@ func (c *Cache) List() ([]Entry, error) {
 		if info, err := os.Stat(filepath.Join(dir, "used")); err == nil {
 			e.Used = info.ModTime().UTC()
 		}
-		if e.Size, err = sizeOf(dir); err != nil {
+		err = eachFile(dir, func(id fileOnDisk, size int64) {
+			e.Size += size
+			e.Lent += lent[id]
+		})
+		if err != nil {
 			return nil, err
 		}
 		all = append(all, e)
@@ -203,13 +215,14 @@ func (c *Cache) Kept() (count int, size int64, err error) {
 	return count, size, nil
 }
 
-// sizeOf sums up the files below dir, as far as they stay.
-func sizeOf(dir string) (sum int64, err error) {
-	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+// eachFile tells of the files below dir and their sizes in bytes, as far as they
+// stay.
+func eachFile(dir string, tell func(id fileOnDisk, size int64)) error {
+	return filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			var info fs.FileInfo
 			if info, err = d.Info(); err == nil {
-				sum += info.Size()
+				tell(idOf(info), info.Size())
 			}
 		}
 		if errors.Is(err, fs.ErrNotExist) {
@@ -217,11 +230,11 @@ func sizeOf(dir string) (sum int64, err error) {
 		}
 		return err
 	})
-	return sum, err
 }
 
 // evict removes what was not read for the longest time until the rest fits; only
-// what the upstream still has, just now.
+// what the upstream still has, just now, and nothing that is lent: most of it
+// would stay on the disk.
 func (c *Cache) evict(ctx context.Context) error {
 	if c.cfg.MaxSize == 0 {
 		return nil
@@ -230,7 +243,10 @@ func (c *Cache) evict(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var sum int64
+	_, sum, err := c.Lent()
+	if err != nil {
+		return err
+	}
 	for _, e := range all {
 		sum += e.Size
 	}
@@ -238,6 +254,9 @@ func (c *Cache) evict(ctx context.Context) error {
 	for _, e := range all {
 		if sum <= c.cfg.MaxSize || c.now().Sub(e.Used) < unused {
 			break
+		}
+		if e.Lent > 0 {
+			continue
 		}
 		if err := c.remove(ctx, e.addr, false); err != nil {
 			c.cfg.Log.Warn("not evicted: the upstream may not have it any more", "repo", e.Address, "err", err)

@@ -52,6 +52,12 @@ type Host struct {
 	// Unchecked takes objects as they are, without git's fsck: one bad object that
 	// this host has let in does not keep all else from being read.
 	Unchecked bool
+	// Identity tells what repository has a path ("owner/repo") now, by what it keeps
+	// under another name and no other ever has; "" when there is none that it may
+	// tell of, an error when nobody answers. What is here under a name is thrown
+	// away when another repository takes it. nil where nobody can tell: names are
+	// all there is then, and nothing is lent.
+	Identity func(ctx context.Context, path string) (string, error)
 	// Rest is the longest that the host is left alone after failures; five minutes
 	// when 0.
 	Rest time.Duration

@@ -54,7 +54,7 @@ const (
 	password = "open-sesame-7f3a"
 )
 
-func newUpstream(t *testing.T) *upstream {
+func newUpstream(t testing.TB) *upstream {
 	t.Helper()
 	up := &upstream{root: t.TempDir()}
 	backend := &cgi.Handler{
@@ -194,7 +194,7 @@ func (l *lockedBuffer) String() string {
 }
 
 // newWorld opens a cache that asks upstream each time; change what change says.
-func newWorld(t *testing.T, change ...func(*cache.Config)) *world {
+func newWorld(t testing.TB, change ...func(*cache.Config)) *world {
 	t.Helper()
 	dir := t.TempDir()
 	gitconfig(t, dir)

@@ -52,6 +52,9 @@ const (
 	AgentAddr = "127.0.0.1:4096"
 	// RepoDir is the clone, in agent and workspace alike.
 	RepoDir = "/workspace/repo"
+	// BorrowDir is where agent and workspace have a bare repository, read-only,
+	// whose objects their clones borrow. Not there when nothing is lent.
+	BorrowDir = "/.devaipod-objects"
 	// BinaryPath is the devaipod-pod binary inside agent and workspace, from
 	// the read-only tools mount at ToolsDir.
 	ToolsDir   = "/.devaipod"

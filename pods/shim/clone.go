@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,17 +82,71 @@ func (c *Config) cloneOnce(ctx context.Context) error {
 	}
 	url := "http://" + c.GateAddr + "/work/" + c.Repo + ".git"
 	c.Log.Info("cloning", "repo", c.Repo, "branch", c.Branch, "base", c.Base)
-	if err := c.git(ctx, "", "clone", "--quiet", "--no-recurse-submodules", "--branch", c.Base, "--", url, tmp); err != nil {
+	args := []string{"clone", "--quiet", "--no-recurse-submodules", "--branch", c.Base}
+	_, err := os.Stat(c.BorrowDir)
+	borrows := err == nil
+	if borrows {
+		// What is there is not fetched: it stays for as long as the clone does.
+		args = append(args, "--reference", c.BorrowDir)
+	}
+	if err := c.git(ctx, "", append(args, "--", url, tmp)...); err != nil {
 		return c.whyNot(ctx, url, err)
 	}
 	start := "refs/remotes/origin/" + c.Branch
 	if c.git(ctx, tmp, "rev-parse", "--verify", "--quiet", start) != nil {
 		start = "refs/remotes/origin/" + c.Base
 	}
+	if borrows {
+		if err := settle(ctx, tmp); err != nil {
+			return err
+		}
+	}
 	if err := c.git(ctx, tmp, "switch", "--quiet", "--no-track", "--create", c.Branch, start); err != nil {
 		return err
 	}
 	return os.Rename(tmp, c.RepoDir)
+}
+
+// maxUnsettled is how many bytes of files may be copied without need.
+const maxUnsettled = 1 << 20
+
+// settle waits until the index that git writes next is newer than the files it
+// tells of, by the second, if they are large. Otherwise git add looks at each
+// again, as one that may have changed since (git's racy-git(7)), and writes what
+// is lent as an object of the clone's own: it can't mark the lent one as used.
+func settle(ctx context.Context, dir string) error {
+	index, err := os.Stat(filepath.Join(dir, ".git", "index"))
+	if err != nil {
+		return err
+	}
+	second := index.ModTime().Truncate(time.Second)
+	var unsettled int64
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && d.Name() == ".git":
+			return fs.SkipDir
+		case d.IsDir():
+			return nil
+		}
+		info, err := d.Info()
+		if err == nil && !info.ModTime().Before(second) {
+			if unsettled += info.Size(); unsettled > maxUnsettled {
+				return fs.SkipAll
+			}
+		}
+		return err
+	})
+	if err != nil || unsettled <= maxUnsettled {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Until(second.Add(time.Second + 10*time.Millisecond))):
+		return nil
+	}
 }
 
 // whyNot tells a clone that went wrong for now from one that always will.

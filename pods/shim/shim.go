@@ -37,6 +37,7 @@ type Config struct {
 	AgentAddr string // where the agent listens
 	SocketDir string
 	RepoDir   string
+	BorrowDir string // a bare repository that the clone borrows from, if it is there
 	Home      string
 	// Init is set for PID 1: reap orphans and end every process at the end.
 	Init bool
@@ -53,6 +54,7 @@ func (c *Config) fill() {
 	set(&c.AgentAddr, podfile.AgentAddr)
 	set(&c.SocketDir, podfile.SocketDir)
 	set(&c.RepoDir, podfile.RepoDir)
+	set(&c.BorrowDir, podfile.BorrowDir)
 }
 
 // grace is how long processes have between SIGTERM and SIGKILL.

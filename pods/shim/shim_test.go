@@ -2,6 +2,7 @@ package shim_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -343,4 +344,72 @@ func TestTheAgentsServerIsReachedThroughItsSocket(t *testing.T) {
 	if o := <-done; o.err != nil {
 		t.Error(o.err)
 	}
+}
+
+// borrowable makes what is mounted for a pod to borrow from: a bare repository.
+func (p *place) borrowable() {
+	p.t.Helper()
+	p.cfg.BorrowDir = p.path("lent")
+	p.git("", "clone", "--quiet", "--bare", p.upstream, p.cfg.BorrowDir)
+}
+
+func (p *place) noise(branch, file string) {
+	p.t.Helper()
+	tree := p.path("tree-" + file)
+	p.git("", "init", "--quiet", "--initial-branch=x", tree)
+	b := make([]byte, 2<<20)
+	if _, err := rand.Read(b); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tree, file), b, 0o644); err != nil {
+		p.t.Fatal(err)
+	}
+	p.git(tree, "add", "-A")
+	p.git(tree, "commit", "--quiet", "-m", file)
+	p.git(tree, "push", "--quiet", p.upstream, "HEAD:refs/heads/"+branch)
+}
+
+func TestTheCloneBorrowsWhatIsLent(t *testing.T) {
+	p := newPlace(t)
+	p.noise("main", "large")
+	p.borrowable()
+	p.commit("newer", "b")
+	p.openGate()
+	// git add does not look at large files again, which would copy them.
+	if o := p.run("sh", "-c", "test $(stat -c %Y .git/index) -gt $(stat -c %Y large)"); o.code != 0 || o.err != nil {
+		t.Errorf("the index is no newer than a large file: %+v", o)
+	}
+	// What an agent may do with a clone goes well, and takes nothing from the lent.
+	if o := p.run("sh", "-ec", "git commit -q --allow-empty -m work; git fetch -q; git gc -q --prune=now; git fsck --strict; git cat-file -e origin/newer:b; git push -q origin HEAD:agent/3-x"); o.code != 0 || o.err != nil {
+		t.Fatalf("%+v", o)
+	}
+	alternates, err := os.ReadFile(filepath.Join(p.cfg.RepoDir, ".git/objects/info/alternates"))
+	if want := p.cfg.BorrowDir + "/objects\n"; err != nil || string(alternates) != want {
+		t.Errorf("it borrows from %q, want %q (%v)", alternates, want, err)
+	}
+	if kb := strings.Fields(p.git(p.cfg.RepoDir, "count-objects", "-v")); large(t, kb) {
+		t.Errorf("the clone has objects of its own that are lent: %v", kb)
+	}
+	p.git(p.cfg.BorrowDir, "fsck", "--strict")
+	// A copy of its own, for whoever wants one.
+	p.git(p.cfg.RepoDir, "repack", "-q", "-a", "-d")
+	if kb := strings.Fields(p.git(p.cfg.RepoDir, "count-objects", "-v")); !large(t, kb) {
+		t.Errorf("after a repack of all it has not all: %v", kb)
+	}
+}
+
+// large tells whether git count-objects -v tells of more than a megabyte.
+func large(t *testing.T, words []string) bool {
+	t.Helper()
+	sum := 0
+	for i, w := range words {
+		if w == "size:" || w == "size-pack:" { // in KiB
+			n, err := strconv.Atoi(words[i+1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+	}
+	return sum > 1024
 }
