@@ -22,6 +22,7 @@ var allowed = map[string][]string{
 	"forge":            {},
 	"mirror":           {"mirror/smarthttp"},
 	"mirror/cache":     {"mirror/smarthttp"},
+	"mirror/follow":    {"mirror/cache"},
 	"mirror/smarthttp": {},
 	"podapi":           {"podapi"},
 	"pods":             {"pods/podfile", "pods/podman", "podapi"},

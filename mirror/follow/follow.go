@@ -1,0 +1,281 @@
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/cache"
+)
+
+// ErrGone is a [Forge]'s answer of a repository that it has no more.
+var ErrGone = errors.New("the repository is gone from the forge")
+
+// ErrNotFollowed is what [Follower.Sync] ends with when there is no record.
+var ErrNotFollowed = errors.New("it follows no upstream")
+
+// A Repository is what the forge tells of one.
+type Repository struct {
+	Name          string // owner/name
+	DefaultBranch string
+	Archived      bool
+}
+
+// A Forge is asked as the service's account.
+type Forge interface {
+	// Repository reads one by its number; ErrGone when there is none.
+	Repository(ctx context.Context, id int64) (Repository, error)
+	// Protect sees to it that only the service writes a branch; made tells whether
+	// there was no rule for it.
+	Protect(ctx context.Context, repo, branch string) (made bool, err error)
+	// MergeByPush lets pull requests be merged by what comes from upstream.
+	MergeByPush(ctx context.Context, repo string) error
+	SetDefaultBranch(ctx context.Context, repo, branch string) error
+	// UndoKeywords takes back what the forge did to issues since then because of
+	// words in commits that the service pushed, and names them.
+	UndoKeywords(ctx context.Context, since time.Time) ([]string, error)
+}
+
+// Config is what [New] needs.
+type Config struct {
+	Store *Store
+	// Cache fetches from the upstreams. ForgeHost is what it calls the forge, and
+	// the one host that it may push to.
+	Cache     *cache.Cache
+	ForgeHost string
+	Forge     Forge
+	// Login is the service's account.
+	Login cache.Login
+	// Interval is the time between two looks at everything; 0 for none but the
+	// first and those that are asked for.
+	Interval time.Duration
+	// Fault, when not nil, is called with a name before each push; tests end the
+	// process there.
+	Fault func(point string)
+	Now   func() time.Time // time.Now when nil
+	Log   *slog.Logger
+}
+
+// A Follower keeps repositories as their upstreams are. Its methods are safe for
+// concurrent use, in one process.
+type Follower struct {
+	cfg  Config
+	wake chan struct{} // capacity 1
+
+	mu      sync.Mutex
+	busy    map[int64]*sync.Mutex
+	checked map[int64]time.Time
+}
+
+// New checks cfg; it makes no call.
+func New(cfg Config) (*Follower, error) {
+	if cfg.Store == nil || cfg.Cache == nil || cfg.Forge == nil || cfg.ForgeHost == "" {
+		return nil, errors.New("follow: store, cache, forge and its host are needed")
+	}
+	if cfg.Fault == nil {
+		cfg.Fault = func(string) {}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Follower{cfg: cfg, wake: make(chan struct{}, 1), busy: map[int64]*sync.Mutex{}, checked: map[int64]time.Time{}}, nil
+}
+
+// A View is a record, and when it was last looked at.
+type View struct {
+	Record
+	Checked time.Time `json:"checked,omitzero"` // both sides answered; zero for not since the start
+}
+
+// Views are those of all records, by name.
+func (f *Follower) Views() ([]View, error) {
+	all, err := f.cfg.Store.List()
+	var views []View
+	for _, rec := range all {
+		views = append(views, f.view(rec))
+	}
+	return views, err
+}
+
+func (f *Follower) view(rec Record) View {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return View{rec, f.checked[rec.ID]}
+}
+
+// Kick asks for a look at everything soon.
+func (f *Follower) Kick() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// What the forge makes of words in commits shows within seconds.
+const (
+	settleEvery  = 2 * time.Second
+	settleFor    = time.Minute
+	clocksDiffer = 5 * time.Minute // at most, of the forge's and ours
+)
+
+// Run looks at everything at once, every [Config.Interval], and when it is
+// kicked, until ctx ends.
+func (f *Follower) Run(ctx context.Context) {
+	var tick <-chan time.Time
+	if f.cfg.Interval > 0 {
+		ticker := time.NewTicker(f.cfg.Interval)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	f.Kick()
+	for {
+		var settle <-chan time.Time
+		if f.unsettled() {
+			settle = time.After(settleEvery)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-settle:
+			f.settle(ctx)
+			continue
+		case <-tick:
+		case <-f.wake:
+		}
+		if err := f.Pass(ctx); err != nil && ctx.Err() == nil {
+			f.cfg.Log.Warn("following upstreams", "err", err)
+		}
+	}
+}
+
+// atOnce is how many repositories are looked at at a time: an upstream that is
+// slow must not keep the others waiting.
+const atOnce = 4
+
+// Pass looks at everything once. What is wrong with one repository is its
+// trouble and no error.
+func (f *Follower) Pass(ctx context.Context) error {
+	all, err := f.cfg.Store.List()
+	var mu sync.Mutex
+	var wait sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for _, rec := range all {
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			if _, e := f.Sync(ctx, rec.ID); e != nil && !errors.Is(e, ErrNotFollowed) && !errors.Is(e, ErrGone) {
+				mu.Lock()
+				err = errors.Join(err, fmt.Errorf("%s: %w", rec.Repo, e))
+				mu.Unlock()
+			}
+		})
+	}
+	wait.Wait()
+	return err
+}
+
+// Sync looks at one repository, and brings it to where its upstream is as far as
+// that overwrites nothing. [ErrNotFollowed] when there is no record of it,
+// [ErrGone] when the forge has it no more, and then there is none from here on.
+func (f *Follower) Sync(ctx context.Context, id int64) (View, error) {
+	defer f.alone(id)()
+	rec, ok, err := f.cfg.Store.Get(id)
+	if err != nil {
+		return View{}, err
+	}
+	if !ok {
+		return View{}, ErrNotFollowed
+	}
+	l := &look{f: f, rec: rec, log: f.cfg.Log.With("repo", rec.Repo, "upstream", rec.Upstream)}
+	err = l.run(ctx)
+	if errors.Is(err, ErrGone) {
+		l.log.Info("a repository that followed an upstream is gone from the forge: it is forgotten")
+		return View{}, errors.Join(err, f.cfg.Store.Remove(id))
+	}
+	if ctx.Err() != nil {
+		return View{}, context.Cause(ctx)
+	}
+	if err != nil {
+		return View{}, err
+	}
+	l.tell()
+	if err := f.cfg.Store.update(l.rec); err != nil {
+		return View{}, err
+	}
+	if l.whole {
+		f.mu.Lock()
+		f.checked[id] = f.cfg.Now().UTC()
+		f.mu.Unlock()
+	}
+	return f.view(l.rec), nil
+}
+
+// alone waits until nobody else looks at a repository.
+func (f *Follower) alone(id int64) (done func()) {
+	f.mu.Lock()
+	m := f.busy[id]
+	if m == nil {
+		m = &sync.Mutex{}
+		f.busy[id] = m
+	}
+	f.mu.Unlock()
+	m.Lock()
+	return m.Unlock
+}
+
+func (f *Follower) unsettled() bool {
+	all, err := f.cfg.Store.List()
+	if err != nil {
+		return false // it is told of by the next look at everything
+	}
+	return slices.ContainsFunc(all, func(r Record) bool { return !r.Pushed.IsZero() })
+}
+
+// settle undoes what the forge did because of words in commits that were pushed
+// lately.
+func (f *Follower) settle(ctx context.Context) {
+	all, err := f.cfg.Store.List()
+	if err != nil {
+		f.cfg.Log.Warn("following upstreams", "err", err)
+		return
+	}
+	now := f.cfg.Now().UTC()
+	since := now
+	for _, rec := range all {
+		if !rec.Pushed.IsZero() && rec.Pushed.Before(since) {
+			since = rec.Pushed
+		}
+	}
+	undone, err := f.cfg.Forge.UndoKeywords(ctx, since.Add(-clocksDiffer))
+	for _, issue := range undone {
+		f.cfg.Log.Info("undone: the forge had closed or opened an issue because a commit from upstream says so", "issue", issue)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			f.cfg.Log.Warn("looking for issues that commits from upstream have closed; trying again", "err", err)
+		}
+		return
+	}
+	for _, rec := range all {
+		if !rec.Pushed.IsZero() && now.Sub(rec.Pushed) > settleFor {
+			if err := f.settled(rec); err != nil {
+				f.cfg.Log.Warn("following upstreams", "repo", rec.Repo, "err", err)
+			}
+		}
+	}
+}
+
+// settled notes that no more is to come of a push.
+func (f *Follower) settled(rec Record) error {
+	defer f.alone(rec.ID)()
+	now, ok, err := f.cfg.Store.Get(rec.ID)
+	if err != nil || !ok || !now.Pushed.Equal(rec.Pushed) {
+		return err // there was another push meanwhile
+	}
+	now.Pushed = time.Time{}
+	return f.cfg.Store.update(now)
+}
