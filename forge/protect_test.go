@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -91,49 +92,64 @@ func TestABranchIsProtectedOnce(t *testing.T) {
 }
 
 func TestWordsInCommitsTurnNoIssue(t *testing.T) {
-	var wrote []string
-	timelines := map[string]string{
-		"1": `[{"id": 1, "type": "close", "user": {"login": "svc"}}]`,                                                              // by a commit
-		"2": `[{"id": 2, "type": "close", "user": {"login": "svc"}}, {"id": 3, "type": "reopen", "user": {"login": "ann"}}]`,       // a person after it
-		"3": `[{"id": 4, "type": "close", "user": {"login": "ann"}}, {"id": 5, "type": "reopen", "user": {"login": "svc"}}]`,       // a commit after a person
-		"4": `[{"id": 6, "type": "close", "user": {"login": "ann"}}, {"id": 7, "type": "commit_ref", "user": {"login": "svc"}}]`,   // named only
-		"5": `[{"id": 8, "type": "close", "user": {"login": "svc"}}, {"id": 9, "type": "reopen", "user": {"login": "bot"}}]`,       // undone already
-		"6": `[{"id": 10, "type": "merge_pull", "user": {"login": "ann"}}, {"id": 11, "type": "close", "user": {"login": "svc"}}]`, // a pull request
+	const (
+		closedByUs = `[{"id": 1, "type": "close", "user": {"login": "svc"}}]`
+		issue      = `{"id": %[1]d, "number": %[1]d, "state": %[2]q, "pull_request": %[3]s, "repository": {"id": 1, "full_name": "ann/app"}}`
+		pull       = `{"number": %d, "state": %q, "merged": %t, "user": {"login": "bot"}, "head": {"label": %[4]q, "ref": %[4]q, "repo": {"id": 1}}, "base": {"ref": "main", "repo": {"id": 1}, "repo_id": 1}}`
+	)
+	issues := []struct {
+		what, state, pull, timeline string
+		undone                      bool
+	}{
+		{"closed by a commit", "closed", "null", closedByUs, true},
+		{"opened by a person after that", "open", "null", `[{"id": 2, "type": "close", "user": {"login": "svc"}}, {"id": 3, "type": "reopen", "user": {"login": "ann"}}]`, false},
+		{"opened by a commit", "open", "null", `[{"id": 4, "type": "close", "user": {"login": "ann"}}, {"id": 5, "type": "reopen", "user": {"login": "svc"}}]`, true},
+		{"named by a commit", "closed", "null", `[{"id": 6, "type": "close", "user": {"login": "ann"}}, {"id": 7, "type": "commit_ref", "user": {"login": "svc"}}]`, false},
+		{"undone before", "open", "null", `[{"id": 8, "type": "close", "user": {"login": "svc"}}, {"id": 9, "type": "reopen", "user": {"login": "bot"}}]`, false},
+		{"a pull request", "closed", "{}", closedByUs, false},
+		{"one whose agent's work is merged", "closed", "null", closedByUs, false},
+		{"one whose agent's work is there, and not marked yet", "closed", "null", closedByUs, false},
+		{"one whose agent is at work", "closed", "null", closedByUs, true},
+	}
+	var wrote, want, list []string
+	for n, i := range issues {
+		list = append(list, fmt.Sprintf(issue, n+1, i.state, i.pull))
+		if i.undone {
+			want = append(want, fmt.Sprintf("%d %s by b", n+1, map[string]string{"open": "closed", "closed": "open"}[i.state]))
+		}
 	}
 	c := twoAccounts(t, func(w http.ResponseWriter, r *http.Request) {
 		part := strings.Split(r.URL.Path, "/")
+		last := part[len(part)-1]
+		n, _ := strconv.Atoi(part[len(part)-2])
 		switch {
 		case r.Method != http.MethodGet:
 			var body struct{ State string }
 			if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
 				t.Error(err)
 			}
-			wrote = append(wrote, part[len(part)-1]+" "+body.State+" by "+r.Header.Get("Authorization"))
+			wrote = append(wrote, last+" "+body.State+" by "+strings.TrimPrefix(r.Header.Get("Authorization"), "token "))
 			fmt.Fprint(w, "{}")
-		case strings.HasSuffix(r.URL.Path, "/timeline") && r.URL.Query().Get("page") == "1":
-			fmt.Fprint(w, timelines[part[len(part)-2]])
-		case strings.HasSuffix(r.URL.Path, "/timeline"):
+		case last == "timeline" && r.URL.Query().Get("page") == "1":
+			fmt.Fprint(w, issues[n-1].timeline)
+		case last == "timeline":
 			fmt.Fprint(w, "[]")
+		case last == "pulls":
+			fmt.Fprintf(w, "[%s, %s, %s]", fmt.Sprintf(pull, 23, "open", false, "agent/9-c"), fmt.Sprintf(pull, 22, "open", false, "agent/8-b"), fmt.Sprintf(pull, 21, "closed", true, "agent/7-a"))
+		case last == "8-b":
+			fmt.Fprint(w, `{"commits": []}`)
+		case last == "9-c":
+			fmt.Fprint(w, `{"commits": [{"sha": "c0ffee"}]}`)
 		default:
-			var all []string
-			for n, state := range map[int]string{1: "closed", 2: "open", 3: "open", 4: "closed", 5: "open", 6: "closed"} {
-				pull := "null"
-				if n == 6 {
-					pull = "{}"
-				}
-				all = append(all, fmt.Sprintf(`{"id": %d, "number": %d, "state": %q, "pull_request": %s, "repository": {"id": 1, "full_name": "ann/app"}}`, n, n, state, pull))
-			}
-			fmt.Fprintf(w, "[%s]", strings.Join(all, ","))
+			fmt.Fprintf(w, "[%s]", strings.Join(list, ","))
 		}
 	})
 	undone, err := c.UndoKeywords(t.Context(), time.Now())
-	slices.Sort(undone)
-	if err != nil || !slices.Equal(undone, []string{"ann/app#1", "ann/app#3"}) {
+	if err != nil || !slices.Equal(undone, []string{"ann/app#1", "ann/app#3", "ann/app#9"}) {
 		t.Errorf("undone: %q, %v", undone, err)
 	}
-	slices.Sort(wrote)
-	if !slices.Equal(wrote, []string{"1 open by token b", "3 closed by token b"}) {
-		t.Errorf("written: %q", wrote)
+	if !slices.Equal(wrote, want) {
+		t.Errorf("written: %q, want %q", wrote, want)
 	}
 }
 
