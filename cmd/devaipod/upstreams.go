@@ -71,7 +71,7 @@ func (a *app) upstreams() (*upstreams, error) {
 			return nil, err
 		}
 		// What is read is as new as the forge, as soon as that is back.
-		up.hosts[forgeHost] = cache.Host{URL: a.cfg.forgeURL(), Transport: transport, Refs: []string{"refs/pull/*/head"}, Always: true, Unchecked: true, Rest: time.Second}
+		up.hosts[forgeHost] = cache.Host{URL: a.cfg.forgeURL(), Transport: transport, Refs: []string{"refs/pull/*/head"}, Always: true, Unchecked: true, Rest: time.Second, Push: true}
 		up.logins[forgeHost] = login{creds.Bot, creds.BotToken}
 		patterns = append(patterns[:len(patterns):len(patterns)], forgeHost)
 	}

@@ -206,3 +206,10 @@ func remoteWords(said *tail) string {
 	words = slices.Compact(words)
 	return " (" + strings.Join(words[:min(len(words), 3)], "; ") + ")"
 }
+
+// May is an error, a [RefusedError] mostly, where the rules let nothing be
+// fetched from an address.
+func (c *Cache) May(addr Address) error {
+	_, err := c.upstream(addr)
+	return err
+}

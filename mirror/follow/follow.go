@@ -94,7 +94,7 @@ type View struct {
 // Views are those of all records, by name.
 func (f *Follower) Views() ([]View, error) {
 	all, err := f.cfg.Store.List()
-	var views []View
+	views := []View{}
 	for _, rec := range all {
 		views = append(views, f.view(rec))
 	}
@@ -272,10 +272,9 @@ func (f *Follower) settle(ctx context.Context) {
 // settled notes that no more is to come of a push.
 func (f *Follower) settled(rec Record) error {
 	defer f.alone(rec.ID)()
-	now, ok, err := f.cfg.Store.Get(rec.ID)
-	if err != nil || !ok || !now.Pushed.Equal(rec.Pushed) {
-		return err // there was another push meanwhile
-	}
-	now.Pushed = time.Time{}
-	return f.cfg.Store.update(now)
+	return f.cfg.Store.Change(rec.ID, func(now *Record) {
+		if now.Pushed.Equal(rec.Pushed) { // no other push was made meanwhile
+			now.Pushed = time.Time{}
+		}
+	})
 }

@@ -32,7 +32,7 @@ func (l *look) run(ctx context.Context) error {
 		return err
 	} else if err != nil {
 		l.troubleMarked("forge", "away", "the forge can't be asked: "+err.Error(), "devaipod forge status")
-		return nil
+		return nil //nolint:nilerr // it is a trouble
 	}
 	if l.repo.Name != l.rec.Repo {
 		l.log.Info("a repository that follows an upstream was renamed", "now", l.repo.Name)
@@ -56,7 +56,7 @@ func (l *look) run(ctx context.Context) error {
 	there, err := l.f.cfg.Cache.Ask(ctx, l.to, l.f.cfg.Login, "refs/heads/"+l.rec.Branch, "refs/tags/*")
 	if err != nil {
 		l.troubleMarked("forge", "git", "the forge does not let the service's account read by git: "+err.Error(), "devaipod forge up repairs its account")
-		return nil
+		return nil //nolint:nilerr // it is a trouble
 	}
 	l.whole = true
 	if err := l.branch(ctx, up, there); err != nil {

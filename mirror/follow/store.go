@@ -125,6 +125,18 @@ func (s *Store) Remove(id int64) error {
 	})
 }
 
+// Change changes a record, if there is one.
+func (s *Store) Change(id int64, change func(*Record)) error {
+	return s.locked(func() error {
+		rec, ok, err := s.Get(id)
+		if err != nil || !ok {
+			return err
+		}
+		change(&rec)
+		return s.write(rec)
+	})
+}
+
 // update writes a record that was looked at, unless somebody has removed it
 // meanwhile, or let it follow something else.
 func (s *Store) update(rec Record) error {
