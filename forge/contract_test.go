@@ -253,7 +253,7 @@ var answers = map[string]string{
 	"/admin/hooks":            `[{"id": 5, "config": {"url": "http://127.0.0.1:8090/there"}}]`,
 	"/repositories/1":         `{"id": 1, "name": "full", "owner": {"login": "ann"}}`,
 	"/repos/ann/full/branch_protections/main":      `{"rule_name": "main", "enable_push": false}`,
-	"/repos/ann/full/branches/main":                `{"name": "main", "effective_branch_protection_name": "main"}`,
+	"/repos/ann/full/branches/main":                `{"name": "main", "effective_branch_protection_name": "main", "user_can_push": true, "user_can_merge": true}`,
 	"/repos/search":                                `{"data": []}`,
 	"/repos/issues/search":                         `[{"id": 5, "number": 5, "state": "closed", "repository": {"id": 1, "full_name": "ann/full"}}]`,
 	"/repos/ann/full/issues/5/timeline":            `[{"id": 9, "type": "close", "user": {"login": "svc"}}]`,

@@ -34,38 +34,52 @@ func (c *Client) ProtectBranch(ctx context.Context, r Repo, branch string) (made
 	}
 	var have map[string]any
 	err = c.do(ctx, call{method: "GET", path: rulePath(r, branch)}, &have)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		made = true
+	if made = errors.Is(err, ErrNotFound); made {
 		want["rule_name"] = branch
 		err = c.do(ctx, call{method: "POST", path: r.path("/branch_protections"), body: want}, nil)
-	case err == nil && !says(have, want):
-		err = c.do(ctx, call{method: http.MethodPatch, path: rulePath(r, branch), body: want}, nil)
 	}
-	if err != nil {
+	var now effect
+	if err == nil {
+		now, err = c.effect(ctx, r, branch)
+	}
+	if err == nil && !made && !(says(have, want) && now.lets()) {
+		if err = c.do(ctx, call{method: http.MethodPatch, path: rulePath(r, branch), body: want}, nil); err == nil {
+			now, err = c.effect(ctx, r, branch)
+		}
+	}
+	switch {
+	case err != nil:
 		return made, fmt.Errorf("protecting %s of %s: %w", branch, r, err)
+	case now.Rule != "" && now.Rule != branch:
+		return made, fmt.Errorf("the rule %.100q of %s comes before that of %s: remove it, or put it behind", now.Rule, r, branch)
+	case !now.lets():
+		return made, fmt.Errorf("the rule of %s for %s does not let %s write it", r, branch, c.cfg.ServiceUser)
 	}
-	return made, c.effective(ctx, r, branch)
+	return made, nil
 }
 
-// effective is an error when another rule comes before the branch's own, as one
-// that is a pattern can.
-func (c *Client) effective(ctx context.Context, r Repo, branch string) error {
-	var b struct {
-		Rule string `json:"effective_branch_protection_name"`
-	}
-	err := c.do(ctx, call{method: "GET", path: r.path("/branches/%s", escapePath(branch))}, &b)
+// An effect is what all rules together make of a branch, for the service's
+// account.
+type effect struct {
+	Rule     string `json:"effective_branch_protection_name"`
+	CanPush  bool   `json:"user_can_push"`
+	CanMerge bool   `json:"user_can_merge"`
+	missing  bool   // the branch is yet to be pushed
+}
+
+func (e effect) lets() bool { return e.missing || e.CanPush && e.CanMerge }
+
+func (c *Client) effect(ctx context.Context, r Repo, branch string) (e effect, err error) {
+	err = c.do(ctx, call{method: "GET", path: r.path("/branches/%s", escapePath(branch))}, &e)
 	if errors.Is(err, ErrNotFound) {
-		return nil // it is yet to be pushed
+		return effect{missing: true}, nil
 	}
-	if err == nil && b.Rule != "" && b.Rule != branch {
-		err = fmt.Errorf("the rule %.100q of %s comes before that of %s: remove it, or put it behind", b.Rule, r, branch)
-	}
-	return err
+	return e, err
 }
 
-// says tells whether a rule has all that is wanted; a field that the forge does
-// not know is none of ours.
+// says tells whether a rule has all that is wanted, and lists nobody else. A
+// field that the forge does not know is none of ours; nor does it list who is no
+// reader of the repository but as a site admin, as the service may be.
 func says(have, want map[string]any) bool {
 	for field, value := range want {
 		got, known := have[field]
@@ -80,7 +94,7 @@ func says(have, want map[string]any) bool {
 			continue
 		}
 		listed, _ := got.([]any) // null for none
-		if !slices.Equal(listed, names) {
+		if slices.ContainsFunc(listed, func(name any) bool { return !slices.Contains(names, name) }) {
 			return false
 		}
 	}

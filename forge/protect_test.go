@@ -3,6 +3,7 @@ package forge_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -18,6 +19,7 @@ import (
 type rules struct {
 	rule      map[string]any
 	effective string
+	hidden    bool     // the service is not listed
 	wrote     []string // method and path
 }
 
@@ -30,9 +32,15 @@ func (f *rules) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `{"version": "14.0.0"}`)
 	case r.URL.Path == "/api/forgejo/v1/version":
 	case strings.HasPrefix(r.URL.Path, "/api/v1/repos/ann/app/branches/"):
-		fmt.Fprintf(w, `{"effective_branch_protection_name": %q}`, f.effective)
+		lets := func(field string) bool { names, _ := f.rule[field].([]any); return slices.Contains(names, any("svc")) }
+		fmt.Fprintf(w, `{"effective_branch_protection_name": %q, "user_can_push": %t, "user_can_merge": %t}`,
+			f.effective, lets("push_whitelist_usernames"), lets("merge_whitelist_usernames"))
 	case r.Method == http.MethodGet && f.rule == nil:
 		w.WriteHeader(http.StatusNotFound)
+	case r.Method == http.MethodGet && f.hidden:
+		rule := maps.Clone(f.rule)
+		rule["push_whitelist_usernames"], rule["merge_whitelist_usernames"] = nil, nil
+		_ = json.NewEncoder(w).Encode(rule)
 	case r.Method == http.MethodGet:
 		_ = json.NewEncoder(w).Encode(f.rule)
 	case r.Method == http.MethodDelete:
@@ -76,6 +84,11 @@ func TestABranchIsProtectedOnce(t *testing.T) {
 		protect(false, "PATCH "+all+"/release%2F1")
 		protect(false)
 	}
+	fake.hidden = true // as on the sibling, who is a site admin and no collaborator
+	protect(false)
+	fake.rule["push_whitelist_usernames"] = nil
+	protect(false, "PATCH "+all+"/release%2F1")
+	protect(false)
 	if fake.rule["required_approvals"] != 2.0 {
 		t.Errorf("what else the rule says is now %v", fake.rule["required_approvals"])
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror/cache"
@@ -63,12 +64,20 @@ type Config struct {
 // A Follower keeps repositories as their upstreams are. Its methods are safe for
 // concurrent use, in one process.
 type Follower struct {
-	cfg  Config
-	wake chan struct{} // capacity 1
+	cfg    Config
+	wake   chan struct{} // capacity 1
+	pushed chan struct{} // capacity 1: there is something to settle
+	slot   chan struct{} // one for each repository that may be looked at at a time
 
 	mu      sync.Mutex
-	busy    map[int64]*sync.Mutex
+	turns   map[int64]*turn
 	checked map[int64]time.Time
+}
+
+// A turn is the right to look at a repository.
+type turn struct {
+	mu    sync.Mutex
+	again atomic.Bool // somebody wanted a look, and may have come too late for the one that is under way
 }
 
 // New checks cfg; it makes no call.
@@ -82,7 +91,7 @@ func New(cfg Config) (*Follower, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Follower{cfg: cfg, wake: make(chan struct{}, 1), busy: map[int64]*sync.Mutex{}, checked: map[int64]time.Time{}}, nil
+	return &Follower{cfg: cfg, wake: make(chan struct{}, 1), pushed: make(chan struct{}, 1), slot: make(chan struct{}, atOnce), turns: map[int64]*turn{}, checked: map[int64]time.Time{}}, nil
 }
 
 // A View is a record, and when it was last looked at.
@@ -108,9 +117,11 @@ func (f *Follower) view(rec Record) View {
 }
 
 // Kick asks for a look at everything soon.
-func (f *Follower) Kick() {
+func (f *Follower) Kick() { signal(f.wake) }
+
+func signal(c chan<- struct{}) {
 	select {
-	case f.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -119,7 +130,9 @@ func (f *Follower) Kick() {
 const (
 	settleEvery  = 2 * time.Second
 	settleFor    = time.Minute
-	clocksDiffer = 5 * time.Minute // at most, of the forge's and ours
+	settleAgain  = 30 * time.Second // after an error
+	settleUntil  = time.Hour        // with errors
+	clocksDiffer = 5 * time.Minute  // at most, of the forge's and ours
 )
 
 // Run looks at everything at once, every [Config.Interval], and when it is
@@ -132,49 +145,78 @@ func (f *Follower) Run(ctx context.Context) {
 		tick = ticker.C
 	}
 	f.Kick()
+	var passes sync.WaitGroup
+	defer passes.Wait()
+	var failed string // what was told of settling
 	for {
 		var settle <-chan time.Time
-		if f.unsettled() {
+		switch {
+		case !f.unsettled():
+		case failed != "":
+			settle = time.After(settleAgain)
+		default:
 			settle = time.After(settleEvery)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-settle:
-			f.settle(ctx)
+			failed = f.settle(ctx, failed)
+			continue
+		case <-f.pushed:
 			continue
 		case <-tick:
 		case <-f.wake:
 		}
-		if err := f.Pass(ctx); err != nil && ctx.Err() == nil {
-			f.cfg.Log.Warn("following upstreams", "err", err)
-		}
+		// One that takes hours, as a first fetch can, keeps the others from nothing.
+		passes.Go(func() {
+			if err := f.pass(ctx); err != nil && ctx.Err() == nil {
+				f.cfg.Log.Warn("following upstreams", "err", err)
+			}
+		})
 	}
 }
 
-// atOnce is how many repositories are looked at at a time: an upstream that is
-// slow must not keep the others waiting.
+// atOnce is how many repositories are looked at at a time.
 const atOnce = 4
 
 // Pass looks at everything once. What is wrong with one repository is its
 // trouble and no error.
 func (f *Follower) Pass(ctx context.Context) error {
+	return f.each(func(id int64) error {
+		_, err := f.Sync(ctx, id)
+		return err
+	})
+}
+
+// pass does not wait for looks that are under way: those are made once more.
+func (f *Follower) pass(ctx context.Context) error {
+	return f.each(func(id int64) (err error) {
+		t := f.turn(id)
+		t.again.Store(true)
+		for t.again.Load() && ctx.Err() == nil && t.mu.TryLock() {
+			t.again.Store(false)
+			_, err = f.look(ctx, id)
+			t.mu.Unlock()
+		}
+		return err
+	})
+}
+
+func (f *Follower) each(do func(id int64) error) error {
 	all, err := f.cfg.Store.List()
 	var mu sync.Mutex
-	var wait sync.WaitGroup
-	slots := make(chan struct{}, atOnce)
+	var looks sync.WaitGroup
 	for _, rec := range all {
-		slots <- struct{}{}
-		wait.Go(func() {
-			defer func() { <-slots }()
-			if _, e := f.Sync(ctx, rec.ID); e != nil && !errors.Is(e, ErrNotFollowed) && !errors.Is(e, ErrGone) {
+		looks.Go(func() {
+			if e := do(rec.ID); e != nil && !errors.Is(e, ErrNotFollowed) && !errors.Is(e, ErrGone) {
 				mu.Lock()
 				err = errors.Join(err, fmt.Errorf("%s: %w", rec.Repo, e))
 				mu.Unlock()
 			}
 		})
 	}
-	wait.Wait()
+	looks.Wait()
 	return err
 }
 
@@ -182,7 +224,36 @@ func (f *Follower) Pass(ctx context.Context) error {
 // that overwrites nothing. [ErrNotFollowed] when there is no record of it,
 // [ErrGone] when the forge has it no more, and then there is none from here on.
 func (f *Follower) Sync(ctx context.Context, id int64) (View, error) {
-	defer f.alone(id)()
+	t := f.turn(id)
+	t.mu.Lock()
+	defer func() {
+		t.mu.Unlock()
+		if t.again.Load() {
+			f.Kick()
+		}
+	}()
+	return f.look(ctx, id)
+}
+
+func (f *Follower) turn(id int64) *turn {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.turns[id]
+	if t == nil {
+		t = &turn{}
+		f.turns[id] = t
+	}
+	return t
+}
+
+// look is one look at one repository, by whoever has its turn.
+func (f *Follower) look(ctx context.Context, id int64) (View, error) {
+	select {
+	case f.slot <- struct{}{}:
+	case <-ctx.Done():
+		return View{}, context.Cause(ctx)
+	}
+	defer func() { <-f.slot }()
 	rec, ok, err := f.cfg.Store.Get(id)
 	if err != nil {
 		return View{}, err
@@ -214,19 +285,6 @@ func (f *Follower) Sync(ctx context.Context, id int64) (View, error) {
 	return f.view(l.rec), nil
 }
 
-// alone waits until nobody else looks at a repository.
-func (f *Follower) alone(id int64) (done func()) {
-	f.mu.Lock()
-	m := f.busy[id]
-	if m == nil {
-		m = &sync.Mutex{}
-		f.busy[id] = m
-	}
-	f.mu.Unlock()
-	m.Lock()
-	return m.Unlock
-}
-
 func (f *Follower) unsettled() bool {
 	all, err := f.cfg.Store.List()
 	if err != nil {
@@ -236,42 +294,39 @@ func (f *Follower) unsettled() bool {
 }
 
 // settle undoes what the forge did because of words in commits that were pushed
-// lately.
-func (f *Follower) settle(ctx context.Context) {
-	all, err := f.cfg.Store.List()
-	if err != nil {
-		f.cfg.Log.Warn("following upstreams", "err", err)
-		return
-	}
+// lately. It returns what it could not do, which is logged unless it was told
+// before.
+func (f *Follower) settle(ctx context.Context, told string) (failed string) {
 	now := f.cfg.Now().UTC()
+	all, err := f.cfg.Store.List()
 	since := now
 	for _, rec := range all {
 		if !rec.Pushed.IsZero() && rec.Pushed.Before(since) {
 			since = rec.Pushed
 		}
 	}
-	undone, err := f.cfg.Forge.UndoKeywords(ctx, since.Add(-clocksDiffer))
+	undone, e := f.cfg.Forge.UndoKeywords(ctx, since.Add(-clocksDiffer))
 	for _, issue := range undone {
 		f.cfg.Log.Info("undone: the forge had closed or opened an issue because a commit from upstream says so", "issue", issue)
 	}
-	if err != nil {
-		if ctx.Err() == nil {
-			f.cfg.Log.Warn("looking for issues that commits from upstream have closed; trying again", "err", err)
-		}
-		return
-	}
+	err = errors.Join(err, e)
 	for _, rec := range all {
-		if !rec.Pushed.IsZero() && now.Sub(rec.Pushed) > settleFor {
-			if err := f.settled(rec); err != nil {
-				f.cfg.Log.Warn("following upstreams", "repo", rec.Repo, "err", err)
-			}
+		ago := now.Sub(rec.Pushed)
+		if !rec.Pushed.IsZero() && (ago > settleFor && err == nil || ago > settleUntil) {
+			err = errors.Join(err, f.settled(rec))
 		}
 	}
+	if err == nil || ctx.Err() != nil {
+		return ""
+	}
+	if err.Error() != told {
+		f.cfg.Log.Warn("issues that commits from upstream have closed or opened may stay so; trying again", "err", err)
+	}
+	return err.Error()
 }
 
 // settled notes that no more is to come of a push.
 func (f *Follower) settled(rec Record) error {
-	defer f.alone(rec.ID)()
 	return f.cfg.Store.Change(rec.ID, func(now *Record) {
 		if now.Pushed.Equal(rec.Pushed) { // no other push was made meanwhile
 			now.Pushed = time.Time{}

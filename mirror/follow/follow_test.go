@@ -379,6 +379,30 @@ func TestIssuesThatCommitsNameAreLookedAt(t *testing.T) {
 	}
 }
 
+func TestIssuesThatCantBeMendedAreToldOnce(t *testing.T) {
+	w := newWorld(t)
+	w.want("")
+	w.upstream("two, fixes #3")
+	w.want("")
+	w.forge.undoErr = errAway
+	for range 3 {
+		follow.Settle(t.Context(), w.follower)
+	}
+	if n := w.log.count("may stay so"); n != 1 {
+		t.Errorf("told %d times\n%s", n, w.log)
+	}
+	w.clock.Add(int64(10 * time.Minute))
+	follow.Settle(t.Context(), w.follower)
+	if rec, _, err := w.store.Get(id); err != nil || rec.Pushed.IsZero() {
+		t.Errorf("it is given up: %v", err)
+	}
+	w.forge.undoErr = nil
+	follow.Settle(t.Context(), w.follower)
+	if rec, _, err := w.store.Get(id); err != nil || !rec.Pushed.IsZero() {
+		t.Errorf("it is not done: %v", err)
+	}
+}
+
 func until(t *testing.T, ok func() bool) {
 	t.Helper()
 	for !ok() {
@@ -432,4 +456,23 @@ func TestALookBringsNoRecordBack(t *testing.T) {
 	if rec, _, err := w.store.Get(id); err != nil || rec.Upstream != other.Upstream || rec.Seen != "" {
 		t.Errorf("the record is %+v, %v", rec, err)
 	}
+}
+
+func TestASlowUpstreamKeepsNoOtherWaiting(t *testing.T) {
+	w := newWorld(t)
+	rec := w.want("")
+	let := make(chan struct{})
+	w.up.slow.Store(&let)
+	w.put(follow.Record{ID: 1, Repo: "ann/slow", Upstream: strings.Replace(rec.Upstream, "app", "slow", 1), Branch: "main"})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.follower.Run(ctx) }()
+	for _, text := range []string{"two", "three", "four"} {
+		w.upstream(text)
+		w.follower.Kick()
+		until(t, func() bool { return git(t, w.copy, "rev-parse", "main") == git(t, w.work, "rev-parse", "main") })
+	}
+	cancel()
+	<-done
+	close(let)
 }

@@ -164,6 +164,9 @@ func (l *look) push(ctx context.Context, have, target string) (done bool) {
 			return false
 		}
 	}
+	if !l.rec.Pushed.IsZero() {
+		defer signal(l.f.pushed)
+	}
 	l.f.cfg.Fault("follow: push " + ref)
 	if err := l.f.cfg.Cache.Push(ctx, l.from, l.to, l.f.cfg.Login, map[string]string{ref: target}); err != nil {
 		l.refused("branch "+l.rec.Branch, err)

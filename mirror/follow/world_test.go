@@ -26,7 +26,8 @@ type host struct {
 	root, url string
 	private   atomic.Bool // only svc and its password are let in
 	down      atomic.Bool
-	pushed    atomic.Int64 // questions about pushes
+	pushed    atomic.Int64                  // questions about pushes
+	slow      atomic.Pointer[chan struct{}] // what is asked of /slow.git waits for it
 }
 
 func newHost(t *testing.T) *host {
@@ -39,6 +40,9 @@ func newHost(t *testing.T) *host {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if h.down.Load() {
 			panic(http.ErrAbortHandler)
+		}
+		if wait := h.slow.Load(); wait != nil && strings.HasPrefix(r.URL.Path, "/slow") {
+			<-*wait
 		}
 		if strings.Contains(r.URL.String(), "receive-pack") {
 			h.pushed.Add(1)
@@ -104,6 +108,7 @@ type forge struct {
 	refuse    error // to protect
 	undone    []time.Time
 	undo      []string
+	undoErr   error
 	defaults  []string
 }
 
@@ -134,7 +139,7 @@ func (f *forge) UndoKeywords(_ context.Context, since time.Time) ([]string, erro
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.undone = append(f.undone, since)
-	return f.undo, nil
+	return f.undo, f.undoErr
 }
 
 func newWorld(t *testing.T) *world {
