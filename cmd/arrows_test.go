@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"mirror":           {"mirror/gitproc", "mirror/smarthttp"},
 	"mirror/cache":     {"mirror/gitproc", "mirror/smarthttp"},
 	"mirror/gitproc":   {"mirror/smarthttp"},
+	"mirror/follow":    {"mirror/cache"},
 	"mirror/smarthttp": {},
 	"podapi":           {"podapi"},
 	"pods":             {"pods/podfile", "pods/podman", "podapi"},

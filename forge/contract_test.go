@@ -224,6 +224,8 @@ var exercises = map[string][][]any{
 	"LabeledIssues":    {{"devaipod"}},
 	"MissingScopes":    {{"read:user", "write:repository", "write:issue", "write:admin"}},
 	"Me":               {{}},
+	"MergeByPush":      {{repo}},
+	"ProtectBranch":    {{repo, "main"}, {repo, "none"}},
 	"PullFiles":        {{repo, int64(3)}},
 	"PullForBranch":    {{repo, "agent/1-x"}, {repo, "agent/1-x"}},
 	"PutComment":       {{repo, int64(1), "marker", "new"}, {repo, int64(2), "marker", "new"}},
@@ -231,22 +233,30 @@ var exercises = map[string][][]any{
 	"RemoveSystemHook": {{"http://127.0.0.1:8090/there"}},
 	"Repositories":     {{}},
 	"Repository":       {{repo}},
+	"RepositoryByID":   {{int64(1)}},
 	"RequestReview":    {{repo, int64(3), "ann"}},
+	"SetDefaultBranch": {{repo, "main"}},
 	"SetPassword":      {{"bot", "password"}},
 	"SetState":         {{forge.Issue{Repo: repo, Number: 1, Labels: []string{"agent/working"}}, "review"}, {forge.Issue{Repo: repo, Number: 1, Labels: []string{"agent/working"}}, ""}},
+	"UndoKeywords":     {{time.Unix(1700000000, 0)}},
+	"UnprotectBranch":  {{repo, "main"}},
 	"Version":          {{}},
 	"WhoAmI":           {{}},
 }
 
 // answers of the fake forge to reads; all else succeeds with an empty object.
 var answers = map[string]string{
-	"/version":                                     `{"version": "11.0.3+gitea-1.22.0"}`,
-	"/api/forgejo/v1/version":                      `{"version": "11.0.3+gitea-1.22.0"}`,
-	"/user":                                        `{"login": "ann", "is_admin": true}`,
-	"/users/ann":                                   `{"login": "ann", "active": true}`,
-	"/admin/hooks":                                 `[{"id": 5, "config": {"url": "http://127.0.0.1:8090/there"}}]`,
+	"/version":                `{"version": "11.0.3+gitea-1.22.0"}`,
+	"/api/forgejo/v1/version": `{"version": "11.0.3+gitea-1.22.0"}`,
+	"/user":                   `{"login": "ann", "is_admin": true}`,
+	"/users/ann":              `{"login": "ann", "active": true}`,
+	"/admin/hooks":            `[{"id": 5, "config": {"url": "http://127.0.0.1:8090/there"}}]`,
+	"/repositories/1":         `{"id": 1, "name": "full", "owner": {"login": "ann"}}`,
+	"/repos/ann/full/branch_protections/main":      `{"rule_name": "main", "enable_push": false}`,
+	"/repos/ann/full/branches/main":                `{"name": "main", "effective_branch_protection_name": "main", "user_can_push": true, "user_can_merge": true}`,
 	"/repos/search":                                `{"data": []}`,
-	"/repos/issues/search":                         `[]`,
+	"/repos/issues/search":                         `[{"id": 5, "number": 5, "state": "closed", "repository": {"id": 1, "full_name": "ann/full"}}]`,
+	"/repos/ann/full/issues/5/timeline":            `[{"id": 9, "type": "close", "user": {"login": "svc"}}]`,
 	"/repos/ann/full":                              `{"name": "full", "owner": {"login": "ann"}, "permissions": {"push": true}}`,
 	"/repos/ann/full/labels":                       `[{"id": 1, "name": "devaipod", "exclusive": true}, {"id": 2, "name": "agent/working", "exclusive": true}, {"id": 3, "name": "agent/review", "exclusive": true}]`,
 	"/repos/ann/full/branches":                     `[]`,
@@ -265,7 +275,8 @@ var answers = map[string]string{
 
 // later are other answers, from the second time on that a method's client asks.
 var later = map[string]string{
-	"/repos/ann/full/pulls": `[{"number": 4, "state": "open", "title": "newer", "user": {"login": "bot"}, "head": {"label": "agent/9-z", "ref": "agent/9-z", "repo": {"id": 1}}, "base": {"ref": "main", "repo": {"id": 1}}}]`,
+	"/repos/ann/full/issues/5/timeline": `[]`,
+	"/repos/ann/full/pulls":             `[{"number": 4, "state": "open", "title": "newer", "user": {"login": "bot"}, "head": {"label": "agent/9-z", "ref": "agent/9-z", "repo": {"id": 1}}, "base": {"ref": "main", "repo": {"id": 1}}}]`,
 }
 
 // record runs all exercises, against what looks like Forgejo in a sub-path.

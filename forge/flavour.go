@@ -29,6 +29,15 @@ type flavour struct {
 // the sibling refuses "forgejo" with 422.
 func (v Version) hookType() string { return v.Software }
 
+// adminsToo is the field of a branch's rule that holds site admins to it as
+// well; each of the two ignores the other's.
+func (v Version) adminsToo() string {
+	if v.Software == "gitea" {
+		return "block_admin_merge_override" // since 1.23; what they push is held to it anyway
+	}
+	return "apply_to_admins"
+}
+
 // nativeVersion is in an API that Forgejo alone has. Source: Forgejo's
 // public/assets/forgejo/api.v1.yml.
 const nativeVersion = "/api/forgejo/v1/version"

@@ -22,29 +22,38 @@ type pullIndex struct {
 // repository itself, in whatever state. All are listed the first time; later
 // it costs two calls, however many there are.
 func (c *Client) PullForBranch(ctx context.Context, r Repo, head string) (Pull, bool, error) {
-	c.mu.Lock()
-	known := c.pulls[r]
-	c.mu.Unlock()
-	index, listed, err := c.listPulls(ctx, r, known)
+	index, listed, known, err := c.pullsOf(ctx, r)
 	if err != nil {
 		return Pull{}, false, err
 	}
-	c.mu.Lock()
-	c.pulls[r] = index
-	c.mu.Unlock()
 	n := index.byBranch[head]
 	if p, ok := listed[n]; ok || n == 0 {
 		return p, ok, nil
 	}
 	var got pullJSON
 	err = c.do(ctx, call{method: "GET", path: r.path("/pulls/%d", n)}, &got)
-	if errors.Is(err, ErrNotFound) && known != nil { // it was deleted: is there an older one?
+	if errors.Is(err, ErrNotFound) && known { // it was deleted: is there an older one?
 		c.mu.Lock()
 		delete(c.pulls, r)
 		c.mu.Unlock()
 		return c.PullForBranch(ctx, r, head)
 	}
 	return pullOf(got), err == nil, err
+}
+
+// pullsOf brings a repository's index up to date; known tells whether there was
+// one.
+func (c *Client) pullsOf(ctx context.Context, r Repo) (index *pullIndex, listed map[int64]Pull, known bool, err error) {
+	c.mu.Lock()
+	have := c.pulls[r]
+	c.mu.Unlock()
+	if index, listed, err = c.listPulls(ctx, r, have); err != nil {
+		return nil, nil, false, err
+	}
+	c.mu.Lock()
+	c.pulls[r] = index
+	c.mu.Unlock()
+	return index, listed, have != nil, nil
 }
 
 // listPulls lists what came to an index, which may be nil, and returns a new

@@ -37,6 +37,16 @@ func (c *Client) Repository(ctx context.Context, r Repo) (RepoInfo, error) {
 	return infoOf(got), nil
 }
 
+// RepositoryByID reads one by the number that stays when it is renamed;
+// ErrNotFound when it is gone.
+func (c *Client) RepositoryByID(ctx context.Context, id int64) (RepoInfo, error) {
+	var got sdk.Repository
+	if err := c.do(ctx, call{method: "GET", path: fmt.Sprintf("/repositories/%d", id)}, &got); err != nil {
+		return RepoInfo{}, err
+	}
+	return infoOf(got), nil
+}
+
 // Repositories lists all that the token's account can see.
 func (c *Client) Repositories(ctx context.Context) ([]RepoInfo, error) {
 	var out []RepoInfo

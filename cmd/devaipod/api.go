@@ -35,6 +35,7 @@ func (s *service) apiHandler() http.Handler {
 		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load(), Trouble: s.loop.Trouble(), Basis: s.basis})
 	})
 	mux.HandleFunc("GET /api/pods", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.loop.Views()) })
+	s.followHandler(mux)
 	const pod = "/api/pods/{owner}/{repo}/{issue}"
 	mux.HandleFunc("GET "+pod, s.keyed(func(w http.ResponseWriter, _ *http.Request, k reconcile.Key) {
 		v, ok := s.loop.View(k)

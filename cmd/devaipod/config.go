@@ -41,6 +41,7 @@ type config struct {
 		MaxAge        time.Duration `mapstructure:"max_age"`
 		MaxSize       string        `mapstructure:"max_size"`
 		Interval      time.Duration `mapstructure:"interval"`
+		Follow        time.Duration `mapstructure:"follow"`
 		Hostnames     []string      `mapstructure:"hostnames"`
 		Host          []mirrorHost  `mapstructure:"host"`
 	} `mapstructure:"mirror"`
@@ -99,6 +100,7 @@ func defaults() map[string]any {
 		"mirror.max_age":        "15s",
 		"mirror.max_size":       "50GiB",
 		"mirror.interval":       "0s",
+		"mirror.follow":         "5m",
 		"mirror.hostnames":      []string{},
 		"mirror.host":           []map[string]string{},
 		"podman.socket":         "",
@@ -302,7 +304,7 @@ func (c config) validate() error {
 			return fmt.Errorf("mirror.host %q: there is a password in its url; give it to git's credential helper instead", h.Name)
 		}
 	}
-	for key, d := range map[string]time.Duration{"mirror.max_age": c.Mirror.MaxAge, "mirror.interval": c.Mirror.Interval} {
+	for key, d := range map[string]time.Duration{"mirror.max_age": c.Mirror.MaxAge, "mirror.interval": c.Mirror.Interval, "mirror.follow": c.Mirror.Follow} {
 		if d < 0 {
 			return fmt.Errorf("%s = %q: want 0s or more", key, d)
 		}

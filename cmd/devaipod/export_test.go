@@ -2,6 +2,7 @@ package main
 
 import (
 	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/mirror/follow"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -12,3 +13,13 @@ func NewForgePort(client *forge.Client, label, instance, bot string) reconcile.F
 
 // Run is the whole program.
 var Run = run
+
+// NewFollowForge is the forge as what follows upstreams sees it.
+func NewFollowForge(client *forge.Client) follow.Forge { return followForge{client} }
+
+// AddressOf is what the cache of a service at an address calls a URL.
+func AddressOf(listen, url string) (string, error) {
+	a := &app{}
+	a.cfg.Service.Listen = listen
+	return a.addressOf(url)
+}

@@ -23,7 +23,7 @@ import (
 func (a *app) forgeCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "forge", Short: "The local forge and the service beside it", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(a.forgeUpCmd(), a.forgeDownCmd(), a.forgeStatusCmd(), a.forgeOpenCmd(), a.forgeLogsCmd(), a.forgeAddCmd(), a.forgeJoinCmd())
+	cmd.AddCommand(a.forgeUpCmd(), a.forgeDownCmd(), a.forgeStatusCmd(), a.forgeOpenCmd(), a.forgeLogsCmd(), a.forgeAddCmd(), a.forgeFollowCmd(), a.forgeUnfollowCmd(), a.forgeSyncCmd(), a.forgeJoinCmd())
 	return cmd
 }
 

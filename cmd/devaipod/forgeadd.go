@@ -19,29 +19,41 @@ import (
 	"golang.org/x/term"
 
 	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/mirror/follow"
 )
 
 func (a *app) forgeAddCmd() *cobra.Command {
-	var as string
-	var private bool
+	var opts addOptions
 	cmd := &cobra.Command{
 		Use: "add REPO", Short: "Bring a repository into the forge", Args: args(cobra.ExactArgs(1)),
 		Long: `Copy a repository (a URL or a local path) into the forge: branches and tags, with
 the labels, and the bot as a collaborator. A private one is read with your own git
 credentials (git credential, ssh agent), which are not kept.
 
+From then on a copy of a URL follows it: the default branch and new tags come from
+there (devaipod forge sync does it now), and nobody but devaipod may push to the
+default branch or merge into it on the forge. With --no-follow it is copied once,
+and is yours to write.
+
 On a forge that was joined (forge.url), the URL of a repository that it has already
 readies that one: labels, and the bot as a collaborator.`,
 		RunE: func(cmd *cobra.Command, rest []string) error {
-			return a.forgeAdd(cmd.Context(), rest[0], as, private)
+			return a.forgeAdd(cmd.Context(), rest[0], opts)
 		},
 	}
-	cmd.Flags().StringVar(&as, "as", "", "`OWNER/NAME` on the forge (default: you, and the name it has)")
-	cmd.Flags().BoolVar(&private, "private", false, "only those you let in may see it on the forge")
+	cmd.Flags().StringVar(&opts.as, "as", "", "`OWNER/NAME` on the forge (default: you, and the name it has)")
+	cmd.Flags().BoolVar(&opts.private, "private", false, "only those you let in may see it on the forge")
+	cmd.Flags().BoolVar(&opts.noFollow, "no-follow", false, "copy it once: people merge and push on the forge")
 	return a.jsonFlag(cmd)
 }
 
-func (a *app) forgeAdd(ctx context.Context, source, as string, private bool) error {
+// addOptions are the flags of forge add.
+type addOptions struct {
+	as                string
+	private, noFollow bool
+}
+
+func (a *app) forgeAdd(ctx context.Context, source string, opts addOptions) error {
 	source, err := upstream(source)
 	if err != nil {
 		return err
@@ -50,9 +62,10 @@ func (a *app) forgeAdd(ctx context.Context, source, as string, private bool) err
 	if err != nil {
 		return err
 	}
-	if repo, ok := a.repoOf(source); ok && as == "" && a.cfg.joined() {
+	if repo, ok := a.repoOf(source); ok && opts.as == "" && a.cfg.joined() {
 		return a.adopt(ctx, creds, repo)
 	}
+	as := opts.as
 	if as == "" {
 		as = creds.Person + "/" + repoName(source)
 	}
@@ -65,7 +78,7 @@ func (a *app) forgeAdd(ctx context.Context, source, as string, private bool) err
 		return err
 	}
 	if _, err := client.Repository(ctx, repo); err == nil {
-		return &exitError{codeRefused, fmt.Errorf("%s is already on the forge (%s/%s); choose another name with --as", repo, a.cfg.forgeURL(), repo)}
+		return &exitError{codeRefused, fmt.Errorf("%s is already on the forge (%s/%s); choose another name with --as, or let it follow an upstream: devaipod forge follow %s URL", repo, a.cfg.forgeURL(), repo, repo)}
 	} else if !errors.Is(err, forge.ErrNotFound) {
 		return unreachable(err)
 	}
@@ -83,11 +96,40 @@ func (a *app) forgeAdd(ctx context.Context, source, as string, private bool) err
 	if err != nil {
 		return fmt.Errorf("%s has no default branch: %w", source, err)
 	}
-	info, err := a.addRepo(ctx, client, creds, repo, bare, strings.TrimSpace(string(head)), private)
+	info, err := a.addRepo(ctx, client, creds, repo, bare, strings.TrimSpace(string(head)), opts.private)
 	if err != nil {
 		return err
 	}
-	return a.tellAdded(repo, info)
+	follows := ""
+	if !opts.noFollow {
+		if follows, err = a.followAdded(ctx, creds, info, source, strings.TrimSpace(string(head))); err != nil {
+			return err
+		}
+	}
+	return a.tellAdded(repo, info, follows)
+}
+
+// followAdded lets a copy follow what it was made from, if that can be; it
+// returns what it follows, "" for nothing.
+func (a *app) followAdded(ctx context.Context, creds credentials, info forge.RepoInfo, source, head string) (string, error) {
+	addr, err := a.followed(source)
+	if errors.Is(err, errLocal) {
+		return "", nil
+	}
+	if err != nil {
+		a.step("not followed: %v; when it can be: devaipod forge follow %s %s", err, info.Repo, plain(source, 200))
+		return "", nil
+	}
+	service, err := a.serviceForge(creds)
+	if err != nil {
+		return "", err
+	}
+	rec := follow.Record{ID: info.ID, Repo: info.Repo.String(), Upstream: addr.String(), Branch: head}
+	if err := a.letFollow(ctx, service, rec); err != nil {
+		return "", err
+	}
+	a.tellFollows(rec)
+	return rec.Upstream, nil
 }
 
 // adopt readies a repository that a joined forge has already.
@@ -107,12 +149,12 @@ func (a *app) adopt(ctx context.Context, creds credentials, name string) error {
 	if err := prepareRepository(ctx, service, repo, a.cfg.Label); err != nil {
 		return err
 	}
-	return a.tellAdded(repo, info)
+	return a.tellAdded(repo, info, "")
 }
 
-func (a *app) tellAdded(repo forge.Repo, info forge.RepoInfo) error {
+func (a *app) tellAdded(repo forge.Repo, info forge.RepoInfo, follows string) error {
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(map[string]string{"repo": repo.String(), "url": info.HTMLURL, "clone_url": info.CloneURL})
+		return json.NewEncoder(a.out).Encode(map[string]string{"repo": repo.String(), "url": info.HTMLURL, "clone_url": info.CloneURL, "follows": follows})
 	}
 	_, err := fmt.Fprintln(a.out, info.HTMLURL)
 	return err

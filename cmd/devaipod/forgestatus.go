@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/mirror/follow"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
@@ -38,6 +39,8 @@ type forgeState struct {
 	} `json:"podman"`
 	Login        string   `json:"login,omitempty"`
 	Repositories []string `json:"repositories"`
+	// Followed are those that follow an upstream.
+	Followed []follow.View `json:"followed"`
 }
 
 func (a *app) forgeStatusCmd() *cobra.Command {
@@ -62,7 +65,7 @@ func (a *app) forgeStatusCmd() *cobra.Command {
 }
 
 func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
-	st := forgeState{Instance: a.cfg.Instance, Repositories: []string{}}
+	st := forgeState{Instance: a.cfg.Instance, Repositories: []string{}, Followed: []follow.View{}}
 	st.Forge.URL, st.Service.URL, st.Forge.Joined = a.cfg.forgeURL(), a.cfg.serviceURL(), a.cfg.joined()
 	st.Podman.Lacking = []string{}
 	creds, err := a.readCredentials()
@@ -97,6 +100,9 @@ func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 				st.Repositories = append(st.Repositories, r.Repo.String())
 			}
 		}
+	}
+	if st.Followed, err = a.followedNow(ctx); err != nil {
+		return st, err
 	}
 	var svc serviceStatus
 	if a.api().get(ctx, "/api/status", &svc) == nil {
@@ -134,15 +140,23 @@ func (a *app) printForgeStatus(st forgeState) error {
 		st.Instance, st.Forge.URL, forge,
 		st.Service.URL, state(st.Service.Running, fmt.Sprintf("running, pid %d", st.Service.PID)),
 		st.Podman.Socket, state(st.Podman.Version != "", st.Podman.Version), orDash(st.Login))
-	if st.Forge.Joined || err != nil {
+	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.out, "repositories (%d)\n", len(st.Repositories))
-	for _, r := range st.Repositories {
-		fmt.Fprintf(a.out, "  %s\n", r)
+	if !st.Forge.Joined {
+		fmt.Fprintf(a.out, "repositories (%d)\n", len(st.Repositories))
+		for _, r := range st.Repositories {
+			fmt.Fprintf(a.out, "  %s\n", r)
+		}
+	}
+	if len(st.Followed) > 0 {
+		fmt.Fprintf(a.out, "followed (%d)\n", len(st.Followed))
+	}
+	if err := a.printFollowed(st.Followed); err != nil || st.Forge.Joined {
+		return err
 	}
 	for _, what := range st.Podman.Lacking {
 		fmt.Fprintf(a.out, "WARNING   pods here have %s\n", what)
 	}
-	return err
+	return nil
 }

@@ -288,6 +288,11 @@ func (a *app) leaveForge(ctx context.Context) {
 		a.step("what this instance made on a forge stays there: %v", err)
 		return
 	}
+	if service, err := a.serviceForge(c); err != nil {
+		a.step("what this instance made on the forge stays there: %v", err)
+	} else if err := a.leaveFollowed(ctx, service); err != nil {
+		a.step("rules that let this instance alone write default branches stay on the forge: %v", err)
+	}
 	if c.Webhook != "" {
 		service, err := a.forgeWith(c.ServiceToken)
 		if err == nil {

@@ -17,6 +17,7 @@ import (
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
+	"codeberg.org/devaipod/devaipod/mirror/follow"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
@@ -25,17 +26,18 @@ import (
 
 // A service is one running `devaipod serve`.
 type service struct {
-	cfg   config
-	log   *slog.Logger
-	forge *forge.Client
-	pods  *podPort
-	loop  *reconcile.Loop
-	hook  http.Handler
-	cache *cache.Cache
-	count *prometheus.Registry
-	creds credentials
-	basis string
-	ready atomic.Bool // the first pass over everything is done
+	cfg    config
+	log    *slog.Logger
+	forge  *forge.Client
+	pods   *podPort
+	loop   *reconcile.Loop
+	hook   http.Handler
+	cache  *cache.Cache
+	count  *prometheus.Registry
+	creds  credentials
+	basis  string
+	follow *follow.Follower
+	ready  atomic.Bool // the first pass over everything is done
 
 	repos chan struct{} // capacity 1: a repository may be new
 }
@@ -118,6 +120,9 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	others, err := a.othersForPods(s.cache)
 	if err != nil {
+		return nil, err
+	}
+	if s.follow, err = a.newFollower(s.cache, client, creds); err != nil {
 		return nil, err
 	}
 	s.pods = &podPort{
@@ -238,6 +243,7 @@ func (s *service) run(ctx context.Context) error {
 		}()
 	}
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
+	go s.follow.Run(ctx)
 	if s.cfg.joined() {
 		s.tellJoined()
 	} else {

@@ -76,7 +76,8 @@ func (a *app) upstreams() (*upstreams, error) {
 		}
 		// What is read is as new as the forge, as soon as that is back.
 		up.hosts[forgeHost] = cache.Host{
-			URL: a.cfg.forgeURL(), Transport: transport, Refs: []string{"refs/pull/*/head"}, Always: true, Unchecked: true, Rest: time.Second, Identity: a.cfg.identify(client),
+			URL: a.cfg.forgeURL(), Transport: transport, Refs: []string{"refs/pull/*/head"}, Always: true, Unchecked: true, Rest: time.Second, Push: true,
+			Identity: a.cfg.identify(client),
 		}
 		up.logins[forgeHost] = login{creds.Bot, creds.BotToken}
 		patterns = append(patterns[:len(patterns):len(patterns)], forgeHost)

@@ -61,6 +61,8 @@ type Host struct {
 	// Rest is the longest that the host is left alone after failures; five minutes
 	// when 0.
 	Rest time.Duration
+	// Push lets [Cache.Push] write there.
+	Push bool
 }
 
 // An upstream is where one repository comes from.
@@ -168,6 +170,7 @@ type session struct {
 	home  *url.URL // of the host
 	allow func(Address) verdict
 	auth  string // value of the Authorization header, or ""
+	push  bool   // a child may push
 
 	mu    sync.Mutex
 	at    place
@@ -281,11 +284,16 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case s == nil:
 		http.Error(w, "no such session", http.StatusNotFound)
-	case r.Method == http.MethodGet && path == "info/refs" && r.URL.Query().Get("service") == uploadPack || r.Method == http.MethodPost && path == uploadPack:
+	case r.Method == http.MethodGet && path == "info/refs" && s.lets(r.URL.Query().Get("service")) || r.Method == http.MethodPost && s.lets(path):
 		s.serve(w, r, path)
 	default:
 		http.Error(w, "no such route", http.StatusNotFound)
 	}
+}
+
+// lets tells whether a child may use one of git's services there.
+func (s *session) lets(service string) bool {
+	return service == uploadPack || s.push && service == receivePack
 }
 
 func (s *session) serve(w http.ResponseWriter, r *http.Request, path string) {
