@@ -283,14 +283,14 @@ func (c *countReader) ReadByte() (byte, error) {
 
 // bytesText is a size for people.
 func bytesText(n int64) string {
-	const units = "kMGTPE"
-	if n < 1000 {
+	const units = "KMGTPE"
+	if n < 1<<10 {
 		return fmt.Sprintf("%d bytes", n)
 	}
-	v, i := float64(n)/1000, 0
-	for v >= 999.5 && i < len(units)-1 {
-		v /= 1000
+	v, i := float64(n)/(1<<10), 0
+	for v >= 1<<10 && i < len(units)-1 {
+		v /= 1 << 10
 		i++
 	}
-	return fmt.Sprintf("%.4g %cB", v, units[i])
+	return fmt.Sprintf("%.4g %ciB", v, units[i])
 }

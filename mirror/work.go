@@ -1,15 +1,21 @@
 package mirror
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
@@ -19,10 +25,38 @@ const maxDrain = 256 << 20
 
 // Rules say what one pod may do.
 type Rules struct {
-	// Repo is the only repository, "owner/name" as on the forge.
-	Repo string
+	// Repo is the only repository, "owner/name" as the pod calls it, and RepoID
+	// its number on the forge, by which it is found when it was renamed.
+	Repo   string
+	RepoID int64
 	// BranchPrefix is what every pushed branch starts with: "agent/3-".
 	BranchPrefix string
+	// Pusher tells who pushes now, to be recorded.
+	Pusher func() Pusher
+	// Lifts asks what trusted people allow this issue's agent to push for once;
+	// nil for nothing. It is asked when a push needs it.
+	Lifts func(ctx context.Context) ([]Lift, error)
+}
+
+// A Lift is a trusted person's permission to change one path in one push.
+type Lift struct {
+	ID   string // of the permission, part of a ref's name
+	Path string
+}
+
+// A Pusher is who pushes, as [Provenance] keeps it.
+type Pusher struct {
+	Pod   string `json:"pod"`
+	Issue string `json:"issue"` // "owner/name#3"
+	Task  string `json:"task"`  // the hash of the text that it was started for
+	Agent string `json:"agent"`
+	Model string `json:"model"`
+}
+
+// A Provenance is the git note of a pushed commit, one JSON object a line.
+type Provenance struct {
+	Pusher
+	At time.Time `json:"at"`
 }
 
 // Work answers /work/<owner>/<name>.git for pods: what they push goes to the
@@ -34,6 +68,16 @@ type Work struct {
 	wait  time.Duration
 	http  *http.Client
 	log   *slog.Logger
+
+	dir       string
+	known     func(ctx context.Context, repo string) (string, error)
+	name      func(ctx context.Context, id int64) (string, error)
+	limits    Limits
+	box       gitproc.Box
+	protected protected
+
+	locks  sync.Map // of *sync.Mutex, by repository
+	kicked chan struct{}
 }
 
 // WorkConfig is what [NewWork] needs.
@@ -47,11 +91,32 @@ type WorkConfig struct {
 	// Wait is how long git waits for a forge that does not answer, as while it is
 	// started again; a minute when 0.
 	Wait time.Duration
-	Log  *slog.Logger
+
+	// Dir is where the work store is.
+	Dir string
+	// Known brings the cache's copy of a repository up to date and returns its
+	// directory. A forge that is away is no error while there is a copy.
+	Known func(ctx context.Context, repo string) (dir string, err error)
+	// Name asks what a repository is called now; [ErrGone] when there is none.
+	Name func(ctx context.Context, id int64) (repo string, err error)
+	// Launcher is the command that puts git into a box ([gitproc.Enter]).
+	Launcher []string
+	Limits   Limits
+	// Protected are the paths that an agent must not change: directories where
+	// they end with a slash, else files.
+	Protected []string
+	Log       *slog.Logger
 }
 
-// NewWork checks cfg and returns an endpoint. It makes no call.
+// ErrGone is for a repository that the forge has no more.
+var ErrGone = errors.New("the forge has no such repository")
+
+// NewWork checks cfg, removes what a killed process left of pushes and returns an
+// endpoint. It makes no call. One process at a time may use a directory.
 func NewWork(cfg WorkConfig) (*Work, error) {
+	if cfg.Dir == "" || cfg.Known == nil || cfg.Name == nil || len(cfg.Launcher) == 0 || cfg.Log == nil {
+		return nil, errors.New("mirror: Dir, Known, Name, Launcher and Log must be set")
+	}
 	u, err := url.Parse(cfg.ForgeURL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, fmt.Errorf("forge URL %q: want http://HOST or https://HOST", cfg.ForgeURL)
@@ -67,31 +132,45 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 	if cfg.Wait == 0 {
 		cfg.Wait = time.Minute
 	}
-	return &Work{
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the work store: %w", err)
+	}
+	w := &Work{
 		forge: u, user: cfg.User, token: cfg.Token, wait: cfg.Wait, log: cfg.Log,
+		dir: cfg.Dir, known: cfg.Known, name: cfg.Name, limits: cfg.Limits, box: cfg.Limits.box(cfg.Launcher), protected: cfg.Protected,
+		kicked: make(chan struct{}, 1),
 		http: &http.Client{
 			// A redirect would carry the token to wherever the answer says.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 			Transport:     cfg.Transport,
 		},
-	}, nil
+	}
+	return w, w.sweep()
 }
 
 // Handler serves one pod by rules. It knows one repository, which reads answers
-// for where the pod fetches, and refuses all else.
-func (w *Work) Handler(rules Rules, reads http.Handler) http.Handler {
+// for where the pod fetches, under the name that it has now, and refuses all
+// else.
+func (w *Work) Handler(rules Rules, reads func(repo string) http.Handler) http.Handler {
 	base := "/work/" + rules.Repo + ".git"
 	at := &place{repo: rules.Repo}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+base+"/info/refs", func(rw http.ResponseWriter, r *http.Request) {
 		const push = "git-receive-pack"
-		if r.URL.Query().Get("service") != push {
-			reads.ServeHTTP(rw, r)
+		if err := w.find(r.Context(), rules.RepoID, at); err != nil {
+			smarthttp.Refuse(rw, http.StatusNotFound, fmt.Sprintf("devaipod: %s: %s", rules.Repo, err))
 			return
 		}
-		w.forward(rw, r, at, "/info/refs?service="+push, nil)
+		if r.URL.Query().Get("service") != push {
+			reads(at.get()).ServeHTTP(rw, r)
+			return
+		}
+		at.prepare(func(repo string) (string, error) { return w.known(context.WithoutCancel(r.Context()), repo) })
+		w.advertise(rw, r, rules, at)
 	})
-	mux.Handle("POST "+base+"/git-upload-pack", reads)
+	mux.HandleFunc("POST "+base+"/git-upload-pack", func(rw http.ResponseWriter, r *http.Request) {
+		reads(at.get()).ServeHTTP(rw, r)
+	})
 	mux.HandleFunc("POST "+base+"/git-receive-pack", func(rw http.ResponseWriter, r *http.Request) {
 		w.receive(rw, r, rules, at)
 	})
@@ -101,7 +180,25 @@ func (w *Work) Handler(rules Rules, reads http.Handler) http.Handler {
 	return mux
 }
 
-// receive is the gate of pushes (invariant S4, refs).
+// find learns what the repository is called now. A forge that is away leaves the
+// name that was known last.
+func (w *Work) find(ctx context.Context, id int64, at *place) error {
+	repo, err := w.name(ctx, id)
+	if errors.Is(err, ErrGone) {
+		return err
+	}
+	if err != nil {
+		w.log.Debug("asking what a repository is called", "repo", at.get(), "err", err)
+		return nil
+	}
+	if repo != at.get() {
+		w.log.Info("the repository was renamed", "from", at.get(), "to", repo)
+		at.set(repo)
+	}
+	return nil
+}
+
+// receive is the gate of pushes (invariant S4): refs here, the rest in [push].
 func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at *place) {
 	body, err := smarthttp.Plain(r, r.Body)
 	if err != nil {
@@ -120,14 +217,18 @@ func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at 
 		if _, err := io.Copy(io.Discard, io.LimitReader(body, maxDrain)); err != nil {
 			w.log.Debug("reading the rest of a refused push", "repo", rules.Repo, "err", err)
 		}
-		answerRefused(rw, list, reasons)
+		answerRefused(rw, list, reasons, nil)
+		return
+	}
+	if len(list.commands) == 0 { // git asks whether it may push at all
+		rw.Header().Set("Content-Type", "application/x-git-receive-pack-result")
 		return
 	}
 	if r.Header.Get("Content-Encoding") != "" {
 		r.Header.Del("Content-Encoding") // undone above
 		r.ContentLength = -1
 	}
-	w.forward(rw, r, at, "/git-receive-pack", io.MultiReader(strings.NewReader(string(list.raw)), body))
+	(&push{w: w, rules: rules, at: at, list: list, rw: rw, r: r}).run(body)
 }
 
 // check returns why each ref is refused; none when the whole push may pass.
@@ -158,12 +259,15 @@ func (rules Rules) refusal(c command) string {
 	case c.deletes():
 		return "a pod may not delete branches; push a new commit instead"
 	}
+	if why := tricky(branch); why != "" {
+		return why + "; push to a branch with a plain name"
+	}
 	return ""
 }
 
 // answerRefused reports each ref as git's receive-pack would, and says the
-// reasons once more in full as remote messages.
-func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string]string) {
+// reasons once more in full as remote messages, and after them more lines.
+func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string]string, more []string) {
 	if !list.caps["report-status"] && !list.caps["report-status-v2"] {
 		smarthttp.Refuse(rw, http.StatusForbidden, "devaipod: push refused: "+anyOf(reasons))
 		return
@@ -175,9 +279,12 @@ func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string
 		if !bad {
 			why = "not pushed, as another ref of the same push was refused"
 		} else {
-			messages = fmt.Appendf(messages, "devaipod: refused %s: %s\n", smarthttp.Printable(c.ref), why)
+			messages = fmt.Appendf(messages, "devaipod: refused %s: %s\n", smarthttp.Printable(c.ref), smarthttp.Printable(why))
 		}
-		report = appendPktLine(report, fmt.Sprintf("ng %s %s\n", c.ref, why))
+		report = appendPktLine(report, fmt.Sprintf("ng %s %s\n", c.ref, smarthttp.Printable(why)))
+	}
+	for _, line := range more {
+		messages = fmt.Appendf(messages, "  %s\n", smarthttp.Printable(line))
 	}
 	report = append(report, "0000"...)
 
@@ -204,8 +311,9 @@ func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string
 // A place is where on the forge a pod's repository is: another than the pod
 // calls it where it was renamed.
 type place struct {
-	mu   sync.Mutex
-	repo string
+	mu    sync.Mutex
+	repo  string
+	ready func() (string, error) // the cache's copy for the push that follows, once
 }
 
 func (p *place) get() string {
@@ -218,6 +326,36 @@ func (p *place) set(repo string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.repo = repo
+}
+
+// prepare begins to bring the cache's copy up to date, while git works out what
+// to push.
+func (p *place) prepare(known func(repo string) (string, error)) {
+	type result struct {
+		dir string
+		err error
+	}
+	done := make(chan result, 1)
+	repo := p.get()
+	go func() {
+		dir, err := known(repo)
+		done <- result{dir, err}
+	}()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ready = func() (string, error) {
+		r := <-done
+		return r.dir, r.err
+	}
+}
+
+// prepared is what [place.prepare] began; nil when it was taken already.
+func (p *place) prepared() func() (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ready := p.ready
+	p.ready = nil
+	return ready
 }
 
 // ask sends a request to the forge.
@@ -240,22 +378,10 @@ func (w *Work) ask(r *http.Request, repo, suffix string, body io.Reader) (*http.
 }
 
 // askFirst sends git's first question, which can be sent again: it waits for a
-// forge that is away, and learns where a renamed repository is now.
+// forge that is away.
 func (w *Work) askFirst(r *http.Request, at *place, suffix string) (*http.Response, error) {
-	moves := 0
 	for end := time.Now().Add(w.wait); ; {
 		resp, err := w.ask(r, at.get(), suffix, nil)
-		if err == nil && resp.StatusCode/100 == 3 && moves < 3 {
-			moves++
-			if repo, ok := w.movedTo(resp, suffix); ok && repo != at.get() {
-				w.log.Info("the repository was renamed", "from", at.get(), "to", repo)
-				at.set(repo)
-				if err := resp.Body.Close(); err != nil {
-					return nil, err
-				}
-				continue
-			}
-		}
 		if err == nil || r.Context().Err() != nil || time.Now().After(end) {
 			return resp, err
 		}
@@ -266,33 +392,16 @@ func (w *Work) askFirst(r *http.Request, at *place, suffix string) (*http.Respon
 	}
 }
 
-// movedTo reads which repository of this forge a redirect leads to.
-func (w *Work) movedTo(resp *http.Response, suffix string) (repo string, ok bool) {
-	to, err := resp.Location()
-	if err != nil {
-		return "", false
-	}
-	rest, within := strings.CutPrefix(to.String(), strings.TrimSuffix(w.forge.String(), "/")+"/")
-	repo, git := strings.CutSuffix(rest, suffix)
-	repo = strings.TrimSuffix(repo, ".git")
-	return repo, within && git && strings.Count(repo, "/") == 1
-}
-
-// forward sends the request on to the forge and streams its answer back.
-func (w *Work) forward(rw http.ResponseWriter, r *http.Request, at *place, suffix string, body io.Reader) {
-	var resp *http.Response
-	var err error
-	if body == nil {
-		resp, err = w.askFirst(r, at, suffix)
-	} else if err = smarthttp.Duplex(rw); err == nil {
-		resp, err = w.ask(r, at.get(), suffix, body)
-	}
+// advertise tells a client what it may push onto: what the forge says, or, while
+// that is away, what is known of it.
+func (w *Work) advertise(rw http.ResponseWriter, r *http.Request, rules Rules, at *place) {
+	resp, err := w.askFirst(r, at, "/info/refs?service=git-receive-pack")
 	repo := at.get()
 	if err != nil {
 		if r.Context().Err() == nil {
 			w.log.Warn("the forge did not answer git", "repo", repo, "err", err)
+			w.advertiseKnown(rw, r, rules, at)
 		}
-		smarthttp.Refuse(rw, http.StatusBadGateway, "devaipod: the forge does not answer; try again in a minute")
 		return
 	}
 	defer resp.Body.Close()
@@ -308,6 +417,65 @@ func (w *Work) forward(rw http.ResponseWriter, r *http.Request, at *place, suffi
 		w.log.Warn("answering git", "repo", repo, "err", err)
 		panic(http.ErrAbortHandler) // a cut-off answer must not look whole
 	}
+}
+
+// advertiseKnown tells the refs of the cache's copy, and what waits for the forge.
+func (w *Work) advertiseKnown(rw http.ResponseWriter, r *http.Request, rules Rules, at *place) {
+	known, err := w.known(r.Context(), at.get())
+	if err != nil {
+		smarthttp.Refuse(rw, http.StatusBadGateway, "devaipod: the forge does not answer; try again in a minute")
+		return
+	}
+	lines, format, err := w.knownRefs(r.Context(), rules, known)
+	if err != nil {
+		w.log.Warn("telling what is known of a repository", "repo", at.get(), "err", err)
+		smarthttp.Refuse(rw, http.StatusInternalServerError, "devaipod: the forge does not answer, and what is known of it can't be read; try again in a minute")
+		return
+	}
+	caps := "\x00report-status side-band-64k quiet ofs-delta object-format=" + format + " agent=devaipod"
+	if len(lines) == 0 {
+		lines = []string{strings.Repeat("0", map[string]int{"sha1": 40, "sha256": 64}[format]) + " capabilities^{}"}
+	}
+	out := append(appendPktLine(nil, "# service=git-receive-pack\n"), "0000"...)
+	for i, line := range lines {
+		if i == 0 {
+			line += caps
+		}
+		out = appendPktLine(out, line+"\n")
+	}
+	rw.Header().Set("Content-Type", "application/x-git-receive-pack-advertisement")
+	rw.Header().Set("Cache-Control", "no-cache")
+	_, _ = rw.Write(append(out, "0000"...)) // the client is gone: nobody to tell
+}
+
+// knownRefs lists them as they are advertised.
+func (w *Work) knownRefs(ctx context.Context, rules Rules, known string) (lines []string, format string, err error) {
+	if format, err = objectFormat(ctx, known); err != nil {
+		return nil, "", err
+	}
+	s, err := w.openStore(ctx, rules.RepoID, known, format)
+	if err != nil {
+		return nil, "", err
+	}
+	found, err := refs(ctx, known, "refs/heads/", "refs/tags/")
+	if err != nil {
+		return nil, "", err
+	}
+	waiting, err := refs(ctx, s.dir, pending)
+	if err != nil {
+		return nil, "", err
+	}
+	all := map[string]string{}
+	for _, r := range found {
+		all[r.name] = r.id
+	}
+	for _, r := range waiting {
+		all["refs/"+strings.TrimPrefix(r.name, pending)] = r.id
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		lines = append(lines, all[name]+" "+name)
+	}
+	return lines, format, nil
 }
 
 func anyOf(m map[string]string) string {

@@ -161,12 +161,24 @@ func (m *Manager) needImage(ctx context.Context, ref string) error {
 	return nil
 }
 
+// Spec is what Ensure kept of a pod.
+func (m *Manager) Spec(k Key) (Spec, error) {
+	s, err := readSpec(m.RunDir(k))
+	if err != nil {
+		err = fmt.Errorf("the specification of %s is lost (%w): put its label on again", k, err)
+	}
+	return s, err
+}
+
+// Name is what a pod is called.
+func (m *Manager) Name(k Key) string { return Name(m.cfg.Instance, k) }
+
 // Resume makes a pod whole and starts it, from the specification that Ensure
 // kept.
 func (m *Manager) Resume(ctx context.Context, k Key) error {
-	s, err := readSpec(m.RunDir(k))
+	s, err := m.Spec(k)
 	if err != nil {
-		return fmt.Errorf("the specification of %s is lost (%w): put its label on again", k, err)
+		return err
 	}
 	if err := m.renewTools(ctx, &s); err != nil {
 		return err

@@ -45,6 +45,11 @@ type config struct {
 		Hostnames     []string      `mapstructure:"hostnames"`
 		Host          []mirrorHost  `mapstructure:"host"`
 	} `mapstructure:"mirror"`
+	Work struct {
+		MaxPush   string   `mapstructure:"max_push"`
+		MaxFile   string   `mapstructure:"max_file"`
+		Protected []string `mapstructure:"protected"`
+	} `mapstructure:"work"`
 	Podman struct {
 		Socket string `mapstructure:"socket"`
 	} `mapstructure:"podman"`
@@ -103,18 +108,25 @@ func defaults() map[string]any {
 		"mirror.follow":         "5m",
 		"mirror.hostnames":      []string{},
 		"mirror.host":           []map[string]string{},
-		"podman.socket":         "",
-		"agent.image":           "localhost/devaipod/agent:latest",
-		"agent.memory":          "4GiB",
-		"agent.max":             4,
-		"agent.upstreams":       []string{},
-		"agent.stall":           "10m",
-		"agent.deadline":        "4h",
-		"agent.rest":            "24h",
-		"model.api":             "openai",
-		"model.url":             "https://api.openai.com/v1",
-		"model.name":            "",
-		"model.key":             "model",
+		"work.max_push":         "500MiB",
+		"work.max_file":         "100MiB",
+		"work.protected": []string{
+			".forgejo/workflows/", ".gitea/workflows/", ".github/workflows/",
+			"CODEOWNERS", "docs/CODEOWNERS", ".forgejo/CODEOWNERS", ".gitea/CODEOWNERS", ".github/CODEOWNERS",
+			".devcontainer/", ".devcontainer.json",
+		},
+		"podman.socket":   "",
+		"agent.image":     "localhost/devaipod/agent:latest",
+		"agent.memory":    "4GiB",
+		"agent.max":       4,
+		"agent.upstreams": []string{},
+		"agent.stall":     "10m",
+		"agent.deadline":  "4h",
+		"agent.rest":      "24h",
+		"model.api":       "openai",
+		"model.url":       "https://api.openai.com/v1",
+		"model.name":      "",
+		"model.key":       "model",
 	}
 }
 
@@ -268,6 +280,20 @@ func defaultStateDir(instance string) string {
 
 var instanceName = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}$`)
 
+func (c config) validateWork() error {
+	for key, size := range map[string]string{"agent.memory": c.Agent.Memory, "work.max_push": c.Work.MaxPush, "work.max_file": c.Work.MaxFile} {
+		if _, err := parseBytes(size); err != nil {
+			return fmt.Errorf("%s = %q: %w", key, size, err)
+		}
+	}
+	for _, path := range c.Work.Protected {
+		if path == "" || path == "/" || path[0] == '/' {
+			return fmt.Errorf("work.protected: %q: want a path within the repository, like CODEOWNERS, with a slash at its end for a directory", path)
+		}
+	}
+	return nil
+}
+
 func (c config) validate() error {
 	if !instanceName.MatchString(c.Instance) {
 		return fmt.Errorf("instance %q: want 1 to 16 small letters and digits, a letter first", c.Instance)
@@ -320,8 +346,8 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if _, err := parseBytes(c.Agent.Memory); err != nil {
-		return fmt.Errorf("agent.memory = %q: %w", c.Agent.Memory, err)
+	if err := c.validateWork(); err != nil {
+		return err
 	}
 	if c.Model.API != "openai" && c.Model.API != "anthropic" {
 		return fmt.Errorf("model.api = %q: want openai (OpenAI's, or any compatible server's) or anthropic", c.Model.API)

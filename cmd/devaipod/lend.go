@@ -25,8 +25,7 @@ var errFetching = errors.New("its repository is being fetched into the cache, or
 func (s *service) lend(ctx context.Context, spec pods.Spec) (dir string, done func(), err error) {
 	within, cancel := context.WithTimeoutCause(ctx, lendWithin, errFetching)
 	defer cancel()
-	addr := cache.Address{Host: forgeHost, Path: spec.Owner + "/" + spec.Repo}
-	dir, done, err = s.cache.Lend(within, addr, s.cfg.identity(spec.RepoID))
+	dir, done, err = s.cache.Lend(within, forgeAddress(spec.Owner+"/"+spec.Repo), s.cfg.identity(spec.RepoID))
 	var other *cache.IdentityError
 	if !errors.Is(err, cache.ErrUnlendable) && !errors.As(err, &other) {
 		return dir, done, err

@@ -35,6 +35,7 @@ type podPort struct {
 	work    *mirror.Work
 	cache   *cache.Cache
 	others  http.Handler // repositories of other hosts
+	lifts   func(ctx context.Context, k reconcile.Key) ([]mirror.Lift, error)
 	spec    func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
 	revive  func(context.Context) error // starts podman's service again, if it is ours
 	keep    string                      // directory of tasks that have not started yet
@@ -94,7 +95,7 @@ func (p *podPort) Begin(ctx context.Context, t reconcile.Task) error {
 	if err != nil {
 		return err
 	}
-	if err := p.open(t.Key); err != nil {
+	if err := p.open(spec); err != nil {
 		return err
 	}
 	_, err = p.manager.Ensure(ctx, spec)
@@ -102,7 +103,11 @@ func (p *podPort) Begin(ctx context.Context, t reconcile.Task) error {
 }
 
 func (p *podPort) Resume(ctx context.Context, k reconcile.Key) error {
-	if err := p.open(k); err != nil {
+	spec, err := p.manager.Spec(pods.Key(k))
+	if err != nil {
+		return err
+	}
+	if err := p.open(spec); err != nil {
 		return err
 	}
 	return p.manager.Resume(ctx, pods.Key(k))
@@ -190,10 +195,11 @@ func readTask(file string) (*reconcile.Task, error) {
 }
 
 // open makes the pod's door unless it is there.
-func (p *podPort) open(k reconcile.Key) error {
+func (p *podPort) open(spec pods.Spec) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	dir := p.manager.RunDir(pods.Key(k))
+	k := reconcile.Key(spec.Key)
+	dir := p.manager.RunDir(spec.Key)
 	if old := p.doors[k]; old != nil {
 		if _, err := os.Stat(filepath.Join(dir, podfile.ServiceSocket)); err == nil {
 			return nil
@@ -211,8 +217,7 @@ func (p *podPort) open(k reconcile.Key) error {
 		return err
 	}
 	mux := http.NewServeMux()
-	repo := cache.Address{Host: forgeHost, Path: k.Owner + "/" + k.Repo}
-	mux.Handle("/work/", p.work.Handler(mirror.Rules{Repo: repo.Path, BranchPrefix: pods.BranchPrefix(k.Issue)}, p.cache.Reads(repo)))
+	mux.Handle("/work/", p.work.Handler(p.rules(spec), func(repo string) http.Handler { return p.cache.Reads(forgeAddress(repo)) }))
 	mux.Handle("/git/", p.others)
 	mux.HandleFunc("GET /dial/model", p.dialModel)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelWarn)}
@@ -223,6 +228,25 @@ func (p *podPort) open(k reconcile.Key) error {
 		}
 	}()
 	return nil
+}
+
+// forgeAddress is what the cache calls a repository of the instance's forge.
+func forgeAddress(repo string) cache.Address { return cache.Address{Host: forgeHost, Path: repo} }
+
+// rules are what a pod may push.
+func (p *podPort) rules(spec pods.Spec) mirror.Rules {
+	k := reconcile.Key(spec.Key)
+	return mirror.Rules{
+		Repo: k.Owner + "/" + k.Repo, RepoID: spec.RepoID, BranchPrefix: pods.BranchPrefix(k.Issue),
+		Lifts: func(ctx context.Context) ([]mirror.Lift, error) { return p.lifts(ctx, k) },
+		Pusher: func() mirror.Pusher {
+			now, err := p.manager.Spec(spec.Key) // a new label event changes it
+			if err != nil {
+				now = spec
+			}
+			return mirror.Pusher{Pod: p.manager.Name(spec.Key), Issue: k.String(), Task: now.Pin.TextHash, Agent: "opencode", Model: now.Model.Name}
+		},
+	}
 }
 
 func (p *podPort) shut(k reconcile.Key) error {
@@ -243,10 +267,16 @@ func (p *podPort) openAll(ctx context.Context) error {
 		return err
 	}
 	for _, f := range found {
-		if f.Control.Running {
-			if err := p.open(reconcile.Key(f.Key)); err != nil {
-				return err
-			}
+		if !f.Control.Running {
+			continue
+		}
+		spec, err := p.manager.Spec(f.Key)
+		if err != nil { // the loop says so on its issue, when it is to go on
+			p.log.Warn("a pod that runs gets no door", "issue", f.Key.String(), "err", err)
+			continue
+		}
+		if err := p.open(spec); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -33,6 +33,7 @@ type service struct {
 	loop   *reconcile.Loop
 	hook   http.Handler
 	cache  *cache.Cache
+	work   *mirror.Work
 	count  *prometheus.Registry
 	creds  credentials
 	basis  string
@@ -105,17 +106,15 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
-	work, err := mirror.NewWork(mirror.WorkConfig{
-		ForgeURL: a.cfg.forgeURL(), User: creds.Bot, Token: func() string { return creds.BotToken }, Transport: transport, Log: a.log,
-	})
-	if err != nil {
-		return nil, err
-	}
 	tools, err := a.tools(ctx, manager)
 	if err != nil {
 		return nil, err
 	}
 	if s.cache, err = a.openCache(s.count); err != nil {
+		return nil, err
+	}
+	work, err := s.newWork(a, transport)
+	if err != nil {
 		return nil, err
 	}
 	others, err := a.othersForPods(s.cache)
@@ -126,9 +125,10 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		return nil, err
 	}
 	s.pods = &podPort{
-		manager: manager, work: work, cache: s.cache, others: others, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
+		manager: manager, work: work, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
 		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, manager, tools) },
 	}
+	s.work = work
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
 	s.loop, err = reconcile.New(reconcile.Config{
 		Forge: forgePort{client: client, label: a.cfg.Label, instance: a.cfg.Instance, bot: creds.Bot, prepare: s.prepareWanted()},
@@ -243,6 +243,7 @@ func (s *service) run(ctx context.Context) error {
 		}()
 	}
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
+	go s.work.Run(ctx)  //nolint:errcheck // the same
 	go s.follow.Run(ctx)
 	if s.cfg.joined() {
 		s.tellJoined()

@@ -51,6 +51,15 @@ func (a *app) revivePodman(ctx context.Context) error {
 
 // tools makes the image that holds devaipod-pod, which lies beside this binary.
 func (a *app) tools(ctx context.Context, m *pods.Manager) (string, error) {
+	binary, err := podBinary()
+	if err != nil {
+		return "", err
+	}
+	return m.EnsureTools(ctx, binary)
+}
+
+// podBinary is devaipod-pod, beside this program.
+func podBinary() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
@@ -62,7 +71,7 @@ func (a *app) tools(ctx context.Context, m *pods.Manager) (string, error) {
 	if _, err := os.Stat(binary); err != nil {
 		return "", fmt.Errorf("devaipod-pod must lie beside devaipod: %w; build both with `make build`", err)
 	}
-	return m.EnsureTools(ctx, binary)
+	return binary, nil
 }
 
 // stack is the forge's stack for this configuration.

@@ -1,0 +1,24 @@
+package cache
+
+import (
+	"context"
+	"errors"
+)
+
+// Here brings a repository up to date, by our own credentials, and returns its
+// bare directory, which is to be read and not to be written. An upstream that is
+// away is no error while there is a copy. What is to outlive the repository
+// borrows by [Cache.Lend] instead.
+func (c *Cache) Here(ctx context.Context, addr Address) (dir string, err error) {
+	r := c.repo(addr)
+	limit := c.cfg.MaxAge
+	if c.cfg.Hosts[addr.Host].Always {
+		limit = 0
+	}
+	st, err := r.fresh(ctx, access{ours: true}, limit)
+	var away *unreachableError
+	if errors.As(err, &away) && st.Generation != "" {
+		err = nil
+	}
+	return r.git(), err
+}

@@ -1,0 +1,408 @@
+package mirror
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
+)
+
+// A push on its way through the gate (invariant S4). Its pack goes to git in a
+// quarantine of ours and to the forge at the same time, but for its last bytes:
+// the forge gets those, without which it throws the rest away, once the push is
+// taken.
+type push struct {
+	w     *Work
+	rules Rules
+	at    *place
+	list  *commandList
+	rw    http.ResponseWriter
+	r     *http.Request
+	q     *quarantine
+
+	forge *forgePush
+}
+
+// A refusal is why a push is not taken, in words for each of its refs.
+type refusal struct {
+	short string   // one line
+	lines []string // more of it
+}
+
+func (r *refusal) Error() string { return r.short }
+
+// run takes the push or refuses it, and answers.
+func (p *push) run(body io.Reader) {
+	err := p.take(p.r.Context(), body)
+	if err == nil || p.r.Context().Err() != nil {
+		return
+	}
+	var no *refusal
+	if !errors.As(err, &no) {
+		p.w.log.Warn("a push failed", "repo", p.at.get(), "err", err)
+		no = &refusal{short: "devaipod could not take the push; try again in a minute (its log has more)"}
+	} else {
+		p.w.log.Warn("push refused", "repo", p.at.get(), "why", no.short)
+	}
+	if _, err := io.Copy(io.Discard, io.LimitReader(body, maxDrain)); err != nil {
+		p.w.log.Debug("reading the rest of a refused push", "repo", p.at.get(), "err", err)
+	}
+	reasons := map[string]string{}
+	for _, c := range p.list.commands {
+		reasons[c.ref] = no.short
+	}
+	answerRefused(p.rw, p.list, reasons, no.lines)
+}
+
+func (p *push) take(ctx context.Context, body io.Reader) error {
+	ready := p.at.prepared()
+	if ready == nil {
+		ready = func() (string, error) { return p.w.known(ctx, p.at.get()) }
+	}
+	known, err := ready()
+	if err != nil {
+		return fmt.Errorf("reading what the forge has: %w", err)
+	}
+	format := "sha1"
+	if len(p.list.commands[0].new) == 64 {
+		format = "sha256"
+	}
+	s, err := p.w.openStore(ctx, p.rules.RepoID, known, format)
+	if err != nil {
+		return err
+	}
+	if p.q, err = s.quarantine(); err != nil {
+		return err
+	}
+	defer p.q.close() //nolint:errcheck // the next start sweeps
+	ctx, stop := context.WithCancel(ctx)
+	defer stop() // which ends a request to the forge that was not completed
+	p.forge = p.w.pushTo(ctx, p.r, p.at.get(), p.list.raw)
+	trailer, err := p.unpack(ctx, body)
+	if err != nil {
+		return err
+	}
+	lifts, err := p.judge(ctx)
+	if err != nil {
+		return err
+	}
+	return p.deliver(ctx, trailer, lifts)
+}
+
+// unpack reads the pack into the quarantine, and to the forge as far as it may
+// have it yet.
+func (p *push) unpack(ctx context.Context, body io.Reader) (trailer []byte, err error) {
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		args := []string{"index-pack", "--stdin", "--fix-thin", "--strict=" + strings.Join(gitproc.Forgiven, "=ignore,") + "=ignore"}
+		err := p.q.git(ctx, r, io.Discard, args...)
+		r.CloseWithError(errors.Join(errIndexed, err))
+		done <- err
+	}()
+	trailer, err = readPack(body, len(p.list.commands[0].new)/2, p.w.limits, func(b []byte) error {
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		p.forge.write(b)
+		return nil
+	})
+	if err == nil {
+		_, err = w.Write(trailer)
+	}
+	w.CloseWithError(err)
+	indexed := <-done
+	var limit *LimitError
+	var said *gitproc.Error
+	switch {
+	case errors.As(err, &limit):
+		return nil, &refusal{short: limit.What, lines: []string{"What to do: " + limit.Next + "."}}
+	case errors.Is(err, errPack):
+		return nil, &refusal{short: err.Error()}
+	case errors.As(indexed, &said) && ours.MatchString(said.Said):
+		return nil, indexed
+	case errors.As(indexed, &said) && (err == nil || errors.Is(err, errIndexed)):
+		return nil, &refusal{short: "git refuses the push's objects: " + said.Said, lines: []string{"What to do: make the commit that has them anew, without what git complains of, and push again."}}
+	case err != nil:
+		return nil, err
+	}
+	return trailer, indexed
+}
+
+// ours is what git says of this machine, and not of what was pushed.
+var ours = regexp.MustCompile(`No space left|Disk quota|Read-only file|Input/output error|Permission denied|[Uu]nable to create|[Cc]annot fork`)
+
+// errIndexed ends the writing to a git that has ended.
+var errIndexed = errors.New("git reads no further")
+
+// judge looks at the commits that are new, and returns the permissions that they
+// need.
+func (p *push) judge(ctx context.Context) ([]Lift, error) {
+	trusted, err := p.q.trusted(ctx, p.rules.BranchPrefix)
+	if err != nil {
+		return nil, err
+	}
+	i := &inspection{git: p.q.git, trusted: trusted, protected: p.w.protected}
+	for _, c := range p.list.commands {
+		i.tips = append(i.tips, c.new)
+	}
+	if err := p.q.alike(ctx, p.list, i.add); err != nil {
+		return nil, err
+	}
+	found, err := i.run(ctx)
+	var said *gitproc.Error
+	if errors.As(err, &said) {
+		return nil, &refusal{short: "the push's commits can't be read: " + said.Said, lines: []string{"What to do: look whether git fsck finds your clone sound, and push again."}}
+	}
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	rest, used := p.lift(ctx, found)
+	if len(rest) > 0 {
+		return nil, refuse(rest)
+	}
+	return used, nil
+}
+
+// lift takes off what a trusted person has allowed and was not used up.
+func (p *push) lift(ctx context.Context, found []violation) (rest []violation, used []Lift) {
+	var all []Lift
+	for _, v := range found {
+		if v.lift && all == nil && p.rules.Lifts != nil {
+			var err error
+			if all, err = p.unused(ctx); err != nil {
+				p.w.log.Warn("what people allow could not be asked", "repo", p.at.get(), "err", err)
+				all = []Lift{}
+			}
+		}
+		i := slices.IndexFunc(all, func(l Lift) bool { return v.lift && l.Path == v.path })
+		switch {
+		case i < 0:
+			rest = append(rest, v)
+		case !slices.Contains(used, all[i]):
+			used = append(used, all[i])
+		}
+	}
+	return rest, used
+}
+
+// unused are the permissions that no push has used yet.
+func (p *push) unused(ctx context.Context) ([]Lift, error) {
+	all, err := p.rules.Lifts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	spent, err := refs(ctx, p.q.dir, lifted)
+	if err != nil {
+		return nil, err
+	}
+	out := []Lift{}
+	for _, l := range all {
+		gone := false
+		for _, r := range spent {
+			gone = gone || r.name == lifted+l.ID
+		}
+		if !gone {
+			out = append(out, l)
+		}
+	}
+	return out, nil
+}
+
+// refuse tells all that is wrong.
+func refuse(found []violation) *refusal {
+	r := &refusal{short: found[0].place()}
+	if n := len(found) - 1; n > 0 {
+		r.short += fmt.Sprintf(" (and %d more)", n)
+	}
+	for _, v := range found {
+		r.lines = append(r.lines, v.place()+": "+v.why+".", "  What to do: "+v.next+".")
+		if v.lift {
+			r.lines = append(r.lines, `  If the task needs it, say so: somebody who may push here can allow it once, with the comment "/allow-path `+shownPath(v.path)+`" on the issue.`)
+		}
+	}
+	return r
+}
+
+// deliver gives the forge the rest, and the client the forge's answer once what
+// it tells is kept here too. A forge that is away gets the push later.
+func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error {
+	answer, err := p.forge.finish(trailer)
+	var no *refusal
+	if errors.As(err, &no) {
+		return err
+	}
+	if err != nil {
+		return p.postpone(ctx, lifts, err)
+	}
+	var done []refUpdate
+	for _, c := range p.list.commands {
+		if name, ok := strings.CutPrefix(c.ref, "refs/"); ok && answer.ok[c.ref] {
+			done = append(done, refUpdate{accepted + name, c.new})
+		}
+	}
+	if len(done) > 0 {
+		if err := p.record(ctx, done, lifts); err != nil {
+			p.w.log.Error("a push that the forge has could not be recorded", "repo", p.at.get(), "err", err)
+		}
+	}
+	p.rw.Header().Set("Content-Type", "application/x-git-receive-pack-result")
+	p.rw.Header().Set("Cache-Control", "no-cache")
+	_, _ = p.rw.Write(answer.raw) // the client is gone: nobody to tell
+	return nil
+}
+
+// postpone keeps a push for a forge that is away.
+func (p *push) postpone(ctx context.Context, lifts []Lift, why error) error {
+	p.w.log.Warn("the forge did not take a push; it is kept, and delivered later", "repo", p.at.get(), "err", why)
+	var kept []refUpdate
+	for _, c := range p.list.commands {
+		kept = append(kept, refUpdate{pending + strings.TrimPrefix(c.ref, "refs/"), c.new})
+	}
+	if err := p.record(ctx, kept, lifts); err != nil {
+		return err
+	}
+	p.w.kick()
+	return &refusal{short: "not on the forge yet: it does not answer; devaipod keeps the commits and delivers them", lines: []string{
+		"The push was looked at and would have been taken, but the forge does not answer.",
+		"Your commits are kept here and go to the forge by themselves when it is back.",
+		"What to do: go on working. Pushing again later is not needed, and does no harm.",
+	}}
+}
+
+// record keeps the objects, and then the refs that need them.
+func (p *push) record(ctx context.Context, changes []refUpdate, lifts []Lift) error {
+	ctx = context.WithoutCancel(ctx) // it is done: a client that is gone changes nothing
+	for _, l := range lifts {
+		changes = append(changes, refUpdate{lifted + fmt.Sprint(l.ID), p.list.commands[0].new})
+	}
+	p.q.mu.Lock()
+	defer p.q.mu.Unlock()
+	if err := p.q.keep(); err != nil {
+		return err
+	}
+	if err := p.q.update(ctx, changes...); err != nil {
+		return err
+	}
+	text, err := json.Marshal(Provenance{Pusher: p.rules.Pusher(), At: time.Now().UTC().Truncate(time.Second)})
+	if err != nil {
+		return err
+	}
+	for _, c := range p.list.commands {
+		if err := p.q.note(ctx, c.new, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A forgePush is a push's request to the forge.
+type forgePush struct {
+	body *io.PipeWriter
+	done chan struct{}
+	resp *http.Response
+	err  error
+	away bool
+}
+
+// pushTo begins one with head, its list of commands.
+func (w *Work) pushTo(ctx context.Context, r *http.Request, repo string, head []byte) *forgePush {
+	pr, pw := io.Pipe()
+	f := &forgePush{body: pw, done: make(chan struct{})}
+	go func() {
+		defer close(f.done)
+		body := struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(head), pr), pr}
+		f.resp, f.err = w.ask(r.Clone(ctx), repo, "/git-receive-pack", body) //nolint:bodyclose // by finish, or by ctx
+		if f.err != nil || f.resp.StatusCode != http.StatusOK {
+			pr.CloseWithError(errAnswered)
+		}
+	}()
+	return f
+}
+
+// errAnswered ends the sending to a forge that has answered.
+var errAnswered = errors.New("the forge takes no more")
+
+// write passes on a part of the pack. A forge that takes no more is found out at
+// the end.
+func (f *forgePush) write(b []byte) {
+	if !f.away {
+		_, err := f.body.Write(b)
+		f.away = err != nil
+	}
+}
+
+// maxAnswer bounds a forge's answer to a push, in bytes.
+const maxAnswer = 4 << 20
+
+// A pushAnswer is what the forge says of a push.
+type pushAnswer struct {
+	raw []byte
+	ok  map[string]bool // the refs that it took
+}
+
+// finish sends the rest and reads the answer. An error means that the forge is
+// away, or that nobody knows what became of it.
+func (f *forgePush) finish(rest []byte) (*pushAnswer, error) {
+	f.write(rest)
+	_ = f.body.Close() // always nil
+	<-f.done
+	if f.err != nil {
+		return nil, f.err
+	}
+	defer f.resp.Body.Close()
+	switch code := f.resp.StatusCode; {
+	case code == http.StatusOK:
+	case code/100 == 5 || code == http.StatusTooManyRequests:
+		return nil, fmt.Errorf("the forge answered %s", f.resp.Status)
+	default:
+		return nil, &refusal{short: fmt.Sprintf("the forge answered %d; a person has to look (devaipod forge status)", code)}
+	}
+	raw, err := io.ReadAll(io.LimitReader(f.resp.Body, maxAnswer))
+	if err != nil {
+		return nil, err
+	}
+	ok, err := readReport(raw)
+	return &pushAnswer{raw, ok}, err
+}
+
+// readReport reads which refs were taken (gitprotocol-pack(5), Report Status),
+// within a side band or without.
+func readReport(raw []byte) (map[string]bool, error) {
+	ok := map[string]bool{}
+	var inner bytes.Buffer
+	report := func(line []byte) {
+		if ref, is := strings.CutPrefix(strings.TrimSuffix(string(line), "\n"), "ok "); is {
+			ok[ref] = true
+		}
+	}
+	err := readPkts(bufio.NewReader(bytes.NewReader(raw)), func(line []byte) {
+		switch line[0] {
+		case 1:
+			inner.Write(line[1:])
+		case 2, 3: // words for people
+		default:
+			report(line)
+		}
+	})
+	if err == nil && inner.Len() > 0 {
+		err = readPkts(bufio.NewReader(&inner), report)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the forge's answer to a push: %w", err)
+	}
+	return ok, nil
+}
