@@ -161,7 +161,7 @@ func (c *Cache) Push(ctx context.Context, from, to Address, as Login, refs map[s
 func (c *Cache) pushSome(ctx context.Context, u upstream, from Address, as Login, specs []string) error {
 	way := c.way(ctx, u, basicAuth(as.User, as.Password))
 	defer way.close()
-	way.session.push = true
+	way.session.push.Store(true)
 	said, result := &gitproc.Tail{Max: 8192}, &bytes.Buffer{}
 	args := append([]string{"push", "--porcelain", "--no-force", "--no-verify", "--no-recurse-submodules", "upstream"}, specs...)
 	err := way.run(ctx, gitproc.Child{Dir: c.repo(from).git(), Args: args, Stdout: result, Stderr: said})

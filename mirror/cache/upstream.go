@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -169,8 +170,8 @@ type session struct {
 	host  string   // as addresses call it
 	home  *url.URL // of the host
 	allow func(Address) verdict
-	auth  string // value of the Authorization header, or ""
-	push  bool   // a child may push
+	auth  string      // value of the Authorization header, or ""
+	push  atomic.Bool // a child may push
 
 	mu    sync.Mutex
 	at    place
@@ -293,7 +294,7 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // lets tells whether a child may use one of git's services there.
 func (s *session) lets(service string) bool {
-	return service == uploadPack || s.push && service == receivePack
+	return service == uploadPack || s.push.Load() && service == receivePack
 }
 
 func (s *session) serve(w http.ResponseWriter, r *http.Request, path string) {

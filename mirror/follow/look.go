@@ -153,16 +153,18 @@ const named = `[#!][0-9]|/(issues|pulls)/[0-9]`
 // the commits' messages.
 func (l *look) push(ctx context.Context, have, target string) (done bool) {
 	ref := "refs/heads/" + l.rec.Branch
-	if have != "" {
-		names, err := l.f.cfg.Cache.Mentions(ctx, l.from, have, target, named)
-		if err == nil && names {
-			l.rec.Pushed = l.f.cfg.Now().UTC()
-			err = l.f.cfg.Store.update(l.rec)
-		}
-		if err != nil {
-			l.troubleMarked("upstream", "broken", "reading the new commits: "+err.Error(), "it is tried again")
-			return false
-		}
+	var err error
+	names := have == "" // of a new branch the forge reads the last few commits
+	if !names {
+		names, err = l.f.cfg.Cache.Mentions(ctx, l.from, have, target, named)
+	}
+	if err == nil && names {
+		l.rec.Pushed = l.f.cfg.Now().UTC()
+		err = l.f.cfg.Store.update(l.rec)
+	}
+	if err != nil {
+		l.troubleMarked("upstream", "broken", "reading the new commits: "+err.Error(), "it is tried again")
+		return false
 	}
 	if !l.rec.Pushed.IsZero() {
 		defer signal(l.f.pushed)
