@@ -61,7 +61,7 @@ func (p *push) run(body io.Reader) {
 	for _, c := range p.list.commands {
 		reasons[c.ref] = no.short
 	}
-	answerRefused(p.rw, p.list, reasons, no.lines)
+	answer(p.rw, p.list, reasons, no.lines)
 }
 
 func (p *push) take(ctx context.Context, body io.Reader) error {
@@ -237,7 +237,7 @@ func refuse(found []violation) *refusal {
 // deliver gives the forge the rest, and the client the forge's answer once what
 // it tells is kept here too. A forge that is away gets the push later.
 func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error {
-	answer, err := p.forge.finish(trailer)
+	said, err := p.forge.finish(trailer)
 	var no *refusal
 	if errors.As(err, &no) {
 		return err
@@ -247,7 +247,7 @@ func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error 
 	}
 	var done []refUpdate
 	for _, c := range p.list.commands {
-		if name, ok := strings.CutPrefix(c.ref, "refs/"); ok && answer.ok[c.ref] {
+		if name, ok := strings.CutPrefix(c.ref, "refs/"); ok && said.ok[c.ref] {
 			done = append(done, refUpdate{accepted + name, c.new})
 		}
 	}
@@ -258,7 +258,7 @@ func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error 
 	}
 	p.rw.Header().Set("Content-Type", "application/x-git-receive-pack-result")
 	p.rw.Header().Set("Cache-Control", "no-cache")
-	_, _ = p.rw.Write(answer.raw) // the client is gone: nobody to tell
+	_, _ = p.rw.Write(said.raw) // the client is gone: nobody to tell
 	return nil
 }
 

@@ -25,6 +25,7 @@ import (
 //
 //	refs/accepted/heads/BRANCH  what was pushed last, and the forge has
 //	refs/pending/heads/BRANCH   what was pushed while the forge was away
+//	refs/saved/ISSUE/           what the issue's agent has done, pushed or not
 //	refs/lifted/ID              the commit for which a permission was used up
 //	refs/notes/pushes           who pushed a commit (git-notes(1))
 const (
@@ -80,10 +81,14 @@ func (s *store) child(in io.Reader, out io.Writer, args ...string) gitproc.Child
 
 // reads are the directories with objects that it sees.
 func (s *store) reads() []string {
-	if s.known == "" {
-		return []string{s.dir}
+	dirs, err := s.lenders()
+	if err != nil {
+		dirs = nil // and git says what it lacks
 	}
-	return []string{s.dir, s.known}
+	if s.known != "" {
+		dirs = append(dirs, s.known)
+	}
+	return append(dirs, s.dir)
 }
 
 // alternates let git see the cache's objects (git(1), Environment Variables).

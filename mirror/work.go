@@ -217,7 +217,7 @@ func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at 
 		if _, err := io.Copy(io.Discard, io.LimitReader(body, maxDrain)); err != nil {
 			w.log.Debug("reading the rest of a refused push", "repo", rules.Repo, "err", err)
 		}
-		answerRefused(rw, list, reasons, nil)
+		answer(rw, list, reasons, nil)
 		return
 	}
 	if len(list.commands) == 0 { // git asks whether it may push at all
@@ -265,9 +265,10 @@ func (rules Rules) refusal(c command) string {
 	return ""
 }
 
-// answerRefused reports each ref as git's receive-pack would, and says the
-// reasons once more in full as remote messages, and after them more lines.
-func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string]string, more []string) {
+// answer reports each ref as git's receive-pack would, all taken when there are no
+// reasons, and says these once more in full as remote messages, and after them
+// more lines.
+func answer(rw http.ResponseWriter, list *commandList, reasons map[string]string, more []string) {
 	if !list.caps["report-status"] && !list.caps["report-status-v2"] {
 		smarthttp.Refuse(rw, http.StatusForbidden, "devaipod: push refused: "+anyOf(reasons))
 		return
@@ -276,6 +277,10 @@ func answerRefused(rw http.ResponseWriter, list *commandList, reasons map[string
 	report = appendPktLine(report, "unpack ok\n")
 	for _, c := range list.commands {
 		why, bad := reasons[c.ref]
+		if len(reasons) == 0 {
+			report = appendPktLine(report, "ok "+c.ref+"\n")
+			continue
+		}
 		if !bad {
 			why = "not pushed, as another ref of the same push was refused"
 		} else {
@@ -432,20 +437,7 @@ func (w *Work) advertiseKnown(rw http.ResponseWriter, r *http.Request, rules Rul
 		smarthttp.Refuse(rw, http.StatusInternalServerError, "devaipod: the forge does not answer, and what is known of it can't be read; try again in a minute")
 		return
 	}
-	caps := "\x00report-status side-band-64k quiet ofs-delta object-format=" + format + " agent=devaipod"
-	if len(lines) == 0 {
-		lines = []string{strings.Repeat("0", map[string]int{"sha1": 40, "sha256": 64}[format]) + " capabilities^{}"}
-	}
-	out := append(appendPktLine(nil, "# service=git-receive-pack\n"), "0000"...)
-	for i, line := range lines {
-		if i == 0 {
-			line += caps
-		}
-		out = appendPktLine(out, line+"\n")
-	}
-	rw.Header().Set("Content-Type", "application/x-git-receive-pack-advertisement")
-	rw.Header().Set("Cache-Control", "no-cache")
-	_, _ = rw.Write(append(out, "0000"...)) // the client is gone: nobody to tell
+	tellRefs(rw, lines, format, "")
 }
 
 // knownRefs lists them as they are advertised.

@@ -119,7 +119,7 @@ func (b *Box) close(git string) error {
 		landlock.RODirs("/usr", "/bin", "/lib", "/lib64", "/nix/store", "/gnu/store", filepath.Dir(real)).IgnoreIfMissing(),
 		landlock.ROFiles("/etc/ld.so.cache", "/etc/ld.so.preload", "/dev/urandom", "/dev/random", "/dev/zero").IgnoreIfMissing(),
 		landlock.RWFiles("/dev/null").IgnoreIfMissing(),
-		landlock.RODirs(b.Read...),
+		landlock.RODirs(b.Read...).IgnoreIfMissing(),
 		landlock.RWDirs(b.Write...),
 	)
 	if err != nil {
