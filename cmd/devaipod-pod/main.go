@@ -1,6 +1,6 @@
 // Command devaipod-pod is what runs inside pods: the shim that is PID 1 of
-// agent and workspace, the control container's gate and pod-api, and the relay
-// beside the forge. People never call it.
+// agent and workspace, the control container's gate and pod-api, the saver, and
+// the relay beside the forge. People never call it.
 package main
 
 import (
