@@ -128,15 +128,12 @@ func TestNothingIsLost(t *testing.T) {
 	// of a machine with much else to do.
 	w := &worker{place: p, r: rand.New(rand.NewPCG(seed(t), 0)), since: map[string]time.Time{}, text: map[string]string{}, keep: 3 * time.Second}
 	saver := p.run("")
-	down, stopped := time.Duration(0), time.Now()
 	for range number(t, "TEST_STEPS", 120) {
 		what := w.step()
 		if w.r.IntN(12) == 0 {
 			saver.kill()
-			stopped = time.Now()
 			time.Sleep(time.Duration(w.r.IntN(50)) * time.Millisecond)
 			saver = p.run("")
-			down += time.Since(stopped)
 			what += ", kill"
 		}
 		if w.r.IntN(15) == 0 {

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -136,14 +134,6 @@ func weigh(fd int, most int) (size int64, more bool) {
 	}
 	walk(fd, 0)
 	return size, more
-}
-
-// steps splits a path of ours into its parts.
-func steps(path string) []string {
-	if path = filepath.Clean(path); path == "." {
-		return nil
-	}
-	return strings.Split(path, "/")
 }
 
 // reason is an error in few words, without our own paths.

@@ -94,12 +94,21 @@ type saver struct {
 	wake   chan struct{} // capacity 1: there is something to push
 }
 
-// Run saves what changes until ctx ends, and then once more. It returns an
-// error only when it can't begin.
+// Run saves what changes until ctx ends, and then once more. What goes wrong is
+// logged and tried again; an error is one of cfg.
 func Run(ctx context.Context, cfg Config) error {
-	s, stop, err := open(ctx, cfg)
-	if err != nil {
+	if err := cfg.fill(); err != nil {
 		return err
+	}
+	s, stop, err := open(ctx, cfg)
+	for wait := time.Second; err != nil; wait = min(2*wait, time.Minute) {
+		cfg.Log.Error("the saver can't begin; trying again", "err", err, "in", wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		s, stop, err = open(ctx, cfg)
 	}
 	defer stop()
 	if s.watch, err = newWatcher(s.log); err != nil {
@@ -129,6 +138,11 @@ func Run(ctx context.Context, cfg Config) error {
 // why it does not. The error is told in the result too.
 func Once(ctx context.Context, cfg Config) podfile.Saved {
 	out := podfile.Saved{At: time.Now().UTC().Truncate(time.Second)}
+	err := cfg.fill()
+	if err != nil {
+		out.Error = err.Error()
+		return out
+	}
 	s, stop, err := open(ctx, cfg)
 	if err == nil {
 		defer stop()
@@ -169,9 +183,6 @@ func (s *saver) once(ctx context.Context) error {
 
 // open takes up what is there and starts the way to the service.
 func open(ctx context.Context, cfg Config) (s *saver, stop func(), err error) {
-	if err := cfg.fill(); err != nil {
-		return nil, nil, err
-	}
 	waiting, cancel := context.WithTimeout(ctx, 2*cfg.LastSave)
 	defer cancel()
 	st, err := openStore(waiting, cfg.Home, podfile.SavedPrefix(cfg.Issue), cfg.GitTime, cfg.Borrow)
