@@ -23,6 +23,10 @@ func runSaver(ctx context.Context, args []string, stdout, stderr io.Writer, log 
 	f.StringVar(&cfg.Socket, "socket", podfile.SaveDir+"/"+podfile.SaveSocket, "where the service listens")
 	f.DurationVar(&cfg.Quiet, "quiet", 0, "how long there must be no change before a save (default 1s)")
 	f.DurationVar(&cfg.AtMost, "at-most", 0, "how long after the first change a save waits (default 3s)")
+	f.Func("borrow", "object `directory` that lasts as long as the pod, whose content is not copied; may be repeated", func(dir string) error {
+		cfg.Borrow = append(cfg.Borrow, dir)
+		return nil
+	})
 	once := f.Bool("once", false, "save everything, tell, and end")
 	if err := f.Parse(args); err != nil {
 		return 2, err

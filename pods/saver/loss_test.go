@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -234,6 +235,33 @@ func TestAKilledSaverGoesOn(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 	p.git(p.server, "fsck", "--strict")
+}
+
+// What many rounds leave is packed, and nothing of it gets lost.
+func TestUpkeep(t *testing.T) {
+	p := newPlace(t)
+	first := p.once().ID
+	git := filepath.Join(p.cfg.Home, "git")
+	for i := range 50 {
+		p.write("n", fmt.Sprint(i))
+		id := p.git(git, "hash-object", "-w", filepath.Join(p.clone, "n"))
+		cmd := exec.Command("git", "pack-objects", "--quiet", "objects/pack/pack")
+		cmd.Dir, cmd.Stdin = git, strings.NewReader(id+"\n")
+		must(t, cmd.Run())
+	}
+	packs := func() int {
+		all, err := filepath.Glob(git + "/objects/pack/*.pack")
+		must(t, err)
+		return len(all)
+	}
+	p.start()
+	p.eventually("it is packed", func() bool { return packs() < 10 })
+	p.write("n", "after")
+	p.eventually("it goes on", func() bool { return p.saved("n") == "after" })
+	if !p.reachable(first) {
+		t.Error("the first snapshot is gone")
+	}
+	p.git(git, "fsck", "--strict")
 }
 
 // A tree of 20,000 files, or as many as $TEST_FILES says.

@@ -75,6 +75,9 @@ func (s *saver) pending() (dirty map[*dir]map[string]bool, everything bool) {
 // wrong makes it begin anew.
 func (s *saver) readTree(ctx context.Context, dirty map[*dir]map[string]bool, everything bool) error {
 	s.watchAbove()
+	if s.written > s.cfg.Quota/2 { // packing may have made it less
+		s.written = s.store.size()
+	}
 	if s.tree.root == nil {
 		if err := s.store.emptyIndex(); err != nil {
 			return err
