@@ -126,7 +126,8 @@ func Run(ctx context.Context, cfg Config) error {
 	wg.Wait()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.LastSave)
 	defer cancel()
-	s.tree.watch, s.watch = nil, nil
+	s.tree.stopWatching()
+	s.watch = nil
 	if err := errors.Join(s.round(last), s.push(last)); err != nil {
 		s.log.Error("the last save", "err", err)
 	}

@@ -1,6 +1,7 @@
 package saver_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,9 +105,21 @@ func TestChangesAreSavedAsTheyAreMade(t *testing.T) {
 		step.do()
 		p.eventually(step.what, step.ok)
 	}
+	for i := range 8 { // whichever of the two names is looked at first
+		from, to := fmt.Sprint("moves/", i), fmt.Sprint("moves/", i+1)
+		if i == 0 {
+			p.write(from+"/deep/file", "0\n")
+			p.eventually("a folder that will move", func() bool { return p.saved(from+"/deep/file") == "0" })
+		}
+		must(t, os.Rename(filepath.Join(p.clone, from), filepath.Join(p.clone, to)))
+		p.eventually("it moved", func() bool { return p.saved(to+"/deep/file") != "(none)" })
+		p.write(to+"/deep/file", fmt.Sprint(i, "\n"))
+		p.eventually("an edit after it moved", func() bool { return p.saved(to+"/deep/file") == fmt.Sprint(i) })
+	}
+	must(t, os.RemoveAll(filepath.Join(p.clone, "moves")))
 	p.write("at-the-end", "nine\n")
 	stop()
-	if p.saved("at-the-end") != "nine" {
+	if p.saved("at-the-end") != "nine" || p.saved("moves/8/deep/file") != "(none)" {
 		t.Error("what was written last was not saved at the end")
 	}
 }

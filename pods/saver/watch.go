@@ -183,6 +183,9 @@ func (t *tree) dropWatch(d *dir) {
 	}
 }
 
+// stopWatching is for when the watcher has ended.
+func (t *tree) stopWatching() { t.watch, t.byWD = nil, map[int32]*dir{} }
+
 // unwatch ends all watches from d down.
 func (t *tree) unwatch(d *dir) {
 	for _, sub := range d.dirs {
