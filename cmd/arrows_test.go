@@ -32,6 +32,7 @@ var allowed = map[string][]string{
 	"pods/gate":        {"pods/podfile"},
 	"pods/shim":        {"pods/podfile", "pods/relay"},
 	"pods/relay":       {},
+	"pods/saver":       {"pods/podfile", "pods/relay"},
 	"pods/reconcile":   {},
 }
 

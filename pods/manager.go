@@ -97,6 +97,9 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	if err != nil {
 		return false, err
 	}
+	if err := m.makeSaveDir(s.Key); err != nil {
+		return false, err
+	}
 	m.change("podfile", s.Key)
 	err = podfile.Write(dir, &podfile.File{
 		Instance: m.cfg.Instance, Pod: Name(m.cfg.Instance, s.Key), Repo: s.Owner + "/" + s.Repo, Issue: s.Issue,
@@ -221,10 +224,11 @@ func (m *Manager) Sweep() error {
 	return err
 }
 
-// Stop ends a pod's containers and keeps everything.
+// Stop ends a pod's containers and keeps everything. The saver ends after the
+// agent: it saves what the agent did last.
 func (m *Manager) Stop(ctx context.Context, k Key) error {
-	for _, role := range []string{RoleAgent, RoleWorkspace, RoleControl} {
-		if err := m.podman.StopContainer(ctx, m.container(k, role), patience); err != nil {
+	for _, role := range []string{RoleAgent, RoleSaver, RoleWorkspace, RoleControl} {
+		if err := m.podman.StopContainer(ctx, m.container(k, role), stopTime(role)); err != nil {
 			return err
 		}
 	}
@@ -263,6 +267,7 @@ type Pod struct {
 	Pin                       Pin
 	Branch, Base              string
 	Agent, Control, Workspace podman.ContainerState
+	Saver                     podman.ContainerState
 }
 
 // List finds the instance's pods, by the specifications kept of them and by the
@@ -347,6 +352,8 @@ func (p *Pod) take(c podman.Thing) {
 		p.Control = st
 	case RoleWorkspace:
 		p.Workspace = st
+	case RoleSaver:
+		p.Saver = st
 	case RoleAgent:
 		p.Agent = st
 		p.Branch, p.Base = c.Labels[labelBranch], c.Labels[labelBase]

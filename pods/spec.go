@@ -78,6 +78,8 @@ const (
 	RoleControl   = "control"
 	RoleAgent     = "agent"
 	RoleWorkspace = "workspace"
+	RoleSaver     = "saver"
+	roleSaverOnce = "saver-once" // the saver, run to its end by Save
 )
 
 const (
@@ -85,21 +87,40 @@ const (
 	agentUser = "1000:1000"
 	maxPids   = 4096
 	patience  = 5 * time.Second // for a container to end by itself
+	// saverPatience is for the last save; it is more than the saver takes for it.
+	saverPatience = 30 * time.Second
+	saverMemory   = 512 << 20 // bytes
 )
 
-// containers are the pod's three, in the order in which they start.
+// containers are the pod's four, in the order in which they start.
 func (m *Manager) containers(s Spec, t tokens) ([]podman.Container, error) {
-	out := []podman.Container{m.control(s), m.agent(s, t), m.workspace(s, t)}
-	for i, role := range []string{RoleControl, RoleAgent, RoleWorkspace} {
-		labels, err := m.containerLabels(s, role)
-		if err != nil {
+	out := []podman.Container{m.control(s), m.agent(s, t), m.workspace(s, t), m.saver(s)}
+	for i, role := range []string{RoleControl, RoleAgent, RoleWorkspace, RoleSaver} {
+		if err := m.finish(&out[i], s, role); err != nil {
 			return nil, err
 		}
-		c := &out[i]
-		c.Name, c.Pod, c.Labels = m.container(s.Key, role), Name(m.cfg.Instance, s.Key), labels
-		c.NoNewPrivs, c.DropCaps, c.SELinuxDisable, c.Pids, c.StopTimeout = true, true, true, maxPids, patience
+		out[i].Pod = Name(m.cfg.Instance, s.Key)
 	}
 	return out, nil
+}
+
+// finish adds what all containers have.
+func (m *Manager) finish(c *podman.Container, s Spec, role string) error {
+	labels, err := m.containerLabels(s, role)
+	if err != nil {
+		return err
+	}
+	c.Name, c.Labels = m.container(s.Key, role), labels
+	c.NoNewPrivs, c.DropCaps, c.SELinuxDisable, c.Pids, c.StopTimeout = true, true, true, maxPids, stopTime(role)
+	return nil
+}
+
+// stopTime is how long a container has to end by itself.
+func stopTime(role string) time.Duration {
+	if role == RoleSaver {
+		return saverPatience
+	}
+	return patience
 }
 
 func (m *Manager) container(k Key, role string) string { return Name(m.cfg.Instance, k) + "-" + role }
@@ -125,7 +146,7 @@ func (m *Manager) control(s Spec) podman.Container {
 // agent runs the model's tool calls: hostile.
 func (m *Manager) agent(s Spec, t tokens) podman.Container {
 	name := Name(m.cfg.Instance, s.Key)
-	c := m.box(s, name+"-agent-workspace", name+"-agent-sock", t.Agent)
+	c := m.box(s, agentVolume(name), name+"-agent-sock", t.Agent)
 	c.Command = []string{"shim", "agent", "--", "opencode", "serve", "--hostname", "127.0.0.1", "--port", "4096"}
 	c.MemoryBytes = s.MemoryBytes
 	for k, v := range opencodeEnv(s, t.Agent) {
@@ -165,10 +186,36 @@ func (m *Manager) box(s Spec, workspace, sock, token string) podman.Container {
 	return c
 }
 
+// saver saves what the agent has, which it may only read. It holds nothing of
+// the pod's: no token, no way to the gate, only its own way to the service.
+func (m *Manager) saver(s Spec) podman.Container {
+	name := Name(m.cfg.Instance, s.Key)
+	c := podman.Container{
+		Image: s.AgentImage, // for git
+		// It is started again when the kernel or a fault of git ended it.
+		Entrypoint: []string{podfile.BinaryPath}, Command: []string{"saver", "--issue", fmt.Sprint(s.Issue)}, Restart: "on-failure",
+		Network: "none", User: agentUser, WorkDir: podfile.SaverDir, MemoryBytes: saverMemory,
+		Mounts: []podman.Mount{
+			{Kind: podman.Image, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
+			{Kind: podman.Volume, Source: agentVolume(name), Target: podfile.WorkspaceDir, ReadOnly: true},
+			{Kind: podman.Volume, Source: name + "-saver", Target: podfile.SaverDir, Chown: true},
+			{Kind: podman.Bind, Source: m.saveDir(s.Key), Target: podfile.SaveDir, ReadOnly: true},
+		},
+	}
+	if s.Borrow != "" {
+		c.Mounts = append(c.Mounts, podman.Mount{Kind: podman.Bind, Source: s.Borrow, Target: podfile.BorrowDir, ReadOnly: true})
+		c.Command = append(c.Command, "--borrow", podfile.BorrowDir+"/objects")
+	}
+	return c
+}
+
+// agentVolume has the agent's clone.
+func agentVolume(name string) string { return name + "-agent-workspace" }
+
 // volumes of a pod, by the last part of their names.
 func volumes(name string) []string {
 	var out []string
-	for _, v := range []string{"agent-home", "agent-workspace", "agent-sock", "workspace", "workspace-sock"} {
+	for _, v := range []string{"agent-home", "agent-workspace", "agent-sock", "workspace", "workspace-sock", "saver"} {
 		out = append(out, name+"-"+v)
 	}
 	return out

@@ -107,6 +107,8 @@ func TestWhatTheCommandLineRefuses(t *testing.T) {
 		"a relay beyond loopback":      {"relay", "--listen", "0.0.0.0:0", "--to", "/x"},
 		"a relay on every address":     {"relay", "--listen", ":0", "--to", "/x"},
 		"a control without a podfile":  {"control", "--service", t.TempDir(), "--agent", t.TempDir(), "--workspace", t.TempDir()},
+		"a saver of no issue":          {"saver", "--once"},
+		"a saver with more":            {"saver", "--issue", "3", "once"},
 		"a control without its folder": {"control", "--agent", "/nonexistent"},
 	} {
 		var stdout, stderr bytes.Buffer

@@ -21,6 +21,7 @@ var version = "devel"
 
 const usage = `usage: devaipod-pod control [flags]
        devaipod-pod shim agent|workspace [flags] [-- COMMAND...]
+       devaipod-pod saver --issue N [--once] [flags]
        devaipod-pod box BOX GIT-ARGUMENT...
        devaipod-pod relay --listen ADDR --to SOCKET
        devaipod-pod version`
@@ -39,6 +40,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runControl(ctx, args[1:], stderr, log)
 	case "shim":
 		code, err = runShim(ctx, args[1:], stderr, log)
+	case "saver":
+		code, err = runSaver(ctx, args[1:], stdout, stderr, log)
 	case "box":
 		err = gitproc.Enter(args[1:])
 	case "relay":

@@ -129,13 +129,13 @@ func (a *app) logsCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing what comes")
-	cmd.Flags().StringVar(&container, "container", "", "print a container's own log instead: `agent`, control or workspace")
+	cmd.Flags().StringVar(&container, "container", "", "print a container's own log instead: `agent`, control, saver or workspace")
 	return a.jsonFlag(cmd)
 }
 
 func (a *app) containerLogs(ctx context.Context, k reconcile.Key, container string, follow bool) error {
-	if !slices.Contains([]string{"agent", "control", "workspace"}, container) {
-		return usagef("--container %q: want agent, control or workspace", container)
+	if !slices.Contains([]string{"agent", "control", "saver", "workspace"}, container) {
+		return usagef("--container %q: want agent, control, saver or workspace", container)
 	}
 	p, err := a.podman(ctx)
 	if err != nil {

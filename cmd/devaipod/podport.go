@@ -64,8 +64,8 @@ func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
 		pod := reconcile.Pod{
 			Key: reconcile.Key(f.Key), RepoID: f.RepoID, Name: f.Name, TriggerID: f.Pin.EventID, TriggerAt: f.Pin.At, Labeler: f.Pin.Labeler,
 			Branch: f.Branch, Base: f.Base, Created: f.Agent.CreatedAt, Started: f.Agent.StartedAt,
-			Whole:   f.Agent.Running && f.Control.Running && f.Workspace.Running,
-			Stopped: f.Agent.Exited && f.Control.Exited && f.Workspace.Exited,
+			Whole:   f.Agent.Running && f.Control.Running && f.Workspace.Running && f.Saver.Running,
+			Stopped: f.Agent.Exited && f.Control.Exited && f.Workspace.Exited && !f.Saver.Running,
 		}
 		if f.Agent.Exited {
 			pod.Exit = exitWords(f.Agent)

@@ -59,6 +59,21 @@ const (
 	// the read-only tools mount at ToolsDir.
 	ToolsDir   = "/.devaipod"
 	BinaryPath = "/.devaipod/devaipod-pod"
+
+	// WorkspaceDir is where agent, workspace and saver see the volume with the
+	// clone; the saver may only read it.
+	WorkspaceDir = "/workspace"
+	// SaverDir is the saver's own volume.
+	SaverDir = "/saver"
+	// SaveFolder is a directory of the run directory, SaveDir is where the
+	// saver sees it: SaveSocket in it takes what the saver pushes. The saver is
+	// an ordinary user of another name space, so the socket must be 0666 and the
+	// folder 0755; the run directory around it is 0700. Listener: the service.
+	SaveFolder = "save"
+	SaveDir    = "/run/save"
+	SaveSocket = "save.sock"
+	// SavePath is the repository's path in URLs on that socket.
+	SavePath = "/saved.git"
 )
 
 // Variables that the shim reads in agent and workspace containers.

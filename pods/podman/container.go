@@ -33,6 +33,7 @@ type Mount struct {
 	Source   string
 	Target   string
 	ReadOnly bool // images always are
+	Chown    bool // the volume becomes the container's user's
 }
 
 // A Secret is mounted as a file, readable for root of the container alone.
@@ -167,7 +168,11 @@ func addMount(s *specgen.SpecGenerator, m Mount) {
 	}
 	switch m.Kind {
 	case Volume:
-		s.Volumes = append(s.Volumes, &specgen.NamedVolume{Name: m.Source, Dest: m.Target, Options: []string{mode}})
+		options := []string{mode}
+		if m.Chown {
+			options = append(options, "U")
+		}
+		s.Volumes = append(s.Volumes, &specgen.NamedVolume{Name: m.Source, Dest: m.Target, Options: options})
 	case Bind:
 		s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: m.Source, Destination: m.Target, Options: []string{"rbind", mode}})
 	case Image:
@@ -198,6 +203,20 @@ func (c *Client) StopContainer(ctx context.Context, name string, patience time.D
 		return fmt.Errorf("stopping container %s: %w", name, err)
 	}
 	return nil
+}
+
+// WaitContainer waits until a container does not run and returns its exit code.
+func (c *Client) WaitContainer(ctx context.Context, name string) (exit int, err error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	code, err := containers.Wait(conn, name, nil)
+	if ctx.Err() != nil {
+		return 0, fmt.Errorf("waiting for container %s: %w", name, context.Cause(ctx))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("waiting for container %s: %w", name, err)
+	}
+	return int(code), nil
 }
 
 // RemoveContainer kills and removes a container with its anonymous volumes.

@@ -79,9 +79,9 @@ func inWorld(m *testing.M) (code int) {
 	return m.Run()
 }
 
-// busybox is a root file system with little in it, and a user's directories as
-// the agent image has them.
-func busybox() ([]byte, error) {
+// busybox is a root file system with little in it, a user's directories as the
+// agent image has them, and more files of this machine.
+func busybox(more ...string) ([]byte, error) {
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		return nil, fmt.Errorf("%w: run .ci/install (Debian's busybox-static)", err)
@@ -107,12 +107,35 @@ func busybox() ([]byte, error) {
 	if _, err := w.Write(data); err != nil {
 		return nil, err
 	}
-	for _, applet := range []string{"sh", "cat", "ls", "sleep", "grep", "id", "touch"} {
+	for _, applet := range []string{"sh", "cat", "ls", "sleep", "grep", "id", "touch", "mkdir", "mkfifo", "env", "seq"} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox"}); err != nil {
 			return nil, err
 		}
 	}
+	for _, path := range more {
+		if err := addFile(w, path); err != nil {
+			return nil, err
+		}
+	}
 	return buf.Bytes(), w.Close()
+}
+
+// addFile puts a file of this machine into an image, at the same path.
+func addFile(w *tar.Writer, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(path, "/"), Mode: int64(info.Mode().Perm()), Size: int64(len(data))}
+	if err := w.WriteHeader(h); err != nil {
+		return err
+	}
+	_, err = w.Write(data)
+	return err
 }
 
 func must(t *testing.T, err error) {
