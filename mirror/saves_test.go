@@ -37,7 +37,7 @@ func newSavedWorld(t *testing.T) *savedWorld {
 // door is that of a pod's saver.
 func (w *savedWorld) door(t *testing.T, rules mirror.SaveRules) string {
 	t.Helper()
-	server := httptest.NewServer(w.work.Saves(rules))
+	server := httptest.NewServer(w.work.Saves(func() (mirror.SaveRules, error) { return rules, nil }))
 	t.Cleanup(server.Close)
 	return server.URL + "/saved.git"
 }
