@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -178,11 +177,11 @@ type recovery struct {
 }
 
 // child is git, boxed, on the new clone.
-func (r *recovery) child(in io.Reader, out io.Writer, args ...string) gitproc.Child {
+func (r *recovery) child(args ...string) gitproc.Child {
 	box := r.box
 	box.Write = []string{r.dir}
 	return gitproc.Child{
-		Dir: r.git, Box: &box, Stdin: in, Stdout: out, Args: args,
+		Dir: r.git, Box: &box, Args: args,
 		Env:    []string{"GIT_WORK_TREE=" + r.dir, "GIT_ATTR_NOSYSTEM=1"},
 		Config: []string{"core.protectNTFS=true", "core.protectHFS=true", "core.autocrlf=false", "core.fsmonitor=false", "submodule.recurse=false"},
 	}
@@ -190,7 +189,7 @@ func (r *recovery) child(in io.Reader, out io.Writer, args ...string) gitproc.Ch
 
 // fetch brings all that was saved, checked.
 func (r *recovery) fetch(ctx context.Context, w *SavedWork) error {
-	c := r.child(nil, nil, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance",
+	c := r.child("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance",
 		w.dir, fmt.Sprintf("+%s*:%s%d/*", w.Prefix(), RecoveredRefs, w.issue))
 	c.Box.Read = w.reads()
 	c.Config = append(c.Config, "protocol.file.allow=always")
@@ -219,14 +218,14 @@ func (r *recovery) name(ctx context.Context, w *SavedWork, snap Snapshot) error 
 	case snap.Head != "":
 		args = []string{"update-ref", "--no-deref", "HEAD", snap.Head}
 	}
-	if err := r.child(nil, nil, args...).Run(ctx); err != nil {
+	if err := r.child(args...).Run(ctx); err != nil {
 		return err
 	}
 	stash, err := refs(ctx, w.dir, w.Prefix()+"stash/newest")
 	if err != nil || len(stash) == 0 {
 		return err
 	}
-	c := r.child(nil, nil, "update-ref", "--create-reflog", "-m", "saved by devaipod", "refs/stash", stash[0].id)
+	c := r.child("update-ref", "--create-reflog", "-m", "saved by devaipod", "refs/stash", stash[0].id)
 	c.Env = append(c.Env, "GIT_COMMITTER_NAME=devaipod", "GIT_COMMITTER_EMAIL=devaipod@localhost")
 	return c.Run(ctx)
 }
@@ -251,7 +250,7 @@ func (r *recovery) checkout(ctx context.Context, snap Snapshot) error {
 	for _, args := range [][]string{
 		{"read-tree", snap.ID}, {"checkout-index", "--all", "--quiet"}, index, {"update-index", "-q", "--refresh"},
 	} {
-		if err := r.child(nil, nil, args...).Run(ctx); err != nil {
+		if err := r.child(args...).Run(ctx); err != nil {
 			return err
 		}
 	}
