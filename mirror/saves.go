@@ -42,16 +42,29 @@ func (r SaveRules) prefix() string { return fmt.Sprintf("%s%d/", savedRefs, r.Is
 // Saves answers one pod's saver at /saved.git. It takes what is pushed below
 // refs/saved/ISSUE/ and keeps what is overwritten or deleted there as
 // refs/saved/ISSUE/kept/ID.
-func (w *Work) Saves(rules SaveRules) http.Handler {
+//
+// The rules are asked for at each request.
+func (w *Work) Saves(now func() (SaveRules, error)) http.Handler {
+	with := func(h func(http.ResponseWriter, *http.Request, SaveRules)) http.HandlerFunc {
+		return func(rw http.ResponseWriter, r *http.Request) {
+			rules, err := now()
+			if err != nil {
+				w.log.Warn("a saver can't be served", "err", err)
+				smarthttp.Refuse(rw, http.StatusInternalServerError, "devaipod: this pod is not known any more")
+				return
+			}
+			h(rw, r, rules)
+		}
+	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /saved.git/info/refs", func(rw http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /saved.git/info/refs", with(func(rw http.ResponseWriter, r *http.Request, rules SaveRules) {
 		if r.URL.Query().Get("service") != "git-receive-pack" {
 			smarthttp.Refuse(rw, http.StatusForbidden, "devaipod: what was saved is not read from here")
 			return
 		}
 		w.advertiseSaved(rw, r, rules)
-	})
-	mux.HandleFunc("POST /saved.git/git-receive-pack", func(rw http.ResponseWriter, r *http.Request) { w.receiveSaved(rw, r, rules) })
+	}))
+	mux.HandleFunc("POST /saved.git/git-receive-pack", with(w.receiveSaved))
 	mux.HandleFunc("/", func(rw http.ResponseWriter, _ *http.Request) {
 		smarthttp.Refuse(rw, http.StatusForbidden, "devaipod: a saver pushes to /saved.git, and does nothing else")
 	})
@@ -423,7 +436,8 @@ func (s *store) setUsed(issue, n int64) error {
 	return replaceFile(s.usedFile(issue), strconv.FormatInt(n, 10)+"\n")
 }
 
-// Forget removes what was saved of an issue's agent.
+// Forget removes what was saved of an issue's agent, and the objects that nothing
+// else needs.
 func (w *Work) Forget(ctx context.Context, repo, issue int64) error {
 	s := w.storeAt(repo)
 	s.mu.Lock()
@@ -444,10 +458,10 @@ func (w *Work) Forget(ctx context.Context, repo, issue int64) error {
 			return err
 		}
 	}
-	if err := os.Remove(s.usedFile(issue)); !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(s.usedFile(issue)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return nil
+	return s.compact(ctx)
 }
 
 // tellRefs answers git's first question of a push.

@@ -97,7 +97,7 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	if err != nil {
 		return false, err
 	}
-	if err := m.makeSaveDir(s.Key); err != nil {
+	if err := m.MakeSaveDir(s.Key); err != nil {
 		return false, err
 	}
 	m.change("podfile", s.Key)

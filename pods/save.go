@@ -20,8 +20,8 @@ func (m *Manager) saveDir(k Key) string { return filepath.Join(m.RunDir(k), podf
 // 0666: the saver is another user; the run directory around it is 0700.
 func (m *Manager) SaveSocket(k Key) string { return filepath.Join(m.saveDir(k), podfile.SaveSocket) }
 
-// makeSaveDir makes the one folder of the run directory that the saver sees.
-func (m *Manager) makeSaveDir(k Key) error {
+// MakeSaveDir makes the one folder of the run directory that the saver sees.
+func (m *Manager) MakeSaveDir(k Key) error {
 	err := os.Mkdir(m.saveDir(k), 0o755)
 	if errors.Is(err, fs.ErrExist) {
 		err = nil
@@ -39,7 +39,7 @@ func (m *Manager) makeSaveDir(k Key) error {
 // everything is Saved's word.
 func (m *Manager) Save(ctx context.Context, k Key) (podfile.Saved, error) {
 	saved := podfile.Saved{Complete: true}
-	there, err := m.hasVolume(ctx, k)
+	there, err := m.HasWork(ctx, k)
 	if err != nil || !there {
 		return saved, err
 	}
@@ -50,7 +50,7 @@ func (m *Manager) Save(ctx context.Context, k Key) (podfile.Saved, error) {
 	if err := m.renewTools(ctx, &s); err != nil {
 		return saved, err
 	}
-	if err := m.makeSaveDir(k); err != nil {
+	if err := m.MakeSaveDir(k); err != nil {
 		return saved, err
 	}
 	usual := m.container(k, RoleSaver)
@@ -68,8 +68,8 @@ func (m *Manager) Save(ctx context.Context, k Key) (podfile.Saved, error) {
 	return saved, err
 }
 
-// hasVolume tells whether the agent's volume is there.
-func (m *Manager) hasVolume(ctx context.Context, k Key) (bool, error) {
+// HasWork tells whether the volume with the agent's work is there.
+func (m *Manager) HasWork(ctx context.Context, k Key) (bool, error) {
 	name := Name(m.cfg.Instance, k)
 	found, err := m.podman.Volumes(ctx, map[string]string{labelInstance: m.cfg.Instance, labelPod: name})
 	for _, v := range found {

@@ -11,7 +11,9 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 
+	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -50,11 +52,17 @@ func (s *service) apiHandler() http.Handler {
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	mux.HandleFunc("POST "+pod+"/rm", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
+		force := r.URL.Query().Get("force") == "true"
+		saved, err := s.pods.saveBefore(r.Context(), s.loop.PodKey(k), force)
+		if err != nil && !force {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
 		if err := s.loop.Remove(r.Context(), k); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		w.WriteHeader(http.StatusNoContent)
+		s.json(w, saved)
 	}))
 	mux.HandleFunc("GET "+pod+"/events", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
 		s.events(w, r, s.loop.PodKey(k))
@@ -115,8 +123,11 @@ func (c *apiClient) do(ctx context.Context, method, path string) (*http.Response
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusNotFound {
+	switch resp.StatusCode {
+	case http.StatusNotFound:
 		return nil, fmt.Errorf("%w: %s", errNotFound, text)
+	case http.StatusConflict: // it says all that there is to say
+		return nil, &exitError{codeRefused, errors.New(strings.TrimSpace(string(text)))}
 	}
 	return nil, fmt.Errorf("the service answered %s: %s", resp.Status, text)
 }
@@ -136,6 +147,17 @@ func (c *apiClient) post(ctx context.Context, path string) error {
 		return err
 	}
 	return resp.Body.Close()
+}
+
+// remove has an issue's pod removed, once its work is saved.
+func (c *apiClient) remove(ctx context.Context, k reconcile.Key, force bool) (podfile.Saved, error) {
+	var saved podfile.Saved
+	resp, err := c.do(ctx, http.MethodPost, fmt.Sprintf("%s/rm?force=%t", podPath(k), force))
+	if err != nil {
+		return saved, err
+	}
+	defer resp.Body.Close()
+	return saved, json.NewDecoder(resp.Body).Decode(&saved)
 }
 
 func (c *apiClient) view(ctx context.Context, k reconcile.Key) (reconcile.View, error) {

@@ -48,6 +48,7 @@ type config struct {
 	Work struct {
 		MaxPush   string   `mapstructure:"max_push"`
 		MaxFile   string   `mapstructure:"max_file"`
+		MaxSaved  string   `mapstructure:"max_saved"`
 		Protected []string `mapstructure:"protected"`
 	} `mapstructure:"work"`
 	Podman struct {
@@ -110,6 +111,7 @@ func defaults() map[string]any {
 		"mirror.host":           []map[string]string{},
 		"work.max_push":         "500MiB",
 		"work.max_file":         "100MiB",
+		"work.max_saved":        "10GiB",
 		"work.protected": []string{
 			".forgejo/workflows/", ".gitea/workflows/", ".github/workflows/",
 			"CODEOWNERS", "docs/CODEOWNERS", ".forgejo/CODEOWNERS", ".gitea/CODEOWNERS", ".github/CODEOWNERS",
@@ -281,7 +283,7 @@ func defaultStateDir(instance string) string {
 var instanceName = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}$`)
 
 func (c config) validateWork() error {
-	for key, size := range map[string]string{"agent.memory": c.Agent.Memory, "work.max_push": c.Work.MaxPush, "work.max_file": c.Work.MaxFile} {
+	for key, size := range map[string]string{"agent.memory": c.Agent.Memory, "work.max_push": c.Work.MaxPush, "work.max_file": c.Work.MaxFile, "work.max_saved": c.Work.MaxSaved} {
 		if _, err := parseBytes(size); err != nil {
 			return fmt.Errorf("%s = %q: %w", key, size, err)
 		}

@@ -37,6 +37,11 @@ type forgeState struct {
 		// Lacking is what pods can't be given here, a sentence each.
 		Lacking []string `json:"lacking"`
 	} `json:"podman"`
+	Git struct {
+		Version string `json:"version,omitempty"`
+		// Lacking is what git can't be kept from here.
+		Lacking []string `json:"lacking"`
+	} `json:"git"`
 	Login        string   `json:"login,omitempty"`
 	Repositories []string `json:"repositories"`
 	// Followed are those that follow an upstream.
@@ -67,7 +72,12 @@ func (a *app) forgeStatusCmd() *cobra.Command {
 func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 	st := forgeState{Instance: a.cfg.Instance, Repositories: []string{}, Followed: []follow.View{}}
 	st.Forge.URL, st.Service.URL, st.Forge.Joined = a.cfg.forgeURL(), a.cfg.serviceURL(), a.cfg.joined()
-	st.Podman.Lacking = []string{}
+	st.Podman.Lacking, st.Git.Lacking = []string{}, []string{}
+	version, lacking, err := probeGit(ctx)
+	if err != nil {
+		lacking = append(lacking, err.Error())
+	}
+	st.Git.Version, st.Git.Lacking = version, append(st.Git.Lacking, lacking...)
 	creds, err := a.readCredentials()
 	if errors.Is(err, errNoForge) {
 		return st, nil
@@ -152,11 +162,14 @@ func (a *app) printForgeStatus(st forgeState) error {
 	if len(st.Followed) > 0 {
 		fmt.Fprintf(a.out, "followed (%d)\n", len(st.Followed))
 	}
-	if err := a.printFollowed(st.Followed); err != nil || st.Forge.Joined {
+	if err := a.printFollowed(st.Followed); err != nil {
 		return err
 	}
 	for _, what := range st.Podman.Lacking {
 		fmt.Fprintf(a.out, "WARNING   pods here have %s\n", what)
+	}
+	for _, what := range st.Git.Lacking {
+		fmt.Fprintf(a.out, "WARNING   %s\n", what)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/forge"
@@ -58,7 +59,16 @@ func (c config) identify(client *forge.Client) func(context.Context, string) (st
 // release removes what no pod borrows any more. What goes wrong is tried again
 // when the next pod is removed, and at the next start.
 func (p *podPort) release(ctx context.Context) {
-	if err := p.cache.Keep(func() (map[string]bool, error) { return p.manager.Borrowed(ctx) }); err != nil {
+	inUse := func() (map[string]bool, error) {
+		dirs, err := p.manager.Borrowed(ctx)
+		if err != nil {
+			return nil, err
+		}
+		saved, err := p.work.Borrowed(ctx)
+		maps.Copy(dirs, saved)
+		return dirs, err
+	}
+	if err := p.cache.Keep(inUse); err != nil {
 		p.log.Warn("removing what no pod borrows any more; it is tried again later", "err", err)
 	}
 }

@@ -211,31 +211,32 @@ func (a *app) waitStopped(ctx context.Context, k reconcile.Key) error {
 func (a *app) rmCmd() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use: "rm ISSUE", Short: "Remove the pod of an issue with all that is only there", Args: args(cobra.ExactArgs(1)),
-		Long: `Stop the agent on an issue and remove its pod: containers, network and volumes.
-What the agent pushed stays on the forge; what it did not push is lost.`,
+		Use: "rm ISSUE", Short: "Remove the pod of an issue, once its work is saved", Args: args(cobra.ExactArgs(1)),
+		Long: `Stop the agent on an issue, save what it did and remove its pod: containers,
+network and volumes. What it pushed stays on the forge, and the rest in the work
+store (see devaipod recover). When something of it can't be saved the pod stays, and
+what it is is printed: --force removes the pod all the same.`,
 		RunE: func(cmd *cobra.Command, rest []string) error {
 			k, err := a.issueKey(cmd.Context(), rest[0])
 			if err != nil {
 				return err
 			}
-			if !force {
-				if err := a.confirm(fmt.Sprintf("Remove the pod of %s? What its agent did not push is lost.", k), "--force"); err != nil {
-					return err
-				}
-			}
 			// An issue that is gone has no label; its pod may still be there.
 			if err := a.unlabel(cmd.Context(), k); err != nil && !errors.Is(err, forge.ErrNotFound) {
 				return err
 			}
-			if err := a.api().post(cmd.Context(), podPath(k)+"/rm"); err != nil {
+			saved, err := a.api().remove(cmd.Context(), k, force)
+			if err != nil {
 				return err
+			}
+			for _, n := range saved.NotSaved {
+				a.step("not saved  %s", notSavedLine(n))
 			}
 			a.step("removed  the pod of %s", k)
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "do not ask")
+	cmd.Flags().BoolVar(&force, "force", false, "remove it also when not all can be saved")
 	return cmd
 }
 

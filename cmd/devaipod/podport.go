@@ -35,6 +35,7 @@ type podPort struct {
 	work    *mirror.Work
 	cache   *cache.Cache
 	others  http.Handler // repositories of other hosts
+	quota   int64        // bytes that are kept of an issue's agent
 	lifts   func(ctx context.Context, k reconcile.Key) ([]mirror.Lift, error)
 	spec    func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
 	revive  func(context.Context) error // starts podman's service again, if it is ours
@@ -43,7 +44,20 @@ type podPort struct {
 	log     *slog.Logger
 
 	mu    sync.Mutex
-	doors map[reconcile.Key]*http.Server
+	doors map[reconcile.Key]door
+	saves map[reconcile.Key]*save
+}
+
+// A door is what a pod reaches of the service: its gate by one server, its saver
+// by the other.
+type door []*http.Server
+
+func (d door) close() error {
+	var err error
+	for _, srv := range d {
+		err = errors.Join(err, srv.Close())
+	}
+	return err
 }
 
 var _ reconcile.Pods = (*podPort)(nil)
@@ -95,6 +109,7 @@ func (p *podPort) Begin(ctx context.Context, t reconcile.Task) error {
 	if err != nil {
 		return err
 	}
+	p.forgetSave(t.Key)
 	if err := p.open(spec); err != nil {
 		return err
 	}
@@ -107,6 +122,7 @@ func (p *podPort) Resume(ctx context.Context, k reconcile.Key) error {
 	if err != nil {
 		return err
 	}
+	p.forgetSave(k)
 	if err := p.open(spec); err != nil {
 		return err
 	}
@@ -117,7 +133,11 @@ func (p *podPort) Stop(ctx context.Context, k reconcile.Key) error {
 	return errors.Join(p.manager.Stop(ctx, pods.Key(k)), p.shut(k))
 }
 
+// Remove removes a pod once all that its agent did is saved.
 func (p *podPort) Remove(ctx context.Context, k reconcile.Key) error {
+	if err := p.savedFirst(ctx, k); err != nil {
+		return err
+	}
 	defer p.release(ctx)
 	return errors.Join(p.shut(k), p.manager.Remove(ctx, pods.Key(k)))
 }
@@ -201,33 +221,47 @@ func (p *podPort) open(spec pods.Spec) error {
 	k := reconcile.Key(spec.Key)
 	dir := p.manager.RunDir(spec.Key)
 	if old := p.doors[k]; old != nil {
-		if _, err := os.Stat(filepath.Join(dir, podfile.ServiceSocket)); err == nil {
+		_, err := os.Stat(filepath.Join(dir, podfile.ServiceSocket))
+		_, err2 := os.Stat(p.manager.SaveSocket(spec.Key))
+		if err == nil && err2 == nil {
 			return nil
 		}
-		delete(p.doors, k) // its socket was removed: nobody finds it any more
-		if err := old.Close(); err != nil {
+		delete(p.doors, k) // a socket was removed: nobody finds it any more
+		if err := old.close(); err != nil {
 			return err
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the pod's run directory: %w", err)
 	}
+	if err := p.manager.MakeSaveDir(spec.Key); err != nil {
+		return err
+	}
 	l, err := listenUnix(filepath.Join(dir, podfile.ServiceSocket))
 	if err != nil {
 		return err
+	}
+	// The saver is another user; the directory around is 0700.
+	saves, err := listenUnixAs(p.manager.SaveSocket(spec.Key), 0o666)
+	if err != nil {
+		return errors.Join(err, l.Close())
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/work/", p.work.Handler(p.rules(spec), func(repo string) http.Handler { return p.cache.Reads(forgeAddress(repo)) }))
 	mux.Handle("/git/", p.others)
 	mux.HandleFunc("GET /dial/model", p.dialModel)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelWarn)}
-	p.doors[k] = srv
+	p.doors[k] = door{p.serve(k, l, mux), p.serve(k, saves, p.work.Saves(func() (mirror.SaveRules, error) { return p.saveRules(spec.Key) }))}
+	return nil
+}
+
+func (p *podPort) serve(k reconcile.Key, l net.Listener, h http.Handler) *http.Server {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelWarn)}
 	go func() {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			p.log.Error("a pod's door broke", "issue", k.String(), "err", err)
 		}
 	}()
-	return nil
+	return srv
 }
 
 // forgeAddress is what the cache calls a repository of the instance's forge.
@@ -252,12 +286,9 @@ func (p *podPort) rules(spec pods.Spec) mirror.Rules {
 func (p *podPort) shut(k reconcile.Key) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	srv := p.doors[k]
-	if srv == nil {
-		return nil
-	}
+	d := p.doors[k]
 	delete(p.doors, k)
-	return srv.Close()
+	return d.close()
 }
 
 // openAll opens the doors of the pods that are there, at the service's start.

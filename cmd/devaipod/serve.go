@@ -124,8 +124,12 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if s.follow, err = a.newFollower(s.cache, client, creds); err != nil {
 		return nil, err
 	}
+	quota, err := parseBytes(a.cfg.Work.MaxSaved)
+	if err != nil {
+		return nil, err
+	}
 	s.pods = &podPort{
-		manager: manager, work: work, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]*http.Server{},
+		manager: manager, work: work, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota,
 		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, manager, tools) },
 	}
 	s.work = work

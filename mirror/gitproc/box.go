@@ -1,6 +1,7 @@
 package gitproc
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -22,8 +24,8 @@ import (
 // directories named here and git itself, nothing else of the file system
 // (landlock(7)); it has no network, no capability and no way to gain one
 // (user_namespaces(7), network_namespaces(7)); and it has limits
-// (setrlimit(2)). A kernel without one of these leaves that one out, and
-// [Lacking] says so.
+// (setrlimit(2)). A kernel without one of these leaves that one out, and [Probe]
+// says so.
 type Box struct {
 	// Launcher is the command that calls [Enter] with the arguments that follow.
 	Launcher []string `json:"-"`
@@ -66,8 +68,18 @@ func (b *Box) command(ctx context.Context, args []string, apart bool) (*exec.Cmd
 	return cmd, nil
 }
 
-// Lacking names what this kernel has not of a box: nothing, where all is well.
-func Lacking() []string {
+// Probe runs git in a box once. It tells git's version, and names what this kernel
+// has not of a box: nothing, where all is well.
+func Probe(ctx context.Context, launcher []string) (version string, lacking []string, err error) {
+	var out bytes.Buffer
+	box := &Box{Launcher: launcher, Memory: 1 << 30, CPU: 10 * time.Second, File: 1 << 20, Files: 64}
+	if err := (Child{Args: []string{"version"}, Stdout: &out, Box: box}).Run(ctx); err != nil {
+		return "", nil, err
+	}
+	return strings.TrimPrefix(strings.TrimSpace(out.String()), "git version "), missing(), nil
+}
+
+func missing() []string {
 	var out []string
 	if v, err := lls.LandlockGetABIVersion(); err != nil || v < 1 {
 		out = append(out, "the kernel has no Landlock: git that reads pushes can read what the service can (CONFIG_SECURITY_LANDLOCK, lsm=landlock)")

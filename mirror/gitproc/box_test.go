@@ -123,6 +123,19 @@ func TestGitInABox(t *testing.T) {
 	}
 }
 
+func TestProbe(t *testing.T) {
+	version, lacking, err := gitproc.Probe(t.Context(), gitproctest.Launcher)
+	if err != nil || !strings.HasPrefix(version, "2.") {
+		t.Errorf("git is %q, %v", version, err)
+	}
+	for _, what := range lacking {
+		t.Errorf("this machine can't show all that a box is: %s", what)
+	}
+	if _, _, err := gitproc.Probe(t.Context(), []string{"false"}); err == nil {
+		t.Error("what does not run is no error")
+	}
+}
+
 func TestAThingThatIsNoBox(t *testing.T) {
 	for _, args := range [][]string{nil, {"{}"}, {"no", "version"}} {
 		if err := gitproc.Enter(args); err == nil {

@@ -289,8 +289,8 @@ func (l *Loop) one(ctx context.Context, k Key, pods map[Key]Pod) {
 	l.errs[k]++
 	wait := min(l.cfg.Resync, time.Second<<min(l.errs[k], 10))
 	level := slog.LevelError
-	if errors.Is(err, ErrUndone) {
-		level = slog.LevelInfo // somebody plays with a label
+	if errors.Is(err, ErrUndone) || errors.Is(err, ErrLater) {
+		level = slog.LevelInfo // somebody plays with a label, or all goes its way
 	}
 	l.cfg.Log.Log(ctx, level, "reconciling", "issue", k.String(), "err", err, "again_in", wait)
 	time.AfterFunc(wait, func() { l.Kick(k) })

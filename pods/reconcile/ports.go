@@ -24,6 +24,10 @@ var ErrReadOnly = errors.New("the repository is archived")
 // ErrTooMany is what a Forge answers when more has changed than it can list.
 var ErrTooMany = errors.New("too many")
 
+// ErrLater is what Pods answers while what was asked for is under way: it is to be
+// asked again.
+var ErrLater = errors.New("not yet")
+
 // A Key names one issue.
 type Key struct {
 	Owner, Repo string
@@ -215,7 +219,7 @@ type Pods interface {
 	Resume(ctx context.Context, k Key) error
 	// Stop ends its processes and keeps its work.
 	Stop(ctx context.Context, k Key) error
-	// Remove leaves nothing of it.
+	// Remove leaves nothing of it, once what its agent did is saved.
 	Remove(ctx context.Context, k Key) error
 	// Keep stores a task that may start and has not yet, for Kept to find also
 	// after a restart; nil forgets it.
