@@ -82,6 +82,9 @@ func (p *push) take(ctx context.Context, body io.Reader) error {
 		format = "sha256"
 	}
 	s, err := p.w.openStore(ctx, p.rules.RepoID, known, format)
+	if err == nil {
+		err = s.named(p.at.get())
+	}
 	if err != nil {
 		return err
 	}

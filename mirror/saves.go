@@ -81,6 +81,9 @@ func (w *Work) openSaves(ctx context.Context, rules SaveRules) (*store, error) {
 		}
 	}
 	s, err := w.openStore(ctx, rules.RepoID, "", format)
+	if err == nil {
+		err = w.nameOnce(ctx, s, rules.RepoID)
+	}
 	if err != nil || rules.Borrow == "" {
 		return s, err
 	}

@@ -9,32 +9,85 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
 func (a *app) checkoutCmd() *cobra.Command {
-	return &cobra.Command{
+	var saved bool
+	cmd := &cobra.Command{
 		Use: "checkout ISSUE", Short: "Check out an agent's branch in the checkout here", Args: args(cobra.ExactArgs(1)),
 		Long: `Fetch the branch that the agent pushed for an issue and switch to it, in the
 checkout of the forge's repository that you are in. A local branch of that name is
-moved forward only; one that has other commits is left alone.`,
+moved forward only; one that has other commits is left alone.
+
+With --saved it is what was saved of the agent's work, committed or not, pushed or
+not, also when its pod is gone: the newest snapshot is a commit, and becomes the
+branch saved/ISSUE; all that was saved is below refs/devaipod/saved/ISSUE/.`,
 		RunE: func(cmd *cobra.Command, rest []string) error {
 			k, err := a.issueKey(cmd.Context(), rest[0])
 			if err != nil {
 				return err
 			}
+			if saved {
+				return a.checkoutSaved(cmd.Context(), k)
+			}
 			return a.checkout(cmd.Context(), k)
 		},
 	}
+	cmd.Flags().BoolVar(&saved, "saved", false, "what was saved, instead of what was pushed")
+	return a.storeFlag(cmd)
 }
 
-func (a *app) checkout(ctx context.Context, k reconcile.Key) error {
+// checkoutOf is an error unless this is a checkout of an issue's repository.
+func (a *app) checkoutOf(ctx context.Context, k reconcile.Key) (remote string, err error) {
 	remote, repo, err := a.remoteHere(ctx)
+	if err == nil && !strings.EqualFold(repo, k.Owner+"/"+k.Repo) {
+		err = usagef("%s is an issue of %s/%s, and this is a checkout of %s", k, k.Owner, k.Repo, repo)
+	}
+	return remote, err
+}
+
+func (a *app) checkoutSaved(ctx context.Context, k reconcile.Key) error {
+	if _, err := a.checkoutOf(ctx, k); err != nil {
+		return err
+	}
+	work, err := a.findSaved(ctx, k)
 	if err != nil {
 		return err
 	}
-	if repo != k.Owner+"/"+k.Repo {
-		return usagef("%s is an issue of %s/%s, and this is a checkout of %s", k, k.Owner, k.Repo, repo)
+	snap, view, err := work.newest(ctx)
+	if err != nil {
+		return err
+	}
+	refs := fmt.Sprintf("%s%d/", mirror.RecoveredRefs, k.Issue)
+	careful := configEnv("fetch.fsckObjects", "true", "submodule.recurse", "false", "fetch.recurseSubmodules", "false")
+	if err := a.git(ctx, "", careful, "fetch", "--no-tags", "--no-write-fetch-head", "--prune", "--", work.Dir(), "+"+work.Prefix()+"*:"+refs+"*"); err != nil {
+		return fmt.Errorf("fetching what was saved of %s: %w", k, err)
+	}
+	branch := fmt.Sprintf("saved/%d", k.Issue)
+	if exec.CommandContext(ctx, "git", "rev-parse", "--verify", "--quiet", "refs/heads/"+branch).Run() != nil {
+		err = a.git(ctx, "", careful, "switch", "--no-track", "--create", branch, snap.ID)
+	} else {
+		err = a.git(ctx, "", careful, "switch", branch)
+	}
+	if err != nil {
+		return fmt.Errorf("switching to %s: %w", branch, err)
+	}
+	if err := a.git(ctx, "", careful, "merge", "--ff-only", snap.ID); err != nil {
+		return fmt.Errorf("%s here can't be moved forward to the newest snapshot, %.12s: mend what git says, or give the branch another name (git branch -m)", branch, snap.ID)
+	}
+	a.tell(view)
+	if snap.Head != "" {
+		a.step("The agent's own commits end at %.12s; git reset %.12s leaves what it had not committed uncommitted", snap.Head, snap.Head)
+	}
+	return nil
+}
+
+func (a *app) checkout(ctx context.Context, k reconcile.Key) error {
+	remote, err := a.checkoutOf(ctx, k)
+	if err != nil {
+		return err
 	}
 	branch, err := a.branchOf(ctx, k)
 	if err != nil {

@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"codeberg.org/devaipod/devaipod/mirror"
 )
 
-// A cost is what one kind of thing that can be had again takes of the disk.
+// A cost is what one kind of thing takes of the disk.
 type cost struct {
 	What  string `json:"what"`
 	Count int    `json:"count"`
@@ -21,7 +23,7 @@ type cost struct {
 
 func (a *app) dfCmd() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
-		Use: "df", Short: "Show what the caches take of the disk", Args: noArgs,
+		Use: "df", Short: "Show what caches and saved work take of the disk", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return a.df() },
 	})
 }
@@ -44,7 +46,11 @@ func (a *app) df() error {
 	if lent.Count, lent.Size, err = c.Lent(); err != nil {
 		return err
 	}
-	costs := []cost{repos, answers, lent}
+	saved := cost{What: "pushed and saved work of agents", Where: a.cfg.file("work")}
+	if saved.Count, saved.Size, err = mirror.OpenSaved(saved.Where, nil).Size(); err != nil {
+		return err
+	}
+	costs := []cost{repos, answers, lent, saved}
 	if a.asJSON {
 		return json.NewEncoder(a.out).Encode(costs)
 	}

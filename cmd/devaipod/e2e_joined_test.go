@@ -173,7 +173,7 @@ func (c *call) endSecond(config string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c.ts.Logf("the second's service.log:\n%s", lastLines(filepath.Join(c.World.Dir, "j", "service.log"), 40))
-	if err := c.Run(ctx, testkit.Call{Args: []string{"--config", config, "forge", "down", "--purge", "--force"}}); err != nil {
+	if err := c.Run(ctx, testkit.Call{Args: []string{"--config", config, "forge", "down", "--purge", "--force", "--no-bundle"}}); err != nil {
 		c.ts.Logf("removing the second devaipod: %v", err)
 	}
 }

@@ -154,6 +154,14 @@ func (c config) gitEnv(keysAndValues ...string) []string {
 	if c.Forge.CA != "" {
 		keysAndValues = append(keysAndValues, "sslCAInfo", c.Forge.CA)
 	}
+	for i := 0; i < len(keysAndValues); i += 2 {
+		keysAndValues[i] = "http." + c.forgeURL() + "/." + keysAndValues[i]
+	}
+	return configEnv(keysAndValues...)
+}
+
+// configEnv sets keys of git besides what the environment sets already.
+func configEnv(keysAndValues ...string) []string {
 	if len(keysAndValues) == 0 {
 		return nil
 	}
@@ -163,7 +171,7 @@ func (c config) gitEnv(keysAndValues ...string) []string {
 	}
 	var env []string
 	for kv := range slices.Chunk(keysAndValues, 2) {
-		env = append(env, fmt.Sprintf("GIT_CONFIG_KEY_%d=http.%s/.%s", n, c.forgeURL(), kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", n, kv[1]))
+		env = append(env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", n, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", n, kv[1]))
 		n++
 	}
 	return append(env, fmt.Sprintf("GIT_CONFIG_COUNT=%d", n))

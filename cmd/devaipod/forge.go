@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"codeberg.org/devaipod/devaipod/compose"
-	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
@@ -237,25 +236,34 @@ func (a *app) lastLogLine() string {
 	return strings.TrimPrefix(lines[len(lines)-1], "devaipod: ")
 }
 
+// ending is what `devaipod forge down` is asked for.
+type ending struct{ purge, force, noBundle bool }
+
 func (a *app) forgeDownCmd() *cobra.Command {
-	var purge, force bool
+	var e ending
 	cmd := &cobra.Command{
 		Use: "down", Short: "Stop the service, the pods and the forge", Args: noArgs,
 		Long: `Stop the service, the pods and the forge. Nothing is lost: forge up goes on from
 there. With --purge all of the instance is removed for good: containers, pods,
 volumes (the forge's repositories too), networks, secrets and the state directory.
 
+Before that, what agents did is saved, and what of it the forge has not all is left
+as recovery bundles, one for each issue, in STATE_DIR-recovered/TIME/: git clone
+reads them. When one can't be written, nothing is removed. --no-bundle leaves none.
+
 A forge that was joined (forge.url) is neither stopped nor removed; --purge takes
 this instance's webhook off it.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.forgeDown(cmd.Context(), purge, force) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.forgeDown(cmd.Context(), e) },
 	}
-	cmd.Flags().BoolVar(&purge, "purge", false, "remove everything of this instance, repositories and work included")
-	cmd.Flags().BoolVar(&force, "force", false, "do not ask")
+	f := cmd.Flags()
+	f.BoolVar(&e.purge, "purge", false, "remove everything of this instance, repositories and work included")
+	f.BoolVar(&e.force, "force", false, "do not ask")
+	f.BoolVar(&e.noBundle, "no-bundle", false, "with --purge: keep nothing of what agents did")
 	return cmd
 }
 
-func (a *app) forgeDown(ctx context.Context, purge, force bool) error {
-	if purge && !force {
+func (a *app) forgeDown(ctx context.Context, e ending) error {
+	if e.purge && !e.force {
 		question := "Remove the forge of instance %s with all its repositories, and all pods with their work?"
 		if a.cfg.joined() {
 			question = "Remove all pods of instance %s with their work, and its webhook on " + a.cfg.forgeURL() + "?"
@@ -283,54 +291,38 @@ func (a *app) forgeDown(ctx context.Context, purge, force bool) error {
 	if err != nil {
 		return err
 	}
-	if purge && a.cfg.joined() {
-		a.leaveForge(ctx)
-	}
-	if purge {
-		a.step("removing %s and volumes", a.cfg.stackWords())
-		if err := a.purge(ctx, p, manager); err != nil {
-			return err
-		}
+	if e.purge {
+		err = a.purgeAll(ctx, p, manager, e.noBundle)
 	} else {
-		a.step("stopping %s", a.cfg.stackWords())
-		found, err := manager.List(ctx)
-		if err != nil {
-			return err
-		}
-		for _, f := range found {
-			if err := manager.Stop(ctx, f.Key); err != nil {
-				return err
-			}
-		}
-		if err := a.stopStack(ctx, p); err != nil {
-			return err
-		}
+		err = a.stopAll(ctx, p, manager)
+	}
+	if err != nil {
+		return err
 	}
 	if pid, ok := pidIn(a.cfg.file("podman.pid"), a.cfg.file("podman.sock")); ok {
 		if err := end(ctx, pid, 10*time.Second); err != nil {
 			return err
 		}
 	}
-	if purge {
+	if e.purge {
 		return os.RemoveAll(a.cfg.StateDir)
 	}
 	return nil
 }
 
-func (a *app) purge(ctx context.Context, p *podman.Client, m *pods.Manager) error {
-	if err := m.RemoveAll(ctx); err != nil {
+// stopAll stops pods and forge.
+func (a *app) stopAll(ctx context.Context, p *podman.Client, m *pods.Manager) error {
+	a.step("stopping %s", a.cfg.stackWords())
+	found, err := m.List(ctx)
+	if err != nil {
 		return err
 	}
-	if err := p.RemoveByLabels(ctx, map[string]string{"devaipod.instance": a.cfg.Instance}); err != nil {
-		return err
+	for _, f := range found {
+		if err := m.Stop(ctx, f.Key); err != nil {
+			return err
+		}
 	}
-	if err := cache.ReleaseAll(a.cfg.Mirror.Dir, a.cfg.Instance); err != nil {
-		return err
-	}
-	if err := m.RemoveSecrets(ctx); err != nil {
-		return err
-	}
-	return m.RemoveTools(ctx)
+	return a.stopStack(ctx, p)
 }
 
 func (a *app) stopStack(ctx context.Context, p *podman.Client) error {

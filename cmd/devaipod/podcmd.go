@@ -70,16 +70,32 @@ func (a *app) statusCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v, err := a.knownView(cmd.Context(), k)
-			if err != nil {
-				return err
-			}
-			if a.asJSON {
-				return json.NewEncoder(a.out).Encode(v)
-			}
-			return a.printView(v)
+			return a.status(cmd.Context(), k)
 		},
 	})
+}
+
+// status tells of an issue, and of what is saved of its agent's work.
+func (a *app) status(ctx context.Context, k reconcile.Key) error {
+	v, err := a.knownView(ctx, k)
+	saved, savedErr := a.savedOf(ctx, k)
+	if err != nil {
+		if saved != nil {
+			a.tell(*saved)
+			a.step("devaipod recover %s brings it back", k)
+		}
+		return err
+	}
+	if savedErr != nil {
+		a.step("what was saved can't be told: %s", savedErr)
+	}
+	if a.asJSON {
+		return json.NewEncoder(a.out).Encode(struct {
+			reconcile.View
+			Saved *savedView `json:"saved,omitempty"`
+		}{v, saved})
+	}
+	return a.printView(v, saved)
 }
 
 // knownView is the view of an issue, or an error that says what to do.
@@ -91,7 +107,7 @@ func (a *app) knownView(ctx context.Context, k reconcile.Key) (reconcile.View, e
 	return v, err
 }
 
-func (a *app) printView(v reconcile.View) error {
+func (a *app) printView(v reconcile.View, saved *savedView) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	rows := [][2]string{
 		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", string(v.State)}, {"why", plain(v.Why, 1000)},
@@ -100,6 +116,12 @@ func (a *app) printView(v reconcile.View) error {
 	}
 	if !v.Started.IsZero() {
 		rows = append(rows, [2]string{"started", v.Started.Local().Format(time.DateTime)})
+	}
+	if saved != nil {
+		rows = append(rows, [2]string{"saved", saved.At.Local().Format(time.DateTime) + " (" + ago(saved.At) + ")"})
+		for _, line := range saved.notSavedLines() {
+			rows = append(rows, [2]string{"not saved", line})
+		}
 	}
 	for _, r := range rows {
 		if r[1] != "" {

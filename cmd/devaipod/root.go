@@ -66,6 +66,8 @@ type app struct {
 	asJSON bool
 	// ownPodman says that podman's service is one that devaipod has started.
 	ownPodman bool
+	// store is the work store that --store names, 0 for none.
+	store int64
 }
 
 // run is the whole program: it parses args, runs the command, and prints an
@@ -99,7 +101,7 @@ func (a *app) root() *cobra.Command {
 	f.String("log-level", "", "debug, info, warn or error")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }
 	root.AddCommand(a.forgeCmd(), a.serveCmd(), a.runCmd(), a.listCmd(), a.statusCmd(), a.logsCmd(),
-		a.stopCmd(), a.rmCmd(), a.checkoutCmd(), a.mirrorCmd(), a.dfCmd(), a.pruneCmd(), a.secretCmd(), a.versionCmd())
+		a.stopCmd(), a.rmCmd(), a.diffCmd(), a.checkoutCmd(), a.recoverCmd(), a.mirrorCmd(), a.dfCmd(), a.pruneCmd(), a.secretCmd(), a.versionCmd())
 	return root
 }
 

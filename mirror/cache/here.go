@@ -3,6 +3,8 @@ package cache
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 )
 
 // Here brings a repository up to date, by our own credentials, and returns its
@@ -21,4 +23,13 @@ func (c *Cache) Here(ctx context.Context, addr Address) (dir string, err error) 
 		err = nil
 	}
 	return r.git(), err
+}
+
+// Dir is where a cache in a directory has a repository, as it was when it was
+// fetched last: bare, to be read and not to be written. ok is false when it is
+// not there.
+func Dir(cache string, addr Address) (dir string, ok bool) {
+	dir = filepath.Join(cache, "repos", addr.dir(), "git")
+	_, err := os.Stat(filepath.Join(dir, "HEAD"))
+	return dir, err == nil
 }

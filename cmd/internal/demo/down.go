@@ -24,9 +24,9 @@ func (d *demo) down(ctx context.Context) error {
 	d.world = world
 	config, program := filepath.Join(d.dir, "devaipod.toml"), filepath.Join(d.root, "bin", "devaipod")
 	if exists(config) && exists(program) {
-		d.say("devaipod forge down --purge --force")
+		d.say("devaipod forge down --purge --force --no-bundle")
 		d.stack = &testkit.Stack{StackConfig: testkit.StackConfig{Bin: filepath.Dir(program)}, World: world, ConfigFile: config}
-		if err := d.devaipod(ctx, "", "forge", "down", "--purge", "--force"); err != nil {
+		if err := d.devaipod(ctx, "", "forge", "down", "--purge", "--force", "--no-bundle"); err != nil {
 			fmt.Fprintf(d.errOut, "demo: %v\ndemo: going on; what it left is removed with the demo's podman\n", err)
 		}
 	}
