@@ -86,7 +86,7 @@ func (s *saver) takeUp(ctx context.Context) error {
 }
 
 // keepTheirs keeps what else a saver before us, of another volume, has pushed for
-// this issue: each commit that we don't have gets a ref of its own there,
+// this issue: each commit that our refs don't hold gets a ref of its own there,
 // kept/ID, before our refs take the place of those that named it.
 func (s *saver) keepTheirs(ctx context.Context) error {
 	theirs, err := s.advertised(ctx)
@@ -101,7 +101,7 @@ func (s *saver) keepTheirs(ctx context.Context) error {
 	}
 	create := map[string]string{}
 	for name, id := range theirs {
-		if strings.HasPrefix(name, s.store.prefix) && !kept[id] && s.store.run(ctx, call{args: []string{"cat-file", "-e", id}}) != nil {
+		if strings.HasPrefix(name, s.store.prefix) && !kept[id] && !s.store.holds(ctx, id) {
 			create[s.store.prefix+"kept/"+id] = id
 		}
 	}
