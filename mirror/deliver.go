@@ -15,7 +15,8 @@ import (
 // deliverEvery is how often pushes that wait for the forge are tried.
 const deliverEvery = 10 * time.Second
 
-// Run delivers what was pushed while the forge was away, until ctx ends.
+// Run delivers what was pushed while the forge was away, and looks after the work
+// store, until ctx ends.
 func (w *Work) Run(ctx context.Context) error {
 	tick := time.NewTicker(deliverEvery)
 	defer tick.Stop()
@@ -24,6 +25,9 @@ func (w *Work) Run(ctx context.Context) error {
 		if err := w.Deliver(ctx, told); err != nil && ctx.Err() == nil && !told[err.Error()] {
 			told[err.Error()] = true
 			w.log.Warn("delivering pushes to the forge; trying again", "err", err)
+		}
+		if err := w.Tend(ctx); err != nil && ctx.Err() == nil {
+			w.log.Warn("looking after the work store", "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -433,7 +433,8 @@ func (s *store) setUsed(issue, n int64) error {
 	return replaceFile(s.usedFile(issue), strconv.FormatInt(n, 10)+"\n")
 }
 
-// Forget removes what was saved of an issue's agent.
+// Forget removes what was saved of an issue's agent, and the objects that nothing
+// else needs.
 func (w *Work) Forget(ctx context.Context, repo, issue int64) error {
 	s := w.storeAt(repo)
 	s.mu.Lock()
@@ -454,10 +455,10 @@ func (w *Work) Forget(ctx context.Context, repo, issue int64) error {
 			return err
 		}
 	}
-	if err := os.Remove(s.usedFile(issue)); !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(s.usedFile(issue)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return nil
+	return s.compact(ctx)
 }
 
 // tellRefs answers git's first question of a push.

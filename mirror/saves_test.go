@@ -234,3 +234,48 @@ func TestASaverThatBorrowsNothing(t *testing.T) {
 		t.Errorf("it holds on to %v, %v", borrowed, err)
 	}
 }
+
+// Many saves make few packs, and what is forgotten takes its room with it.
+func TestTheWorkStoreIsLookedAfter(t *testing.T) {
+	w := newSavedWorld(t)
+	w.stack.clone = w.own
+	w.stack.commit(t, "large", 1<<20)
+	w.save(t, "HEAD:refs/saved/3/work")
+	rules := w.rules
+	rules.Issue = 4
+	git(t, w.own, "push", "-q", w.door(t, rules), "HEAD~1:refs/saved/4/heads/main")
+	for n := range 60 {
+		w.commitOf(t, fmt.Sprint(n))
+		w.save(t, "HEAD:refs/saved/3/work")
+	}
+	w.commitOf(t, "of another issue")
+	git(t, w.own, "push", "-q", w.door(t, rules), "HEAD:refs/saved/4/work")
+	packs := func() int {
+		t.Helper()
+		found, err := filepath.Glob(filepath.Join(w.config.Dir, "7.git/objects/pack/*.pack"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(found)
+	}
+	before := packs()
+	if err := w.work.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := packs(); before < 60 || after > 10 {
+		t.Errorf("%d packs became %d", before, after)
+	}
+	w.store(t, "fsck", "--connectivity-only")
+	if err := w.work.Forget(t.Context(), 7, 4); err != nil {
+		t.Fatal(err)
+	}
+	w.store(t, "fsck", "--connectivity-only")
+	if err := w.work.Forget(t.Context(), 7, 3); err != nil {
+		t.Fatal(err)
+	}
+	if n := packs(); n != 0 {
+		t.Errorf("%d packs stay", n)
+	}
+	w.save(t, "HEAD:refs/saved/3/work")
+	w.store(t, "fsck", "--connectivity-only")
+}

@@ -43,6 +43,10 @@ type stack struct {
 var pusher = mirror.Pusher{Pod: "devaipod-hello-3", Issue: "alice/hello#3", Task: "cafe", Agent: "opencode", Model: "m"}
 
 func TestMain(m *testing.M) {
+	if os.Getenv(serviceDir) != "" {
+		fmt.Fprintln(os.Stderr, serveWork())
+		os.Exit(1)
+	}
 	os.Exit(gitproctest.Main(m))
 }
 

@@ -32,6 +32,7 @@ func commands() map[string]func(*call) error {
 		"diff":       (*call).diff,       // diff: of the newest one, as the forge has it
 		"proof":      (*call).proof,      // proof: the branch adds the nonce's sha256; prints git's diff
 		"refs":       (*call).refs,       // refs: all refs of $REPO, by git
+		"saved":      (*call).saved,      // saved THING: git show refs/saved/$ISSUE/THING of the work store
 		"podman":     (*call).podman,     // podman ARG…
 		"pods":       (*call).pods,       // pods: what podman has of the issue, a line each
 		"service":    (*call).service,    // service pid | kill | start
@@ -60,6 +61,23 @@ func commands() map[string]func(*call) error {
 		"waitfor":    (*call).waitfor,    // waitfor PATTERN COMMAND ARG…: until it prints that
 		"always":     (*call).always,     // always DURATION PATTERN COMMAND ARG…: that, all the time
 	}
+}
+
+// saved shows a part of what was saved of the issue's agent: work:PATH, say.
+func (c *call) saved() error {
+	if len(c.args) != 1 {
+		return errors.New("usage: saved THING")
+	}
+	var repo struct {
+		ID int64 `json:"id"`
+	}
+	if err := c.api(person).Get(c.ctx, "/repos/"+c.env("REPO"), &repo); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(c.ctx, "git", "--git-dir", filepath.Join(c.StateDir, "work", fmt.Sprintf("%d.git", repo.ID)), "show", "refs/saved/"+c.env("ISSUE")+"/"+c.args[0])
+	out, err := cmd.CombinedOutput()
+	c.out.Write(out)
+	return err
 }
 
 // A call is one use of a command in a script.
