@@ -249,4 +249,3 @@ func visible(line []byte) string {
 	}
 	return b.String()
 }
-

@@ -55,6 +55,7 @@ yourself, for the files and attributes that the agent chose.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.dir, "dir", "", "`directory` to make (default: REPO-ISSUE here)")
+	f.Lookup("dir").Annotations = map[string][]string{notAKey: {}}
 	f.StringVar(&r.bundle, "bundle", "", "write all of it to a `file`")
 	f.StringVar(&r.at, "at", "", "the newest snapshot at a `time`: 14:30, 2026-01-31 14:30, 10m (ago), or the first digits of a commit that --list tells")
 	f.BoolVar(&r.list, "list", false, "list the snapshots, the newest first")
