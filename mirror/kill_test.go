@@ -65,7 +65,7 @@ func serveWork() error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("http://" + l.Addr().String())
+	fmt.Fprintln(os.Stdout, "http://"+l.Addr().String())
 	return http.Serve(l, mux) //nolint:gosec // a test
 }
 
@@ -141,7 +141,7 @@ func TestKillsWhilePushingAndSaving(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d saves went through between kills", len(said), kills)
-	git(t, work, "fsck", "--connectivity-only")
+	git(t, work, "rev-list", "--objects", "--quiet", "--glob=refs/saved/*") // what was accepted may need the cache
 	if w.onForge(t) != w.head(t) {
 		t.Errorf("the forge has %s, want %s", w.onForge(t), w.head(t))
 	}

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror/gitproc"
@@ -51,6 +52,9 @@ func (p *push) run(body io.Reader) {
 	if !errors.As(err, &no) {
 		p.w.log.Warn("a push failed", "repo", p.at.get(), "err", err)
 		no = &refusal{short: "devaipod could not take the push; try again in a minute (its log has more)"}
+		if errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "No space left") {
+			no = &refusal{short: "devaipod's disk is full; push again when somebody has made room (devaipod df)"}
+		}
 	} else {
 		p.w.log.Warn("push refused", "repo", p.at.get(), "why", no.short)
 	}

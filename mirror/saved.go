@@ -125,15 +125,18 @@ func (s *Saved) store(repo int64) string {
 // SavedWork is what was saved of one issue's agent.
 type SavedWork struct {
 	*store
-	issue int64
+	repo, issue int64
 }
 
 // Work is what was saved of an issue's agent, if anything. The cache's copy of the
 // repository, known, is of use where it is newer than what pods were lent; "" for
 // none.
 func (s *Saved) Work(repo, issue int64, known string) *SavedWork {
-	return &SavedWork{&store{dir: s.store(repo), known: known, box: s.box, mu: new(sync.Mutex)}, issue}
+	return &SavedWork{&store{dir: s.store(repo), known: known, box: s.box, mu: new(sync.Mutex)}, repo, issue}
 }
+
+// Repository is the forge's number of the repository.
+func (w *SavedWork) Repository() int64 { return w.repo }
 
 // Dir is the store, a bare repository, for git to fetch from.
 func (w *SavedWork) Dir() string { return w.dir }

@@ -99,22 +99,14 @@ func (s *store) borrow(generation string) error {
 	if err != nil || slices.Contains(have, generation) {
 		return err
 	}
-	var text strings.Builder
-	for _, dir := range append(have, generation) {
-		text.WriteString(filepath.Join(dir, "objects") + "\n")
-	}
-	file := s.alternatesFile()
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return err
-	}
-	return replaceFile(file, text.String())
+	return s.setLenders(append(have, generation))
 }
 
 func (s *store) alternatesFile() string {
 	return filepath.Join(s.dir, "objects", "info", "alternates")
 }
 
-// lenders are the generations that the store borrows from.
+// lenders are the generations that the store borrows from, the newest last.
 func (s *store) lenders() ([]string, error) {
 	b, err := os.ReadFile(s.alternatesFile())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -125,6 +117,60 @@ func (s *store) lenders() ([]string, error) {
 		out = append(out, filepath.Dir(strings.TrimSuffix(line, "\n")))
 	}
 	return out, err
+}
+
+func (s *store) setLenders(dirs []string) error {
+	var text strings.Builder
+	for _, dir := range dirs {
+		text.WriteString(filepath.Join(dir, "objects") + "\n")
+	}
+	if err := os.MkdirAll(filepath.Dir(s.alternatesFile()), 0o700); err != nil {
+		return err
+	}
+	return replaceFile(s.alternatesFile(), text.String())
+}
+
+// shed lets go of all generations but the newest where that one has all that what
+// was saved needs. The caller has the lock.
+func (s *store) shed(ctx context.Context) error {
+	have, err := s.lenders()
+	if err != nil || len(have) < 2 {
+		return err
+	}
+	newest := have[len(have)-1]
+	saved, err := refs(ctx, s.dir, savedRefs)
+	if err != nil {
+		return err
+	}
+	lent, err := refs(ctx, newest, "refs/heads/", "refs/tags/")
+	if err != nil {
+		return err
+	}
+	var revs strings.Builder
+	for _, r := range saved {
+		revs.WriteString(r.id + "\n")
+	}
+	for _, r := range lent {
+		revs.WriteString("^" + r.id + "\n")
+	}
+	// Another repository, which has the same objects but for the older generations.
+	alone, err := os.MkdirTemp(s.dir, "incoming-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(alone) //nolint:errcheck // the next start sweeps
+	if err := os.Symlink(filepath.Join(s.dir, "objects", "pack"), filepath.Join(alone, "pack")); err != nil {
+		return err
+	}
+	c := s.child(strings.NewReader(revs.String()), io.Discard, "rev-list", "--objects", "--quiet", "--stdin")
+	c.Env = []string{"GIT_OBJECT_DIRECTORY=" + alone, "GIT_ALTERNATE_OBJECT_DIRECTORIES=" + filepath.Join(newest, "objects")}
+	var lacks *gitproc.Error
+	if err := c.Run(ctx); errors.As(err, &lacks) {
+		return nil // and so it holds on to all
+	} else if err != nil {
+		return err
+	}
+	return s.setLenders([]string{newest})
 }
 
 // replaceFile writes a file at once.
@@ -141,8 +187,9 @@ func replaceFile(path, text string) error {
 	return os.Rename(tmp, path)
 }
 
-// Borrowed are the generations that what was saved needs. A store that has
-// nothing saved lets go of them.
+// Borrowed are the generations that what was saved needs: for each repository the
+// newest, as long as that has all of it. A store that has nothing saved lets go of
+// them.
 func (w *Work) Borrowed(ctx context.Context) (map[string]bool, error) {
 	ids, err := w.stores()
 	dirs := map[string]bool{}
@@ -168,6 +215,12 @@ func (s *store) borrowed(ctx context.Context, dirs map[string]bool) error {
 	}
 	if len(saved) == 0 {
 		return os.Remove(s.alternatesFile())
+	}
+	if err := s.shed(ctx); err != nil {
+		return err
+	}
+	if have, err = s.lenders(); err != nil {
+		return err
 	}
 	for _, dir := range have {
 		dirs[dir] = true

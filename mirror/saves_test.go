@@ -279,3 +279,44 @@ func TestTheWorkStoreIsLookedAfter(t *testing.T) {
 	w.save(t, "HEAD:refs/saved/3/work")
 	w.store(t, "fsck", "--connectivity-only")
 }
+
+// The newest generation takes the place of those before, but where these have what
+// it has not.
+func TestOlderGenerationsAreLetGo(t *testing.T) {
+	w := newSavedWorld(t)
+	w.commitOf(t, "first")
+	w.save(t, "HEAD:refs/saved/3/work")
+	lend := func(args ...string) string {
+		t.Helper()
+		lent := filepath.Join(t.TempDir(), "lent")
+		git(t, "/", append([]string{"clone", "-q", "--bare", "--no-hardlinks"}, append(args, "file://"+w.bare, lent)...)...)
+		git(t, lent, "repack", "-q", "-a", "-d")
+		return lent
+	}
+	borrowed := func(want ...string) {
+		t.Helper()
+		got, err := w.work.Borrowed(t.Context())
+		if err != nil || len(got) != len(want) {
+			t.Fatalf("it holds on to %v, %v; want %v", got, err, want)
+		}
+		for _, dir := range want {
+			if !got[dir] {
+				t.Errorf("it holds on to %v, want %v", got, want)
+			}
+		}
+		w.store(t, "fsck", "--connectivity-only")
+	}
+	w.trust(t, "newer", "x")
+	rules := w.rules
+	rules.Issue, rules.Borrow = 4, lend()
+	git(t, w.own, "fetch", "-q", w.bare, "main")
+	git(t, w.own, "push", "-q", w.door(t, rules), "HEAD:refs/saved/4/work")
+	borrowed(rules.Borrow)
+	// One of another history has not what was saved before.
+	git(t, w.bare, "update-ref", "refs/heads/main", strings.TrimSpace(git(t, w.bare, "commit-tree", "-m", "anew", "main^{tree}")))
+	last := rules.Borrow
+	rules.Issue, rules.Borrow = 5, lend("--single-branch")
+	git(t, w.own, "fetch", "-q", w.bare, "main")
+	git(t, w.own, "push", "-q", w.door(t, rules), "FETCH_HEAD:refs/saved/5/work")
+	borrowed(last, rules.Borrow)
+}

@@ -64,6 +64,20 @@ func (s *service) apiHandler() http.Handler {
 		}
 		s.json(w, saved)
 	}))
+	mux.HandleFunc("POST /api/saved/{store}/{issue}/forget", func(w http.ResponseWriter, r *http.Request) {
+		store, err := strconv.ParseInt(r.PathValue("store"), 10, 64)
+		issue, err2 := strconv.ParseInt(r.PathValue("issue"), 10, 64)
+		if err != nil || err2 != nil {
+			http.Error(w, "want the numbers of a store and an issue", http.StatusBadRequest)
+			return
+		}
+		if err := s.work.Forget(r.Context(), store, issue); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		s.pods.release(r.Context())
+		w.WriteHeader(http.StatusNoContent)
+	})
 	mux.HandleFunc("GET "+pod+"/events", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
 		s.events(w, r, s.loop.PodKey(k))
 	}))

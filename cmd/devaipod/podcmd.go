@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
@@ -231,35 +232,63 @@ func (a *app) waitStopped(ctx context.Context, k reconcile.Key) error {
 }
 
 func (a *app) rmCmd() *cobra.Command {
-	var force bool
+	var force, purge bool
 	cmd := &cobra.Command{
 		Use: "rm ISSUE", Short: "Remove the pod of an issue, once its work is saved", Args: args(cobra.ExactArgs(1)),
 		Long: `Stop the agent on an issue, save what it did and remove its pod: containers,
 network and volumes. What it pushed stays on the forge, and the rest in the work
 store (see devaipod recover). When something of it can't be saved the pod stays, and
-what it is is printed: --force removes the pod all the same.`,
+what it is is printed: --force removes the pod all the same, and leaves a recovery
+bundle of what is saved.
+
+With --purge and --force what was saved goes too, but for a recovery bundle.`,
 		RunE: func(cmd *cobra.Command, rest []string) error {
 			k, err := a.issueKey(cmd.Context(), rest[0])
 			if err != nil {
 				return err
 			}
+			if purge && !force {
+				return usagef("--purge removes for good what was saved of %s: add --force if that is meant", k)
+			}
 			// An issue that is gone has no label; its pod may still be there.
 			if err := a.unlabel(cmd.Context(), k); err != nil && !errors.Is(err, forge.ErrNotFound) {
 				return err
 			}
-			saved, err := a.api().remove(cmd.Context(), k, force)
-			if err != nil {
-				return err
-			}
-			for _, n := range saved.NotSaved {
-				a.step("not saved  %s", notSavedLine(n))
-			}
-			a.step("removed  the pod of %s", k)
-			return nil
+			return a.removePod(cmd.Context(), k, force, purge)
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "remove it also when not all can be saved")
+	cmd.Flags().BoolVar(&purge, "purge", false, "remove what was saved of it too")
 	return cmd
+}
+
+func (a *app) removePod(ctx context.Context, k reconcile.Key, force, purge bool) error {
+	saved, err := a.api().remove(ctx, k, force)
+	if err != nil {
+		return err
+	}
+	for _, n := range saved.NotSaved {
+		a.step("not saved  %s", notSavedLine(n))
+	}
+	a.step("removed  the pod of %s", k)
+	if !purge && saved.Complete && len(lostWith(saved)) == 0 {
+		return nil
+	}
+	work, err := a.findSaved(ctx, k)
+	if errors.Is(err, mirror.ErrNothingSaved) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.leaveBundle(ctx, work); err != nil || !purge {
+		return err
+	}
+	if err := a.api().post(ctx, fmt.Sprintf("/api/saved/%d/%d/forget", work.Repository(), k.Issue)); err != nil {
+		return err
+	}
+	a.step("removed  what was saved of %s", k)
+	return nil
 }
 
 func orDash(s string) string {

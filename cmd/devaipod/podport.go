@@ -248,6 +248,7 @@ func (p *podPort) open(spec pods.Spec) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/work/", p.work.Handler(p.rules(spec), func(repo string) http.Handler { return p.cache.Reads(forgeAddress(repo)) }))
+	mux.Handle("GET "+podfile.RestorePath, p.work.Saved(p.rules(spec), spec.Issue))
 	mux.Handle("/git/", p.others)
 	mux.HandleFunc("GET /dial/model", p.dialModel)
 	p.doors[k] = door{p.serve(k, l, mux), p.serve(k, saves, p.work.Saves(func() (mirror.SaveRules, error) { return p.saveRules(spec.Key) }))}

@@ -157,6 +157,21 @@ func (a *app) bundleAll(ctx context.Context, dir string) (err error) {
 	return nil
 }
 
+// leaveBundle writes one for an issue, and says where it is.
+func (a *app) leaveBundle(ctx context.Context, work foundWork) error {
+	dir := a.recoveredDir(time.Now())
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	name := mirror.SavedRepository{ID: work.Repository(), Names: []string{work.key.Owner + "/" + work.key.Repo}}
+	file := filepath.Join(dir, bundleName(name, work.key.Issue))
+	if err := work.Bundle(ctx, file); err != nil {
+		return fmt.Errorf("writing %s: %w", file, err)
+	}
+	a.step("recovery bundle  %s", file)
+	return nil
+}
+
 var notFileName = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
 
 // bundleName is OWNER-NAME-ID-issue-ISSUE.bundle.

@@ -124,6 +124,9 @@ func (g *Gate) Handler(role Role) http.Handler {
 	mux.HandleFunc("POST "+repo+"/git-upload-pack", g.forwardGit)
 	if role == Agent {
 		mux.HandleFunc("POST "+repo+"/git-receive-pack", g.forwardGit)
+		// What was saved is the agent's own work, and not all of it was meant for
+		// others: a person has it from the command line.
+		mux.HandleFunc("GET "+podfile.RestorePath, g.forwardGit)
 	}
 	// Repositories of other hosts: the service says which.
 	mux.HandleFunc("GET /git/", g.forwardGit)

@@ -172,38 +172,44 @@ func TestWhatTheGateRefuses(t *testing.T) {
 		token              string
 		want               int
 	}{
-		"no token":                       {p.agent, "POST", chatRoute, goodChat, "", 401},
-		"a wrong token":                  {p.agent, "POST", chatRoute, goodChat, agentTok + "x", 401},
-		"the workspace's token":          {p.agent, "POST", chatRoute, goodChat, workTok, 401},
-		"the agent's token elsewhere":    {p.workspace, "GET", "/work/ann/hello.git/info/refs?service=git-upload-pack", "", agentTok, 401},
-		"a model for the workspace":      {p.workspace, "POST", chatRoute, goodChat, workTok, 403},
-		"a push of the workspace":        {p.workspace, "POST", "/work/ann/hello.git/git-receive-pack", "", workTok, 403},
-		"a push's refs of the workspace": {p.workspace, "GET", "/work/ann/hello.git/info/refs?service=git-receive-pack", "", workTok, 403},
-		"another route of the model":     {p.agent, "POST", "/model/v1/files", "{}", agentTok, 403},
-		"the other API's route":          {p.agent, "POST", "/model/v1/messages", "{}", agentTok, 403},
-		"a path that climbs":             {p.agent, "POST", "/model/v1/chat/completions/../../files", "{}", agentTok, 403},
-		"another repository":             {p.agent, "GET", "/work/ann/other.git/info/refs?service=git-upload-pack", "", agentTok, 403},
-		"the service's own routes":       {p.agent, "GET", "/dial/model", "", agentTok, 403},
-		"the forge":                      {p.agent, "GET", "/api/v1/user", "", agentTok, 403},
-		"a proxy request":                {p.agent, "CONNECT", "/", "", agentTok, 403},
-		"a search by the provider":       {p.agent, "POST", chatRoute, `{"web_search_options":{}}`, agentTok, 400},
-		"a tool that the provider runs":  {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search_preview"}]}`, agentTok, 400},
-		"an MCP server of the provider":  {p.agent, "POST", chatRoute, `{"mcp_servers":[{}]}`, agentTok, 400},
-		"another model":                  {p.agent, "POST", chatRoute, `{"model":"dear"}`, agentTok, 400},
-		"the model named twice":          {p.agent, "POST", chatRoute, `{"model":"dear","model":"m"}`, agentTok, 400},
-		"tools under another spelling":   {p.agent, "POST", chatRoute, `{"Tools":[{"type":"web_search"}]}`, agentTok, 400},
-		"a tool with two types":          {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search","type":"function"}]}`, agentTok, 400},
-		"a tool with two spellings":      {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search","Type":"function"}]}`, agentTok, 400},
-		"a tool whose type is no text":   {p.agent, "POST", chatRoute, `{"tools":[{"type":["web_search"]}]}`, agentTok, 400},
-		"a tool that is no object":       {p.agent, "POST", chatRoute, `{"tools":["web_search"]}`, agentTok, 400},
-		"a plugin of the provider":       {p.agent, "POST", chatRoute, `{"plugins":[{"id":"web"}]}`, agentTok, 400},
-		"an image that is fetched":       {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"image_url","image_url":{"url":"https://example.org/?leak"}}]}]}`, agentTok, 400},
-		"a file by its id":               {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"file","file":{"file_id":"f"}}]}]}`, agentTok, 400},
-		"a source that is fetched":       {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"tool_result","content":[{"source":{"type":"url","url":"https://example.org"}}]}]}]}`, agentTok, 400},
-		"a list instead of a request":    {p.agent, "POST", chatRoute, `[]`, agentTok, 400},
-		"null instead of a request":      {p.agent, "POST", chatRoute, `null`, agentTok, 400},
-		"tools that are no list":         {p.agent, "POST", chatRoute, `{"tools":{"type":"x"}}`, agentTok, 400},
-		"a request that is not JSON":     {p.agent, "POST", chatRoute, `{"tools":`, agentTok, 400},
+		"no token":                           {p.agent, "POST", chatRoute, goodChat, "", 401},
+		"a wrong token":                      {p.agent, "POST", chatRoute, goodChat, agentTok + "x", 401},
+		"the workspace's token":              {p.agent, "POST", chatRoute, goodChat, workTok, 401},
+		"the agent's token elsewhere":        {p.workspace, "GET", "/work/ann/hello.git/info/refs?service=git-upload-pack", "", agentTok, 401},
+		"a model for the workspace":          {p.workspace, "POST", chatRoute, goodChat, workTok, 403},
+		"a push of the workspace":            {p.workspace, "POST", "/work/ann/hello.git/git-receive-pack", "", workTok, 403},
+		"a push's refs of the workspace":     {p.workspace, "GET", "/work/ann/hello.git/info/refs?service=git-receive-pack", "", workTok, 403},
+		"another route of the model":         {p.agent, "POST", "/model/v1/files", "{}", agentTok, 403},
+		"the other API's route":              {p.agent, "POST", "/model/v1/messages", "{}", agentTok, 403},
+		"a path that climbs":                 {p.agent, "POST", "/model/v1/chat/completions/../../files", "{}", agentTok, 403},
+		"what was saved, for the workspace":  {p.workspace, "GET", podfile.RestorePath, "", workTok, 403},
+		"what was saved, by another's token": {p.agent, "GET", podfile.RestorePath, "", workTok, 401},
+		"what was saved, without a token":    {p.agent, "GET", podfile.RestorePath, "", "", 401},
+		"what is saved, by a push":           {p.agent, "POST", podfile.RestorePath, "", agentTok, 403},
+		"below what was saved":               {p.agent, "GET", podfile.RestorePath + "/4", "", agentTok, 403},
+		"the saver's own routes":             {p.agent, "GET", podfile.SavePath + "/info/refs?service=git-upload-pack", "", agentTok, 403},
+		"another repository":                 {p.agent, "GET", "/work/ann/other.git/info/refs?service=git-upload-pack", "", agentTok, 403},
+		"the service's own routes":           {p.agent, "GET", "/dial/model", "", agentTok, 403},
+		"the forge":                          {p.agent, "GET", "/api/v1/user", "", agentTok, 403},
+		"a proxy request":                    {p.agent, "CONNECT", "/", "", agentTok, 403},
+		"a search by the provider":           {p.agent, "POST", chatRoute, `{"web_search_options":{}}`, agentTok, 400},
+		"a tool that the provider runs":      {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search_preview"}]}`, agentTok, 400},
+		"an MCP server of the provider":      {p.agent, "POST", chatRoute, `{"mcp_servers":[{}]}`, agentTok, 400},
+		"another model":                      {p.agent, "POST", chatRoute, `{"model":"dear"}`, agentTok, 400},
+		"the model named twice":              {p.agent, "POST", chatRoute, `{"model":"dear","model":"m"}`, agentTok, 400},
+		"tools under another spelling":       {p.agent, "POST", chatRoute, `{"Tools":[{"type":"web_search"}]}`, agentTok, 400},
+		"a tool with two types":              {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search","type":"function"}]}`, agentTok, 400},
+		"a tool with two spellings":          {p.agent, "POST", chatRoute, `{"tools":[{"type":"web_search","Type":"function"}]}`, agentTok, 400},
+		"a tool whose type is no text":       {p.agent, "POST", chatRoute, `{"tools":[{"type":["web_search"]}]}`, agentTok, 400},
+		"a tool that is no object":           {p.agent, "POST", chatRoute, `{"tools":["web_search"]}`, agentTok, 400},
+		"a plugin of the provider":           {p.agent, "POST", chatRoute, `{"plugins":[{"id":"web"}]}`, agentTok, 400},
+		"an image that is fetched":           {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"image_url","image_url":{"url":"https://example.org/?leak"}}]}]}`, agentTok, 400},
+		"a file by its id":                   {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"file","file":{"file_id":"f"}}]}]}`, agentTok, 400},
+		"a source that is fetched":           {p.agent, "POST", chatRoute, `{"messages":[{"content":[{"type":"tool_result","content":[{"source":{"type":"url","url":"https://example.org"}}]}]}]}`, agentTok, 400},
+		"a list instead of a request":        {p.agent, "POST", chatRoute, `[]`, agentTok, 400},
+		"null instead of a request":          {p.agent, "POST", chatRoute, `null`, agentTok, 400},
+		"tools that are no list":             {p.agent, "POST", chatRoute, `{"tools":{"type":"x"}}`, agentTok, 400},
+		"a request that is not JSON":         {p.agent, "POST", chatRoute, `{"tools":`, agentTok, 400},
 	} {
 		resp, body := ask(t, tt.server, tt.method, tt.path, tt.token, tt.body)
 		// A cleaned path is answered with a redirect, which is a refusal too.
@@ -234,6 +240,38 @@ func TestGitGoesToTheServiceWithoutCredentials(t *testing.T) {
 		if want := []string{own, other}[i%2]; saw.Header.Get("Authorization") != "" || saw.Header.Get("Cookie") != "" || saw.URL.RequestURI() != want {
 			t.Errorf("the service saw %s with %q", saw.URL, saw.Header)
 		}
+	}
+}
+
+// What was saved of the issue goes to the agent alone, as it comes.
+func TestWhatWasSavedComesFromTheService(t *testing.T) {
+	p := newPlace(t, podfile.APIOpenAI, func(http.ResponseWriter, *http.Request) {})
+	if resp, body := ask(t, p.agent, "GET", podfile.RestorePath, agentTok, ""); resp.StatusCode != 200 || body != "from the service" {
+		t.Errorf("%s %q", resp.Status, body)
+	}
+	if len(p.serviceSaw) != 1 || p.serviceSaw[0].URL.RequestURI() != podfile.RestorePath || p.serviceSaw[0].Header.Get("Authorization") != "" {
+		t.Errorf("the service saw %v", p.serviceSaw)
+	}
+	// One that the service breaks off does not look whole.
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "half of it")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}))
+	defer service.Close()
+	agent := agentOf(t, service, podfile.Model{API: podfile.APIOpenAI, BaseURL: "http://model"})
+	req, err := http.NewRequest(http.MethodGet, agent.URL+podfile.RestorePath, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+agentTok)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err == nil {
+		t.Errorf("half of it looks whole: %q", b)
 	}
 }
 

@@ -74,6 +74,9 @@ const (
 	SaveSocket = "save.sock"
 	// SavePath is the repository's path in URLs on that socket.
 	SavePath = "/saved.git"
+	// RestorePath is where the service answers the agent's shim, by the gate, with
+	// what was saved of its issue: a git bundle with refs as [SavedPrefix] has them.
+	RestorePath = "/saved.bundle"
 )
 
 // Variables that the shim reads in agent and workspace containers.

@@ -43,7 +43,7 @@ func TestThePromptQuotesWhatPeopleWrote(t *testing.T) {
 	w.pass(t)
 	p := w.task.Prompt
 	for _, want := range []string{
-		"- the crash /attachments/1\n", "- https://example.org/x.png\n", "(cut: too long)", "Comment by eve:", "starts from release",
+		"- the crash /attachments/1\n", "- https://example.org/x.png\n", "(cut: too long)", "Comment by eve:", "starts from release", "earlier work of yours",
 		"issue #3 of the repository ann/hello", "git push origin HEAD:agent/3-work",
 	} {
 		if !strings.Contains(p, want) {

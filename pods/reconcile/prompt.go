@@ -57,6 +57,7 @@ func (t text) prompt(branch, base string) string {
 	var b strings.Builder
 	k := t.issue.Key
 	fmt.Fprintf(&b, `You are working on issue #%d of the repository %s/%s. A clone is in the current directory, on the branch %s, which starts from %s.
+It may hold earlier work of yours on this issue: commits, branches, a stash, changes that are not committed. Look first (git status, git log, git stash list), and go on from there.
 
 Solve the issue below:
 1. Read what you need. If the repository has an AGENTS.md, follow it.

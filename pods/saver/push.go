@@ -61,8 +61,32 @@ func (s *saver) push(ctx context.Context) error {
 	})
 }
 
-// keepTheirs keeps what a saver before us, of another volume, has pushed for
-// this issue: each commit that we don't have gets a ref of its own there,
+// takeUp goes on from the newest snapshot of a saver before us, of another volume:
+// the agent's clone was made from it, so its objects can be had there. The service
+// tells which one it is.
+func (s *saver) takeUp(ctx context.Context) error {
+	asking, cancel := context.WithTimeout(ctx, s.cfg.LastSave)
+	defer cancel()
+	theirs, err := s.advertised(asking)
+	id := theirs[s.work()]
+	if err != nil || id == "" {
+		return err
+	}
+	if err := s.store.bring(ctx, []string{id}, s.plain(), patience*s.cfg.GitTime)[id]; err != nil {
+		return err
+	}
+	if err := s.store.update(ctx, map[string]string{s.work(): id}); err != nil {
+		return err
+	}
+	s.written = s.store.size()
+	if err := s.readLast(ctx); err != nil { // no snapshot of ours
+		return errors.Join(err, s.store.update(ctx, map[string]string{s.work(): ""}), s.readLast(ctx))
+	}
+	return nil
+}
+
+// keepTheirs keeps what else a saver before us, of another volume, has pushed for
+// this issue: each commit that our refs don't hold gets a ref of its own there,
 // kept/ID, before our refs take the place of those that named it.
 func (s *saver) keepTheirs(ctx context.Context) error {
 	theirs, err := s.advertised(ctx)
@@ -77,7 +101,7 @@ func (s *saver) keepTheirs(ctx context.Context) error {
 	}
 	create := map[string]string{}
 	for name, id := range theirs {
-		if strings.HasPrefix(name, s.store.prefix) && !kept[id] && s.store.run(ctx, call{args: []string{"cat-file", "-e", id}}) != nil {
+		if strings.HasPrefix(name, s.store.prefix) && !kept[id] && !s.store.holds(ctx, id) {
 			create[s.store.prefix+"kept/"+id] = id
 		}
 	}

@@ -32,6 +32,11 @@ func (s *saver) round(ctx context.Context) error {
 	if s.treeID == "" && gone && s.last.id == "" {
 		return nil // there was never anything
 	}
+	if s.last.id == "" {
+		if err := s.takeUp(ctx); err != nil {
+			s.log.Warn("these snapshots begin anew; what an earlier saver of the issue has saved is kept beside", "err", err)
+		}
+	}
 	good := s.readCommits(ctx, now)
 	list := s.tree.leftOut()
 	if gone {

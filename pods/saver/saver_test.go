@@ -301,3 +301,37 @@ func TestWhatAnEarlierSaverHasPushedStays(t *testing.T) {
 	}
 	p.git(p.server, "fsck", "--strict")
 }
+
+// A pod whose clone was made from the newest snapshot goes on from it.
+func TestASaverGoesOnFromASnapshotThatTheCloneHas(t *testing.T) {
+	p := newPlace(t)
+	p.write("README", "of the first\n")
+	p.git(p.clone, "branch", "theirs")
+	first := p.once().ID
+	p.git(p.clone, "fetch", "--quiet", p.server, work)
+	p.cfg.Home = p.path("another")
+	p.write("README", "of the second\n")
+	second := p.once()
+	if second.Previous != first || p.snapshots() != 2 {
+		t.Errorf("it follows %q, want %s", second.Previous, first)
+	}
+	if kept := p.git(p.server, "for-each-ref", "refs/saved/3/kept"); kept != "" {
+		t.Errorf("kept beside: %s", kept)
+	}
+	// Its own volume has all of it.
+	must(t, os.RemoveAll(filepath.Join(p.clone, ".git")))
+	p.git(filepath.Join(p.cfg.Home, "git"), "fsck", "--strict")
+
+	// What is there under that name and is no snapshot is kept, and not gone on from.
+	other := p.git(p.server, "rev-parse", "refs/saved/3/heads/main")
+	p.git(p.server, "update-ref", work, other)
+	p.git(p.clone, "init", "--quiet", "--initial-branch=main")
+	p.git(p.clone, "fetch", "--quiet", p.server, work)
+	p.cfg.Home = p.path("a-third")
+	if third := p.once(); third.Previous != "" || third.Error != "" {
+		t.Errorf("%+v", third)
+	}
+	if got := p.git(p.server, "for-each-ref", "--format=%(refname)", "refs/saved/3/kept/"+other); got == "" && !p.reachable(other) {
+		t.Error("what was there is gone")
+	}
+}

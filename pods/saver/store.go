@@ -206,6 +206,12 @@ func (s *store) contains(ctx context.Context, a, b string) bool {
 	return a == b || s.run(ctx, call{args: []string{"merge-base", "--is-ancestor", a, b}}) == nil
 }
 
+// holds tells whether a commit is reachable from a ref.
+func (s *store) holds(ctx context.Context, id string) bool {
+	out, err := s.output(ctx, call{args: []string{"rev-list", "--max-count=1", id, "--not", "--all"}})
+	return err == nil && out == ""
+}
+
 // upkeep packs what many rounds have left.
 func (s *store) upkeep(ctx context.Context) error {
 	packs, err := filepath.Glob(s.path("objects/pack/*.pack"))

@@ -52,13 +52,23 @@ func (c *Config) clone(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cloneWithin)
 	defer cancel()
+	restores := maxRestores
+	if c.Role != "agent" {
+		restores = 0
+	}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		err := c.cloneOnce(ctx)
+		err := c.cloneOnce(ctx, restores > 0)
 		if err == nil || errors.Is(err, ErrNoBase) {
 			return err
 		}
 		if ctx.Err() != nil {
 			return errors.Join(fmt.Errorf("cloning %s: %w", c.Repo, err), ctx.Err())
+		}
+		if broken := new(restoreError); errors.As(err, &broken) {
+			if restores--; restores == 0 {
+				c.Log.Error("the agent begins from the repository as it is: what an earlier pod of the issue has saved does not come back, and stays in the work store (devaipod recover)", "err", err)
+				continue
+			}
 		}
 		c.Log.Warn("cloning; trying again", "repo", c.Repo, "err", err, "in", wait)
 		select {
@@ -75,36 +85,81 @@ var ErrNoBase = errors.New("the repository has no such branch to start from; pus
 // noBase is git ls-remote's exit code for refs that are not there.
 const noBase = 2
 
-func (c *Config) cloneOnce(ctx context.Context) error {
+// cloneOnce makes the clone, of what was saved if that shall be and there is any.
+func (c *Config) cloneOnce(ctx context.Context, restoring bool) (err error) {
 	tmp := c.RepoDir + ".new"
-	if err := os.RemoveAll(tmp); err != nil {
+	if err := errors.Join(os.RemoveAll(tmp), os.RemoveAll(c.bundlePath())); err != nil {
 		return err
 	}
+	// First: the clone then has all that the bundle stands on.
+	saved := false
+	if restoring {
+		if saved, err = c.fetchSaved(ctx); err != nil {
+			return err
+		}
+	}
+	borrows, err := c.fetch(ctx, tmp, !saved)
+	if err != nil {
+		return err
+	}
+	if saved {
+		if saved, err = c.restore(ctx, tmp, borrows); err != nil {
+			return &restoreError{err}
+		}
+		if err := os.Remove(c.bundlePath()); err != nil {
+			return err
+		}
+		if !saved {
+			err = c.git(ctx, tmp, "reset", "--quiet", "--hard")
+		}
+	}
+	if err == nil && !saved {
+		err = c.begin(ctx, tmp, borrows)
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp, c.RepoDir)
+}
+
+// fetch clones the repository, and checks its base out or nothing. It tells whether
+// the clone borrows.
+func (c *Config) fetch(ctx context.Context, tmp string, checkout bool) (borrows bool, err error) {
 	url := "http://" + c.GateAddr + "/work/" + c.Repo + ".git"
 	c.Log.Info("cloning", "repo", c.Repo, "branch", c.Branch, "base", c.Base)
 	args := []string{"clone", "--quiet", "--no-recurse-submodules", "--branch", c.Base}
-	_, err := os.Stat(c.BorrowDir)
-	borrows := err == nil
+	if !checkout {
+		args = append(args, "--no-checkout")
+	}
+	_, err = os.Stat(c.BorrowDir)
+	borrows = err == nil
 	if borrows {
 		// What is there is not fetched: it stays for as long as the clone does.
 		args = append(args, "--reference", c.BorrowDir)
 	}
 	if err := c.git(ctx, "", append(args, "--", url, tmp)...); err != nil {
-		return c.whyNot(ctx, url, err)
+		return borrows, c.whyNot(ctx, url, err)
 	}
-	start := "refs/remotes/origin/" + c.Branch
-	if c.git(ctx, tmp, "rev-parse", "--verify", "--quiet", start) != nil {
-		start = "refs/remotes/origin/" + c.Base
+	return borrows, nil
+}
+
+// start is where work begins in a clone: what was pushed before, or the base.
+func (c *Config) start(ctx context.Context, dir string) string {
+	pushed := "refs/remotes/origin/" + c.Branch
+	if c.git(ctx, dir, "rev-parse", "--verify", "--quiet", pushed) != nil {
+		return "refs/remotes/origin/" + c.Base
 	}
+	return pushed
+}
+
+// begin switches to the branch to work on.
+func (c *Config) begin(ctx context.Context, tmp string, borrows bool) error {
 	if borrows {
 		if err := settle(ctx, tmp); err != nil {
 			return err
 		}
 	}
-	if err := c.git(ctx, tmp, "switch", "--quiet", "--no-track", "--create", c.Branch, start); err != nil {
-		return err
-	}
-	return os.Rename(tmp, c.RepoDir)
+	return c.git(ctx, tmp, "switch", "--quiet", "--no-track", "--create", c.Branch, c.start(ctx, tmp))
 }
 
 // maxUnsettled is how many bytes of files may be copied without need.

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/mirror/gitproc/gitproctest"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/shim"
 )
@@ -35,7 +36,12 @@ type place struct {
 	dir      string
 	upstream string // the bare repository
 	clones   atomic.Int64
+	saved    http.Handler // of what was saved; nil for nothing
 	cfg      shim.Config
+}
+
+func TestMain(m *testing.M) {
+	os.Exit(gitproctest.Main(m))
 }
 
 func newPlace(t *testing.T) *place {
@@ -100,6 +106,14 @@ func (p *place) openGate() {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer "+token {
 			http.Error(w, "no", http.StatusForbidden)
+			return
+		}
+		if r.URL.Path == podfile.RestorePath {
+			if p.saved == nil {
+				http.NotFound(w, r)
+				return
+			}
+			p.saved.ServeHTTP(w, r)
 			return
 		}
 		if strings.HasSuffix(r.URL.Path, "/git-upload-pack") {
