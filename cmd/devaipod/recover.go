@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -86,6 +87,9 @@ func (a *app) recover(ctx context.Context, work foundWork, r recovery) error {
 	dir, err := filepath.Abs(r.dir)
 	if err != nil {
 		return err
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		return fmt.Errorf("%s is there already: name another directory with --dir", dir)
 	}
 	origin := fmt.Sprintf("%s/%s/%s.git", a.cfg.forgeURL(), work.key.Owner, work.key.Repo)
 	if err := work.Recover(ctx, snap, dir, origin); err != nil {
