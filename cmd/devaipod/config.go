@@ -132,6 +132,9 @@ func defaults() map[string]any {
 	}
 }
 
+// notAKey marks a flag that has the name of one that is a key, and is none.
+const notAKey = "devaipod not a key"
+
 // loadConfig merges flags over environment over file over defaults.
 func loadConfig(flags *pflag.FlagSet, environ []string) (config, error) {
 	v := viper.New()
@@ -147,7 +150,7 @@ func loadConfig(flags *pflag.FlagSet, environ []string) (config, error) {
 		"listen": "service.listen", "dir": "mirror.dir", "allow-upstream": "mirror.allow_upstream", "max-age": "mirror.max_age",
 	} {
 		f := flags.Lookup(flag)
-		if f == nil || !f.Changed {
+		if f == nil || !f.Changed || f.Annotations[notAKey] != nil {
 			continue
 		}
 		v.Set(key, f.Value.String())

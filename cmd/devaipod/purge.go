@@ -125,8 +125,8 @@ func (a *app) bundleAll(ctx context.Context, dir string) (err error) {
 	}
 	var made []string
 	defer func() {
-		if err != nil && len(made) > 0 { // the work store has all of it still
-			err = errors.Join(err, os.RemoveAll(dir))
+		if err != nil { // the work store has all of it still
+			err = errors.Join(err, takeBack(made))
 		}
 	}()
 	for _, repo := range all {
@@ -145,16 +145,25 @@ func (a *app) bundleAll(ctx context.Context, dir string) (err error) {
 				return err
 			}
 			file := filepath.Join(dir, bundleName(repo, issue))
-			made = append(made, file)
 			if err := work.Bundle(ctx, file); err != nil {
 				return fmt.Errorf("writing %s: %w", file, err)
 			}
+			made = append(made, file)
 		}
 	}
 	for _, file := range made {
 		a.step("recovery bundle  %s", file)
 	}
 	return nil
+}
+
+// takeBack removes bundles.
+func takeBack(files []string) error {
+	var err error
+	for _, file := range files {
+		err = errors.Join(err, os.Remove(file))
+	}
+	return err
 }
 
 // leaveBundle writes one for an issue, and says where it is.

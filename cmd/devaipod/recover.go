@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -55,6 +56,7 @@ yourself, for the files and attributes that the agent chose.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.dir, "dir", "", "`directory` to make (default: REPO-ISSUE here)")
+	f.Lookup("dir").Annotations = map[string][]string{notAKey: {}}
 	f.StringVar(&r.bundle, "bundle", "", "write all of it to a `file`")
 	f.StringVar(&r.at, "at", "", "the newest snapshot at a `time`: 14:30, 2026-01-31 14:30, 10m (ago), or the first digits of a commit that --list tells")
 	f.BoolVar(&r.list, "list", false, "list the snapshots, the newest first")
@@ -85,6 +87,9 @@ func (a *app) recover(ctx context.Context, work foundWork, r recovery) error {
 	dir, err := filepath.Abs(r.dir)
 	if err != nil {
 		return err
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		return fmt.Errorf("%s is there already: name another directory with --dir", dir)
 	}
 	origin := fmt.Sprintf("%s/%s/%s.git", a.cfg.forgeURL(), work.key.Owner, work.key.Repo)
 	if err := work.Recover(ctx, snap, dir, origin); err != nil {
