@@ -258,6 +258,10 @@ func TestWhatIsOnTheForgeIsNotTrustedForThat(t *testing.T) {
 	s.put(t, workflow, "on: never\n")
 	git(t, s.clone, "push", "-q", s.bare, "HEAD:refs/heads/feature") // by who may push
 	s.put(t, "work", "x")
+	// The clone has it without having fetched it: the cache learns of it by the push.
+	if out, err := s.push(t); err == nil || !strings.Contains(out, "push again") {
+		t.Errorf("%v %s", err, out)
+	}
 	s.taken(t)
 }
 

@@ -47,7 +47,11 @@ func serveWork() error {
 	}
 	work, err := mirror.NewWork(mirror.WorkConfig{
 		ForgeURL: os.Getenv(serviceForge), User: "bot", Token: func() string { return token }, Wait: time.Second, Dir: filepath.Join(dir, "work"), Launcher: []string{os.Getenv(serviceLauncher), "box"},
-		Known:  func(ctx context.Context, repo string) (string, error) { return c.Here(ctx, address(repo)) },
+		Known: func(ctx context.Context, repo string) (string, error) { return c.Here(ctx, address(repo)) },
+		Copy: func(repo string, _ int64) (string, bool) {
+			dir, ok, err := c.Copy(address(repo), "")
+			return dir, ok && err == nil
+		},
 		Name:   func(context.Context, int64) (string, error) { return "alice/hello", nil },
 		Limits: mirror.Limits{Push: 64 << 20, Unpacked: 256 << 20, File: 32 << 20, Objects: 100_000}, Log: log,
 	})

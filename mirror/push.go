@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,6 +33,13 @@ type push struct {
 	q     *quarantine
 
 	forge *forgePush
+	facts func() (*facts, error) // as of the push's begin
+}
+
+// Facts are what the commits of a push are held against.
+type facts struct {
+	trusted  []string
+	branches []ref // of agents, on the forge
 }
 
 // A refusal is why a push is not taken, in words for each of its refs.
@@ -69,13 +77,12 @@ func (p *push) run(body io.Reader) {
 }
 
 func (p *push) take(ctx context.Context, body io.Reader) error {
-	ready := p.at.prepared()
-	if ready == nil {
-		ready = func() (string, error) { return p.w.known(ctx, p.at.get()) }
-	}
-	known, err := ready()
-	if err != nil {
-		return fmt.Errorf("reading what the forge has: %w", err)
+	known, ok := p.w.copy(p.at.get(), p.rules.RepoID)
+	if !ok {
+		var err error
+		if known, err = p.w.known(ctx, p.at.get()); err != nil {
+			return fmt.Errorf("reading what the forge has: %w", err)
+		}
 	}
 	format := "sha1"
 	if len(p.list.commands[0].new) == 64 {
@@ -94,6 +101,8 @@ func (p *push) take(ctx context.Context, body io.Reader) error {
 	defer p.q.close() //nolint:errcheck // the next start sweeps
 	ctx, stop := context.WithCancel(ctx)
 	defer stop() // which ends a request to the forge that was not completed
+	p.facts = sync.OnceValues(func() (*facts, error) { return p.q.facts(ctx, p.rules.BranchPrefix) })
+	go p.facts() //nolint:errcheck // whoever needs them sees the error
 	p.forge = p.w.pushTo(ctx, p.r, p.at.get(), p.list.raw)
 	trailer, err := p.unpack(ctx, body)
 	if err != nil {
@@ -138,6 +147,11 @@ func (p *push) unpack(ctx context.Context, body io.Reader) (trailer []byte, err 
 		return nil, &refusal{short: err.Error()}
 	case errors.As(indexed, &said) && ours.MatchString(said.Said):
 		return nil, indexed
+	case errors.As(indexed, &said) && lacking.MatchString(said.Said):
+		if _, err := p.w.known(ctx, p.at.get()); err != nil {
+			return nil, fmt.Errorf("reading what the forge has: %w", err)
+		}
+		return nil, &refusal{short: "the push builds on commits that were not known here yet; they are now: push again"}
 	case errors.As(indexed, &said) && (err == nil || errors.Is(err, errIndexed)):
 		return nil, &refusal{short: "git refuses the push's objects: " + said.Said, lines: []string{"What to do: make the commit that has them anew, without what git complains of, and push again."}}
 	case err != nil:
@@ -149,24 +163,29 @@ func (p *push) unpack(ctx context.Context, body io.Reader) (trailer []byte, err 
 // ours is what git says of this machine, and not of what was pushed.
 var ours = regexp.MustCompile(`No space left|Disk quota|Read-only file|Input/output error|Permission denied|[Uu]nable to create|[Cc]annot fork`)
 
+// lacking is what git says of a pack whose deltas build on what is not here.
+var lacking = regexp.MustCompile(`unresolved delta|did not receive expected object`)
+
 // errIndexed ends the writing to a git that has ended.
 var errIndexed = errors.New("git reads no further")
 
 // judge looks at the commits that are new, and returns the permissions that they
-// need.
+// need. What is wrong by the cache's copy as it is may be right by a newer one.
 func (p *push) judge(ctx context.Context) ([]Lift, error) {
-	trusted, err := p.q.trusted(ctx, p.rules.BranchPrefix)
+	known, err := p.facts()
 	if err != nil {
 		return nil, err
 	}
-	i := &inspection{git: p.q.git, trusted: trusted, protected: p.w.protected}
-	for _, c := range p.list.commands {
-		i.tips = append(i.tips, c.new)
+	found, err := p.inspect(ctx, known)
+	if err == nil && len(found) > 0 {
+		if p.q.known, err = p.w.known(ctx, p.at.get()); err != nil {
+			return nil, fmt.Errorf("reading what the forge has: %w", err)
+		}
+		if known, err = p.q.facts(ctx, p.rules.BranchPrefix); err != nil {
+			return nil, err
+		}
+		found, err = p.inspect(ctx, known)
 	}
-	if err := p.q.alike(ctx, p.list, i.add); err != nil {
-		return nil, err
-	}
-	found, err := i.run(ctx)
 	var said *gitproc.Error
 	if errors.As(err, &said) {
 		return nil, &refusal{short: "the push's commits can't be read: " + said.Said, lines: []string{"What to do: look whether git fsck finds your clone sound, and push again."}}
@@ -179,6 +198,15 @@ func (p *push) judge(ctx context.Context) ([]Lift, error) {
 		return nil, refuse(rest)
 	}
 	return used, nil
+}
+
+func (p *push) inspect(ctx context.Context, known *facts) ([]violation, error) {
+	i := &inspection{git: p.q.git, trusted: known.trusted, protected: p.w.protected}
+	for _, c := range p.list.commands {
+		i.tips = append(i.tips, c.new)
+	}
+	known.alike(p.list, i.add)
+	return i.run(ctx)
 }
 
 // lift takes off what a trusted person has allowed and was not used up.
@@ -298,19 +326,18 @@ func (p *push) record(ctx context.Context, changes []refUpdate, lifts []Lift) er
 	if err := p.q.keep(); err != nil {
 		return err
 	}
-	if err := p.q.update(ctx, changes...); err != nil {
-		return err
-	}
 	text, err := json.Marshal(Provenance{Pusher: p.rules.Pusher(), At: time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return err
 	}
+	var updated error
+	var wait sync.WaitGroup
+	wait.Go(func() { updated = p.q.update(ctx, changes...) })
 	for _, c := range p.list.commands {
-		if err := p.q.note(ctx, c.new, text); err != nil {
-			return err
-		}
+		err = errors.Join(err, p.q.note(ctx, c.new, text))
 	}
-	return nil
+	wait.Wait()
+	return errors.Join(updated, err)
 }
 
 // A forgePush is a push's request to the forge.

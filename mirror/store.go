@@ -121,10 +121,11 @@ func refs(ctx context.Context, dir string, prefixes ...string) ([]ref, error) {
 	return found, nil
 }
 
-// trusted are the commits that need no look: those of the forge's branches and
-// tags, but for other issues' agents', and what this agent has had
-// accepted. A pull request's are not among them: anybody can open one.
-func (s *store) trusted(ctx context.Context, prefix string) ([]string, error) {
+// facts are read off the cache's copy and our own refs. Trusted, so that they need
+// no look, are the commits of the forge's branches and tags, but for other issues'
+// agents', and what this agent has had accepted. A pull request's are not
+// among them: anybody can open one.
+func (s *store) facts(ctx context.Context, prefix string) (*facts, error) {
 	found, err := refs(ctx, s.known, "refs/heads/", "refs/tags/")
 	if err != nil {
 		return nil, err
@@ -133,36 +134,36 @@ func (s *store) trusted(ctx context.Context, prefix string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []string
+	out := &facts{}
 	for _, r := range found {
 		branch, isBranch := strings.CutPrefix(r.name, "refs/heads/")
-		if isBranch && strings.HasPrefix(branch, agentPrefix) && !strings.HasPrefix(branch, prefix) {
-			continue
+		agents := isBranch && strings.HasPrefix(branch, agentPrefix)
+		if agents {
+			out.branches = append(out.branches, r)
 		}
-		out = append(out, r.id)
+		if !agents || strings.HasPrefix(branch, prefix) {
+			out.trusted = append(out.trusted, r.id)
+		}
 	}
 	for _, r := range own {
-		out = append(out, r.id)
+		out.trusted = append(out.trusted, r.id)
+		out.branches = append(out.branches, ref{r.id, "refs/" + strings.TrimPrefix(r.name, accepted)})
 	}
-	slices.Sort(out)
-	return slices.Compact(out), nil
+	slices.Sort(out.trusted)
+	out.trusted = slices.Compact(out.trusted)
+	return out, nil
 }
 
 // alike finds branches that another one differs from in nothing that every file
 // system sees.
-func (s *store) alike(ctx context.Context, list *commandList, add func(violation)) error {
-	found, err := refs(ctx, s.known, "refs/heads/"+agentPrefix)
-	if err != nil {
-		return err
-	}
+func (f *facts) alike(list *commandList, add func(violation)) {
 	for _, c := range list.commands {
-		for _, r := range found {
+		for _, r := range f.branches {
 			if r.name != c.ref && fold(r.name) == fold(c.ref) {
 				add(violation{rule: "branch name", path: strings.TrimPrefix(c.ref, "refs/heads/"), why: fmt.Sprintf("%s is there too, and some file systems take the two for one", r.name), next: "push to a branch with another name"})
 			}
 		}
 	}
-	return nil
 }
 
 // agentPrefix is what all agents' branches begin with.

@@ -71,6 +71,7 @@ type Work struct {
 
 	dir       string
 	known     func(ctx context.Context, repo string) (string, error)
+	copy      func(repo string, id int64) (string, bool)
 	name      func(ctx context.Context, id int64) (string, error)
 	limits    Limits
 	box       gitproc.Box
@@ -97,6 +98,9 @@ type WorkConfig struct {
 	// Known brings the cache's copy of a repository up to date and returns its
 	// directory. A forge that is away is no error while there is a copy.
 	Known func(ctx context.Context, repo string) (dir string, err error)
+	// Copy is the cache's copy of a repository as it is, if there is one. Pods fetch
+	// out of the cache, so what they build on is there.
+	Copy func(repo string, id int64) (dir string, ok bool)
 	// Name asks what a repository is called now; [ErrGone] when there is none.
 	Name func(ctx context.Context, id int64) (repo string, err error)
 	// Launcher is the command that puts git into a box ([gitproc.Enter]).
@@ -114,8 +118,8 @@ var ErrGone = errors.New("the forge has no such repository")
 // NewWork checks cfg, removes what a killed process left of pushes and returns an
 // endpoint. It makes no call. One process at a time may use a directory.
 func NewWork(cfg WorkConfig) (*Work, error) {
-	if cfg.Dir == "" || cfg.Known == nil || cfg.Name == nil || len(cfg.Launcher) == 0 || cfg.Log == nil {
-		return nil, errors.New("mirror: Dir, Known, Name, Launcher and Log must be set")
+	if cfg.Dir == "" || cfg.Known == nil || cfg.Copy == nil || cfg.Name == nil || len(cfg.Launcher) == 0 || cfg.Log == nil {
+		return nil, errors.New("mirror: Dir, Known, Copy, Name, Launcher and Log must be set")
 	}
 	u, err := url.Parse(cfg.ForgeURL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
@@ -137,7 +141,7 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 	}
 	w := &Work{
 		forge: u, user: cfg.User, token: cfg.Token, wait: cfg.Wait, log: cfg.Log,
-		dir: cfg.Dir, known: cfg.Known, name: cfg.Name, limits: cfg.Limits, box: cfg.Limits.box(cfg.Launcher), protected: cfg.Protected,
+		dir: cfg.Dir, known: cfg.Known, copy: cfg.Copy, name: cfg.Name, limits: cfg.Limits, box: cfg.Limits.box(cfg.Launcher), protected: cfg.Protected,
 		kicked: make(chan struct{}, 1),
 		http: &http.Client{
 			// A redirect would carry the token to wherever the answer says.
@@ -157,16 +161,15 @@ func (w *Work) Handler(rules Rules, reads func(repo string) http.Handler) http.H
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+base+"/info/refs", func(rw http.ResponseWriter, r *http.Request) {
 		const push = "git-receive-pack"
+		if r.URL.Query().Get("service") == push {
+			w.advertise(rw, r, rules, at)
+			return
+		}
 		if err := w.find(r.Context(), rules.RepoID, at); err != nil {
-			smarthttp.Refuse(rw, http.StatusNotFound, fmt.Sprintf("devaipod: %s: %s", rules.Repo, err))
+			refuseGone(rw, rules, err)
 			return
 		}
-		if r.URL.Query().Get("service") != push {
-			reads(at.get()).ServeHTTP(rw, r)
-			return
-		}
-		at.prepare(func(repo string) (string, error) { return w.known(context.WithoutCancel(r.Context()), repo) })
-		w.advertise(rw, r, rules, at)
+		reads(at.get()).ServeHTTP(rw, r)
 	})
 	mux.HandleFunc("POST "+base+"/git-upload-pack", func(rw http.ResponseWriter, r *http.Request) {
 		reads(at.get()).ServeHTTP(rw, r)
@@ -178,6 +181,10 @@ func (w *Work) Handler(rules Rules, reads func(repo string) http.Handler) http.H
 		smarthttp.Refuse(rw, http.StatusForbidden, fmt.Sprintf("devaipod: this pod reaches %s alone", base))
 	})
 	return mux
+}
+
+func refuseGone(rw http.ResponseWriter, rules Rules, err error) {
+	smarthttp.Refuse(rw, http.StatusNotFound, fmt.Sprintf("devaipod: %s: %s", rules.Repo, err))
 }
 
 // find learns what the repository is called now. A forge that is away leaves the
@@ -316,9 +323,8 @@ func answer(rw http.ResponseWriter, list *commandList, reasons map[string]string
 // A place is where on the forge a pod's repository is: another than the pod
 // calls it where it was renamed.
 type place struct {
-	mu    sync.Mutex
-	repo  string
-	ready func() (string, error) // the cache's copy for the push that follows, once
+	mu   sync.Mutex
+	repo string
 }
 
 func (p *place) get() string {
@@ -331,36 +337,6 @@ func (p *place) set(repo string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.repo = repo
-}
-
-// prepare begins to bring the cache's copy up to date, while git works out what
-// to push.
-func (p *place) prepare(known func(repo string) (string, error)) {
-	type result struct {
-		dir string
-		err error
-	}
-	done := make(chan result, 1)
-	repo := p.get()
-	go func() {
-		dir, err := known(repo)
-		done <- result{dir, err}
-	}()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.ready = func() (string, error) {
-		r := <-done
-		return r.dir, r.err
-	}
-}
-
-// prepared is what [place.prepare] began; nil when it was taken already.
-func (p *place) prepared() func() (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	ready := p.ready
-	p.ready = nil
-	return ready
 }
 
 // ask sends a request to the forge.
@@ -384,9 +360,9 @@ func (w *Work) ask(r *http.Request, repo, suffix string, body io.Reader) (*http.
 
 // askFirst sends git's first question, which can be sent again: it waits for a
 // forge that is away.
-func (w *Work) askFirst(r *http.Request, at *place, suffix string) (*http.Response, error) {
+func (w *Work) askFirst(r *http.Request, repo, suffix string) (*http.Response, error) {
 	for end := time.Now().Add(w.wait); ; {
-		resp, err := w.ask(r, at.get(), suffix, nil)
+		resp, err := w.ask(r, repo, suffix, nil)
 		if err == nil || r.Context().Err() != nil || time.Now().After(end) {
 			return resp, err
 		}
@@ -400,8 +376,23 @@ func (w *Work) askFirst(r *http.Request, at *place, suffix string) (*http.Respon
 // advertise tells a client what it may push onto: what the forge says, or, while
 // that is away, what is known of it.
 func (w *Work) advertise(rw http.ResponseWriter, r *http.Request, rules Rules, at *place) {
-	resp, err := w.askFirst(r, at, "/info/refs?service=git-receive-pack")
+	const question = "/info/refs?service=git-receive-pack"
+	found := make(chan error, 1)
+	go func() { found <- w.find(r.Context(), rules.RepoID, at) }()
+	asked := at.get()
+	resp, err := w.askFirst(r, asked, question)
+	gone := <-found
 	repo := at.get()
+	if err == nil && (gone != nil || repo != asked) { // not the one that the pod is for
+		err = resp.Body.Close()
+		if gone == nil && err == nil {
+			resp, err = w.askFirst(r, repo, question)
+		}
+	}
+	if gone != nil {
+		refuseGone(rw, rules, gone)
+		return
+	}
 	if err != nil {
 		if r.Context().Err() == nil {
 			w.log.Warn("the forge did not answer git", "repo", repo, "err", err)

@@ -121,6 +121,7 @@ func newStackWith(t *testing.T, path, text string) *stack {
 	s.config = mirror.WorkConfig{
 		ForgeURL: forge.URL, User: "bot", Token: func() string { return token }, Wait: 10 * time.Second, Dir: filepath.Join(root, "work"), Launcher: gitproctest.Launcher,
 		Known: func(ctx context.Context, repo string) (string, error) { return s.cache.Here(ctx, address(repo)) },
+		Copy:  func(repo string, _ int64) (string, bool) { return s.copy(t, repo) },
 		Name: func(context.Context, int64) (string, error) {
 			if s.down.Load() {
 				return "", errors.New("the forge is down")
@@ -138,6 +139,15 @@ func newStackWith(t *testing.T, path, text string) *stack {
 	s.start(t)
 	git(t, root, "clone", "-q", s.url+"/work/alice/hello.git", s.clone)
 	return s
+}
+
+// copy is the cache's copy as it is.
+func (s *stack) copy(t *testing.T, repo string) (string, bool) {
+	dir, ok, err := s.cache.Copy(address(repo), "")
+	if err != nil {
+		t.Error(err)
+	}
+	return dir, ok
 }
 
 // start opens the work store and serves the pod of s.rules.
@@ -353,6 +363,7 @@ func TestAForgeThatIsDownOrRefusesIsToldWithoutItsToken(t *testing.T) {
 			ForgeURL: url, User: "bot", Token: func() string { return token }, Wait: time.Millisecond, Log: slog.New(slog.NewTextHandler(&logged, nil)),
 			Dir: t.TempDir(), Launcher: gitproctest.Launcher,
 			Name:  func(context.Context, int64) (string, error) { return "a/b", nil },
+			Copy:  func(string, int64) (string, bool) { return "", false },
 			Known: func(context.Context, string) (string, error) { return "", errors.New("nothing is known") },
 		})
 		if err != nil {
@@ -379,6 +390,7 @@ func FuzzPush(f *testing.F) {
 	work, err := mirror.NewWork(mirror.WorkConfig{
 		ForgeURL: "http://127.0.0.1:1", User: "bot", Token: func() string { return token }, Log: slog.New(slog.DiscardHandler), Dir: f.TempDir(), Launcher: []string{"false"},
 		Name:  func(context.Context, int64) (string, error) { return "alice/hello", nil },
+		Copy:  func(string, int64) (string, bool) { return "", false },
 		Known: func(context.Context, string) (string, error) { return "", errors.New("nothing is known") },
 	})
 	if err != nil {

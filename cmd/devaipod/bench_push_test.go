@@ -38,8 +38,11 @@ func BenchmarkPush(b *testing.B) {
 	}
 	direct.User = url.UserPassword(person, token)
 	ways := []string{gate + "/work/" + repo + ".git", direct.String() + "/" + repo + ".git"}
-	clone := filepath.Join(b.TempDir(), "clone")
-	s.benchGit(b, "/", "clone", "-q", ways[1], clone)
+	// One clone for each way: a pod knows nothing that did not come by its gate.
+	clones := []string{filepath.Join(b.TempDir(), "clone"), filepath.Join(b.TempDir(), "clone")}
+	for i, way := range ways {
+		s.benchGit(b, "/", "clone", "-q", way, clones[i])
+	}
 	for _, tt := range []struct {
 		name  string
 		files int
@@ -51,9 +54,9 @@ func BenchmarkPush(b *testing.B) {
 				var now [2]float64
 				for i := range ways {
 					way := (i + round) % 2
-					s.benchCommit(b, clone, tt.files)
+					s.benchCommit(b, clones[way], tt.files)
 					start := time.Now()
-					s.benchGit(b, clone, "push", "-q", ways[way], fmt.Sprintf("HEAD:refs/heads/agent/1-%s-%d-%d", tt.name, round, way))
+					s.benchGit(b, clones[way], "push", "-q", ways[way], fmt.Sprintf("HEAD:refs/heads/agent/1-%s-%d-%d", tt.name, round, way))
 					now[way] = time.Since(start).Seconds()
 				}
 				b.Logf("round %d: gate %.3f s, straight %.3f s", round, now[0], now[1])
@@ -90,6 +93,8 @@ func (s *suite) benchGate(b *testing.B, repo, token string) string {
 		b.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
+	api := s.api(person)
+	api.Token = token
 	c, err := cache.New(cache.Config{
 		Dir: b.TempDir(), Allow: allow, Log: log,
 		Hosts:       map[string]cache.Host{"forge": {URL: s.ForgeURL() + "/", Always: true, Unchecked: true}},
@@ -106,11 +111,20 @@ func (s *suite) benchGate(b *testing.B, repo, token string) string {
 	address := func(repo string) cache.Address { return cache.Address{Host: "forge", Path: repo} }
 	work, err := mirror.NewWork(mirror.WorkConfig{
 		ForgeURL: s.ForgeURL(), User: person, Token: func() string { return token }, Dir: b.TempDir(), Launcher: []string{filepath.Join(s.Bin, "devaipod-pod"), "box"},
-		Known:  func(ctx context.Context, repo string) (string, error) { return c.Here(ctx, address(repo)) },
-		Name:   func(context.Context, int64) (string, error) { return repo, nil },
+		Known: func(ctx context.Context, repo string) (string, error) { return c.Here(ctx, address(repo)) },
+		Copy: func(repo string, _ int64) (string, bool) {
+			dir, ok, err := c.Copy(address(repo), "")
+			return dir, ok && err == nil
+		},
+		Name: func(ctx context.Context, _ int64) (string, error) { // a question, as the service has
+			return repo, api.Get(ctx, "/repos/"+repo, new(struct{}))
+		},
 		Limits: mirror.Limits{Push: 500 << 20, Unpacked: 5 << 30, File: 100 << 20, Objects: 1_000_000}, Protected: []string{".forgejo/workflows/", "CODEOWNERS"}, Log: log,
 	})
 	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := c.Here(s.ctx, address(repo)); err != nil { // from where a pod has cloned
 		b.Fatal(err)
 	}
 	rules := mirror.Rules{Repo: repo, RepoID: 1, BranchPrefix: "agent/1-", Pusher: func() mirror.Pusher { return mirror.Pusher{Pod: "bench"} }}

@@ -69,6 +69,7 @@ func (a *app) savesAlone() (*mirror.Work, error) {
 		ForgeURL: a.cfg.forgeURL(), Dir: a.cfg.file("work"), Launcher: []string{binary, "box"}, Log: a.log,
 		Token: func() string { return "" },
 		Known: func(context.Context, string) (string, error) { return "", errNoForge },
+		Copy:  func(string, int64) (string, bool) { return "", false },
 		Name:  func(context.Context, int64) (string, error) { return "", errNoForge },
 	})
 }

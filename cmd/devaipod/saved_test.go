@@ -49,6 +49,7 @@ func newLeftWorld(t *testing.T) *leftWorld {
 	w.work, err = mirror.NewWork(mirror.WorkConfig{
 		ForgeURL: "http://127.0.0.1:9", Dir: filepath.Join(w.state, "work"), Launcher: []string{filepath.Join(w.bin, "devaipod-pod"), "box"},
 		Token: func() string { return "" }, Log: slog.New(slog.DiscardHandler),
+		Copy:  func(string, int64) (string, bool) { return "", false },
 		Known: func(context.Context, string) (string, error) { return "", errors.New("no cache") },
 		Name:  func(_ context.Context, id int64) (string, error) { return fmt.Sprintf("ada/app%d", id%10), nil },
 	})

@@ -34,6 +34,10 @@ func (s *service) newWork(a *app, transport http.RoundTripper) (*mirror.Work, er
 		ForgeURL: s.cfg.forgeURL(), User: s.creds.Bot, Token: func() string { return s.creds.BotToken }, Transport: transport,
 		Dir: a.cfg.file("work"), Launcher: []string{binary, "box"}, Limits: limits, Protected: s.cfg.Work.Protected,
 		Known: func(ctx context.Context, repo string) (string, error) { return s.cache.Here(ctx, forgeAddress(repo)) },
+		Copy: func(repo string, id int64) (string, bool) {
+			dir, ok, err := s.cache.Copy(forgeAddress(repo), s.cfg.identity(id))
+			return dir, ok && err == nil // else it is fetched, which says what is wrong
+		},
 		Name: func(ctx context.Context, id int64) (string, error) {
 			info, err := s.forge.RepositoryByID(ctx, id)
 			if errors.Is(err, forge.ErrNotFound) {

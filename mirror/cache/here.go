@@ -25,6 +25,14 @@ func (c *Cache) Here(ctx context.Context, addr Address) (dir string, err error) 
 	return r.git(), err
 }
 
+// Copy is the directory of a repository as it was fetched last, if it is here and
+// was of that identity then ([Host.Identity]); the upstream is not asked.
+func (c *Cache) Copy(addr Address, identity string) (dir string, ok bool, err error) {
+	r := c.repo(addr)
+	st, ok, err := r.load()
+	return r.git(), ok && st.Generation != "" && st.Identity == identity, err
+}
+
 // Dir is where a cache in a directory has a repository, as it was when it was
 // fetched last: bare, to be read and not to be written. ok is false when it is
 // not there.

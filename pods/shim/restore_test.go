@@ -64,6 +64,7 @@ func newSavingPlace(t *testing.T) *savingPlace {
 	p.commit("main", "a")
 	work, err := mirror.NewWork(mirror.WorkConfig{
 		ForgeURL: "http://127.0.0.1:1", Token: func() string { return "" }, Dir: p.path("work"), Launcher: gitproctest.Launcher,
+		Copy:   func(string, int64) (string, bool) { return "", false },
 		Known:  func(context.Context, string) (string, error) { return p.upstream, nil },
 		Name:   func(context.Context, int64) (string, error) { return "ann/hello", nil },
 		Limits: mirror.Limits{Push: 64 << 20, Unpacked: 256 << 20, File: 32 << 20, Objects: 100_000},
