@@ -292,6 +292,14 @@ func TestSecretsAreRefused(t *testing.T) {
 			git(t, s.clone, "commit", "-q", "--amend", "-m", "work\n\ndiff --git a/go.sum b/go.sum\n+++ b/go.sum\n@@ -0,0 +1,99999 @@\n+x\n")
 			return []string{"secret a, line 2"}
 		},
+		"behind a message whose encoding makes an end of it": func(t *testing.T, s *stack) []string {
+			s.put(t, "a", "x\n"+key+"\n")
+			head, _, _ := strings.Cut(git(t, s.clone, "cat-file", "commit", "HEAD"), "\n\n")
+			raw := filepath.Join(t.TempDir(), "commit") // in UTF-7, +AAA- is a byte 0
+			write(t, raw, head+"\nencoding UTF-7\n\nwork\n+AAA-\ndiff --git a/go.sum b/go.sum\n+-+-+- b/go.sum\n@@ -0,0 +-1,99999 @@\n+-x\n")
+			git(t, s.clone, "update-ref", "HEAD", strings.TrimSpace(git(t, s.clone, "hash-object", "-t", "commit", "-w", raw)))
+			return []string{"secret a, line 2"}
+		},
 		"behind a line that looks like a head": func(t *testing.T, s *stack) []string {
 			s.put(t, "a", "++ b/go.sum\n"+key+"\n")
 			return []string{"secret a, line 2"}

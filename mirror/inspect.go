@@ -102,7 +102,7 @@ func (i *inspection) log(ctx context.Context, read func(r *bufio.Reader) error, 
 		revs += "^" + id + "\n"
 	}
 	return i.pipe(ctx, strings.NewReader(revs), read, append([]string{
-		"log", "--stdin", "--remerge-diff", "--no-renames", "--no-abbrev", "--no-color", "--no-decorate", "--no-show-signature", "--no-notes", "--no-mailmap", "--no-ext-diff", "--no-textconv",
+		"log", "--stdin", "--encoding=none", "--remerge-diff", "--no-renames", "--no-abbrev", "--no-color", "--no-decorate", "--no-show-signature", "--no-notes", "--no-mailmap", "--no-ext-diff", "--no-textconv",
 	}, args...)...)
 }
 

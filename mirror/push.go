@@ -66,14 +66,11 @@ func (p *push) run(body io.Reader) {
 	} else {
 		p.w.log.Warn("push refused", "repo", p.at.get(), "why", no.short)
 	}
-	if _, err := io.Copy(io.Discard, io.LimitReader(body, maxDrain)); err != nil {
-		p.w.log.Debug("reading the rest of a refused push", "repo", p.at.get(), "err", err)
-	}
 	reasons := map[string]string{}
 	for _, c := range p.list.commands {
 		reasons[c.ref] = no.short
 	}
-	answer(p.rw, p.list, reasons, no.lines)
+	p.w.refuse(p.rw, p.list, body, reasons, no.lines)
 }
 
 func (p *push) take(ctx context.Context, body io.Reader) error {

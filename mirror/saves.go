@@ -270,18 +270,8 @@ func (w *Work) advertiseSaved(rw http.ResponseWriter, r *http.Request, rules Sav
 
 // receiveSaved takes what a saver pushes.
 func (w *Work) receiveSaved(rw http.ResponseWriter, r *http.Request, rules SaveRules) {
-	body, err := smarthttp.Plain(r, r.Body)
-	if err != nil {
-		smarthttp.Refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
-		return
-	}
-	list, err := readCommands(body)
-	if err != nil {
-		smarthttp.Refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
-		return
-	}
-	if len(list.commands) == 0 {
-		rw.Header().Set("Content-Type", "application/x-git-receive-pack-result")
+	list, body, ok := readPush(rw, r)
+	if !ok {
 		return
 	}
 	reasons := map[string]string{}
@@ -302,11 +292,10 @@ func (w *Work) receiveSaved(rw http.ResponseWriter, r *http.Request, rules SaveR
 		}
 	}
 	if len(reasons) > 0 {
-		if _, err := io.Copy(io.Discard, io.LimitReader(body, maxDrain)); err != nil {
-			w.log.Debug("reading the rest of a refused save", "err", err)
-		}
+		w.refuse(rw, list, body, reasons, nil)
+		return
 	}
-	answer(rw, list, reasons, nil)
+	answer(rw, list, nil, nil)
 }
 
 // save keeps what was pushed, all or nothing.

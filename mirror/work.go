@@ -21,7 +21,7 @@ import (
 
 // maxDrain is how much of a refused push is read and thrown away, so that git
 // gets to the answer instead of a broken connection. Bytes.
-const maxDrain = 256 << 20
+const maxDrain = 8 << 30
 
 // Rules say what one pod may do.
 type Rules struct {
@@ -207,28 +207,15 @@ func (w *Work) find(ctx context.Context, id int64, at *place) error {
 
 // receive is the gate of pushes (invariant S4): refs here, the rest in [push].
 func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at *place) {
-	body, err := smarthttp.Plain(r, r.Body)
-	if err != nil {
-		smarthttp.Refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
-		return
-	}
-	list, err := readCommands(body)
-	if err != nil {
-		smarthttp.Refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
+	list, body, ok := readPush(rw, r)
+	if !ok {
 		return
 	}
 	if reasons := rules.check(list); len(reasons) > 0 {
 		for ref, why := range reasons {
 			w.log.Warn("push refused", "repo", rules.Repo, "ref", ref, "why", why)
 		}
-		if _, err := io.Copy(io.Discard, io.LimitReader(body, maxDrain)); err != nil {
-			w.log.Debug("reading the rest of a refused push", "repo", rules.Repo, "err", err)
-		}
-		answer(rw, list, reasons, nil)
-		return
-	}
-	if len(list.commands) == 0 { // git asks whether it may push at all
-		rw.Header().Set("Content-Type", "application/x-git-receive-pack-result")
+		w.refuse(rw, list, body, reasons, nil)
 		return
 	}
 	if r.Header.Get("Content-Encoding") != "" {
@@ -236,6 +223,33 @@ func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at 
 		r.ContentLength = -1
 	}
 	(&push{w: w, rules: rules, at: at, list: list, rw: rw, r: r}).run(body)
+}
+
+// readPush reads the head of a push, and leaves its pack in body. When ok is false
+// the client has its answer.
+func readPush(rw http.ResponseWriter, r *http.Request) (list *commandList, body io.Reader, ok bool) {
+	body, err := smarthttp.Plain(r, r.Body)
+	if err == nil {
+		list, err = readCommands(body)
+	}
+	if err != nil {
+		smarthttp.Refuse(rw, http.StatusBadRequest, "devaipod: "+err.Error())
+		return nil, nil, false
+	}
+	if len(list.commands) == 0 { // git asks whether it may push at all
+		rw.Header().Set("Content-Type", "application/x-git-receive-pack-result")
+		return nil, nil, false
+	}
+	return list, body, true
+}
+
+// refuse answers a push that is not taken, once the rest of it is read: git reads
+// no answer before it has sent all.
+func (w *Work) refuse(rw http.ResponseWriter, list *commandList, body io.Reader, reasons map[string]string, more []string) {
+	if _, err := io.Copy(io.Discard, io.LimitReader(body, maxDrain)); err != nil {
+		w.log.Debug("reading the rest of a refused push", "err", err)
+	}
+	answer(rw, list, reasons, more)
 }
 
 // check returns why each ref is refused; none when the whole push may pass.
