@@ -640,6 +640,37 @@ func TestEachPushIsRecorded(t *testing.T) {
 	}
 }
 
+// A push that the forge itself refuses is told as the forge tells it, and is not
+// taken for accepted: what it needed a permission for needs it still.
+func TestAForgeThatRefuses(t *testing.T) {
+	s := newStack(t)
+	s.rules.Lifts = func(context.Context) ([]mirror.Lift, error) { return []mirror.Lift{{ID: "1", Path: "CODEOWNERS"}}, nil }
+	s.start(t)
+	git(t, s.clone, "remote", "set-url", "origin", s.url+"/work/alice/hello.git")
+	s.put(t, "a", "x")
+	s.taken(t)
+	first := s.head(t)
+	hook := filepath.Join(s.bare, "hooks", "pre-receive")
+	if err := os.MkdirAll(filepath.Dir(hook), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(hook, []byte("#!/bin/sh\necho the forge has its own reasons >&2\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.put(t, "CODEOWNERS", "* @agent\n")
+	out, err := s.push(t)
+	if err == nil || !strings.Contains(out, "the forge has its own reasons") {
+		t.Errorf("%v %s", err, out)
+	}
+	if got := s.store(t, "for-each-ref", "--format=%(refname) %(objectname)", "refs/accepted", "refs/lifted", "refs/pending"); got != "refs/accepted/heads/agent/3-work "+first+"\n" {
+		t.Errorf("recorded is %s", got)
+	}
+	if err := os.Remove(hook); err != nil {
+		t.Fatal(err)
+	}
+	s.taken(t)
+}
+
 func TestTwoPodsPushToOneRepository(t *testing.T) {
 	s := newStack(t)
 	rules := s.rules

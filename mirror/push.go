@@ -39,7 +39,8 @@ type push struct {
 // Facts are what the commits of a push are held against.
 type facts struct {
 	trusted  []string
-	branches []ref // of agents, on the forge
+	branches []ref             // of agents
+	accepted map[string]string // of this agent, by our refs' names
 }
 
 // A refusal is why a push is not taken, in words for each of its refs.
@@ -266,27 +267,29 @@ func refuse(found []violation) *refusal {
 	return r
 }
 
-// deliver gives the forge the rest, and the client the forge's answer once what
-// it tells is kept here too. A forge that is away gets the push later.
+// deliver gives the forge the rest while the push is recorded here, and then the
+// client the forge's answer. A forge that is away gets the push later.
 func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error {
+	ctx = context.WithoutCancel(ctx) // it is taken: a client that is gone changes nothing
+	recorded := make(chan error, 1)
+	go func() { recorded <- p.record(ctx, lifts) }()
 	said, err := p.forge.finish(trailer)
+	recordErr := <-recorded
 	var no *refusal
-	if errors.As(err, &no) {
-		return err
+	switch {
+	case errors.As(err, &no):
+		return errors.Join(err, recordErr, p.undo(ctx, p.list.commands, lifts))
+	case err != nil && recordErr == nil:
+		return p.postpone(ctx, err)
+	case err != nil:
+		return recordErr
 	}
-	if err != nil {
-		return p.postpone(ctx, lifts, err)
+	refused := slices.DeleteFunc(slices.Clone(p.list.commands), func(c command) bool { return said.ok[c.ref] })
+	if len(refused) > 0 {
+		recordErr = errors.Join(recordErr, p.undo(ctx, refused, lifts))
 	}
-	var done []refUpdate
-	for _, c := range p.list.commands {
-		if name, ok := strings.CutPrefix(c.ref, "refs/"); ok && said.ok[c.ref] {
-			done = append(done, refUpdate{accepted + name, c.new})
-		}
-	}
-	if len(done) > 0 {
-		if err := p.record(ctx, done, lifts); err != nil {
-			p.w.log.Error("a push that the forge has could not be recorded", "repo", p.at.get(), "err", err)
-		}
+	if recordErr != nil {
+		p.w.log.Error("a push that the forge has could not be recorded", "repo", p.at.get(), "err", recordErr)
 	}
 	p.rw.Header().Set("Content-Type", "application/x-git-receive-pack-result")
 	p.rw.Header().Set("Cache-Control", "no-cache")
@@ -295,13 +298,16 @@ func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error 
 }
 
 // postpone keeps a push for a forge that is away.
-func (p *push) postpone(ctx context.Context, lifts []Lift, why error) error {
+func (p *push) postpone(ctx context.Context, why error) error {
 	p.w.log.Warn("the forge did not take a push; it is kept, and delivered later", "repo", p.at.get(), "err", why)
 	var kept []refUpdate
 	for _, c := range p.list.commands {
 		kept = append(kept, refUpdate{pending + strings.TrimPrefix(c.ref, "refs/"), c.new})
 	}
-	if err := p.record(ctx, kept, lifts); err != nil {
+	p.q.mu.Lock()
+	err := p.q.update(ctx, kept...)
+	p.q.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	p.w.kick()
@@ -312,20 +318,24 @@ func (p *push) postpone(ctx context.Context, lifts []Lift, why error) error {
 	}}
 }
 
-// record keeps the objects, and then the refs that need them.
-func (p *push) record(ctx context.Context, changes []refUpdate, lifts []Lift) error {
-	ctx = context.WithoutCancel(ctx) // it is done: a client that is gone changes nothing
-	for _, l := range lifts {
-		changes = append(changes, refUpdate{lifted + fmt.Sprint(l.ID), p.list.commands[0].new})
+// record keeps the objects, then what was taken, with the permissions that it used
+// up, and who pushed it.
+func (p *push) record(ctx context.Context, lifts []Lift) error {
+	text, err := json.Marshal(Provenance{Pusher: p.rules.Pusher(), At: time.Now().UTC().Truncate(time.Second)})
+	if err != nil {
+		return err
 	}
 	p.q.mu.Lock()
 	defer p.q.mu.Unlock()
 	if err := p.q.keep(); err != nil {
 		return err
 	}
-	text, err := json.Marshal(Provenance{Pusher: p.rules.Pusher(), At: time.Now().UTC().Truncate(time.Second)})
-	if err != nil {
-		return err
+	var changes []refUpdate
+	for _, c := range p.list.commands {
+		changes = append(changes, refUpdate{accepted + strings.TrimPrefix(c.ref, "refs/"), c.new})
+	}
+	for _, l := range lifts {
+		changes = append(changes, refUpdate{lifted + l.ID, p.list.commands[0].new})
 	}
 	var updated error
 	var wait sync.WaitGroup
@@ -335,6 +345,28 @@ func (p *push) record(ctx context.Context, changes []refUpdate, lifts []Lift) er
 	}
 	wait.Wait()
 	return errors.Join(updated, err)
+}
+
+// undo takes back what was recorded of refs that the forge has refused; of the
+// permissions only when it refused all.
+func (p *push) undo(ctx context.Context, refused []command, lifts []Lift) error {
+	known, err := p.facts()
+	if err != nil {
+		return err
+	}
+	var changes []refUpdate
+	for _, c := range refused {
+		name := accepted + strings.TrimPrefix(c.ref, "refs/")
+		changes = append(changes, refUpdate{name, known.accepted[name]})
+	}
+	if len(refused) == len(p.list.commands) {
+		for _, l := range lifts {
+			changes = append(changes, refUpdate{name: lifted + l.ID})
+		}
+	}
+	p.q.mu.Lock()
+	defer p.q.mu.Unlock()
+	return p.q.update(ctx, changes...)
 }
 
 // A forgePush is a push's request to the forge.
