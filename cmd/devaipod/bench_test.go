@@ -223,7 +223,7 @@ func BenchmarkService(b *testing.B) {
 	}
 	s.wait(b, "twenty pods", func() (bool, error) {
 		out, err := s.World.Podman(s.ctx, "ps", "--filter", "label=devaipod.repo="+repo, "--format", "{{.Names}}")
-		return strings.Count(out, "\n") == 3*manyPods, err
+		return strings.Count(out, "\n") == 4*manyPods, err
 	})
 	time.Sleep(20 * time.Second) // a pass, and ten looks at each
 	many := s.resident(b)

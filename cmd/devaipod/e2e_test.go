@@ -90,7 +90,7 @@ var (
 // after the others; last is the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"agent-dies", "restart-service", "follow-upstream", "forge-up-repairs", "edited-after-label", "killed-between-steps", "killed-at-random", "webhooks", "forge-away", "podman-back", "disk-full", "reboot"}
+	alone = []string{"agent-dies", "restart-service", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "killed-between-steps", "killed-at-random", "webhooks", "forge-away", "podman-back", "disk-full", "reboot"}
 	last  = []string{"purge"}
 )
 
