@@ -32,7 +32,7 @@ import (
 // podman, the forge and git.
 
 // patience is how long the whole suite may take before it ends itself, tidily.
-const patience = 40 * time.Minute
+const patience = 55 * time.Minute
 
 const (
 	person   = "ada" // made by forge up; site admin
