@@ -249,7 +249,8 @@ volumes (the forge's repositories too), networks, secrets and the state director
 
 Before that, what agents did is saved, and what of it the forge has not all is left
 as recovery bundles, one for each issue, in STATE_DIR-recovered/TIME/: git clone
-reads them. When one can't be written, nothing is removed. --no-bundle leaves none.
+reads them. When one can't be written, nothing is removed. A pod that can't be saved
+stops it too, unless --force is given. --no-bundle leaves none.
 
 A forge that was joined (forge.url) is neither stopped nor removed; --purge takes
 this instance's webhook off it.`,
@@ -257,7 +258,7 @@ this instance's webhook off it.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&e.purge, "purge", false, "remove everything of this instance, repositories and work included")
-	f.BoolVar(&e.force, "force", false, "do not ask")
+	f.BoolVar(&e.force, "force", false, "do not ask, and go on without what can't be saved")
 	f.BoolVar(&e.noBundle, "no-bundle", false, "with --purge: keep nothing of what agents did")
 	return cmd
 }
@@ -292,7 +293,7 @@ func (a *app) forgeDown(ctx context.Context, e ending) error {
 		return err
 	}
 	if e.purge {
-		err = a.purgeAll(ctx, p, manager, e.noBundle)
+		err = a.purgeAll(ctx, p, manager, e)
 	} else {
 		err = a.stopAll(ctx, p, manager)
 	}

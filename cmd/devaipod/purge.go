@@ -28,19 +28,21 @@ func (a *app) recoveredDir(now time.Time) string {
 
 // keepWork saves what the pods have and writes the bundles. The service does not
 // run. With an error nothing may be removed.
-func (a *app) keepWork(ctx context.Context, m *pods.Manager) error {
-	err := a.saveAll(ctx, m)
+func (a *app) keepWork(ctx context.Context, m *pods.Manager, force bool) error {
+	err := a.saveAll(ctx, m, force)
 	if err == nil {
 		err = a.bundleAll(ctx, a.recoveredDir(time.Now()))
 	}
 	if err != nil {
-		return fmt.Errorf("nothing was removed: what agents did can't all be kept: %w; see to it, or add --no-bundle to lose it", err)
+		return fmt.Errorf("nothing was removed: what agents did can't all be kept: %w; see to it, or add --force to go on without what can't be saved, or --no-bundle to keep nothing", err)
 	}
 	return nil
 }
 
-// saveAll stops each pod and saves what its agent did, as the service would.
-func (a *app) saveAll(ctx context.Context, m *pods.Manager) error {
+// saveAll stops each pod and saves what its agent did, as the service would. With
+// force a pod that can't be saved is told of: what was saved of it before is in its
+// bundle.
+func (a *app) saveAll(ctx context.Context, m *pods.Manager, force bool) error {
 	found, err := m.List(ctx)
 	if err != nil || len(found) == 0 {
 		return err
@@ -50,7 +52,12 @@ func (a *app) saveAll(ctx context.Context, m *pods.Manager) error {
 		return err
 	}
 	for _, f := range found {
-		if err := a.savePod(ctx, m, work, f.Key); err != nil {
+		err := a.savePod(ctx, m, work, f.Key)
+		if err != nil && force && ctx.Err() == nil {
+			a.step("not saved  what the agent of %s did last: %s", f.Key, plain(err.Error(), 500))
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("saving the work of %s: %w", f.Key, err)
 		}
 	}
@@ -194,10 +201,10 @@ func bundleName(repo mirror.SavedRepository, issue int64) string {
 }
 
 // purgeAll removes pods and forge, once what agents did is kept.
-func (a *app) purgeAll(ctx context.Context, p *podman.Client, m *pods.Manager, noBundle bool) error {
-	if !noBundle {
+func (a *app) purgeAll(ctx context.Context, p *podman.Client, m *pods.Manager, e ending) error {
+	if !e.noBundle {
 		a.step("saving what agents did")
-		if err := a.keepWork(ctx, m); err != nil {
+		if err := a.keepWork(ctx, m, e.force); err != nil {
 			return err
 		}
 	}
