@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -192,11 +194,7 @@ func (w *Work) send(ctx context.Context, s *store, repo string, c command, there
 	if c.old == "" {
 		c.old = strings.Repeat("0", len(c.new))
 	}
-	var ids []string
-	for _, id := range there {
-		ids = append(ids, id)
-	}
-	here, err := s.have(ctx, ids)
+	here, err := s.have(ctx, slices.Collect(maps.Values(there)))
 	if err != nil {
 		return err
 	}
@@ -205,14 +203,10 @@ func (w *Work) send(ctx context.Context, s *store, repo string, c command, there
 		return err
 	}
 	defer q.close() //nolint:errcheck // the next start sweeps
-	revs := c.new + "\n"
-	for _, id := range here {
-		revs += "^" + id + "\n"
-	}
 	body := appendPktLine(nil, c.old+" "+c.new+" "+c.ref+"\x00report-status agent=devaipod")
 	pr, pw := io.Pipe()
 	go func() {
-		pw.CloseWithError(q.git(ctx, strings.NewReader(revs), pw, "pack-objects", "--revs", "--thin", "--delta-base-offset", "--stdout", "--quiet"))
+		pw.CloseWithError(q.git(ctx, revisions([]string{c.new}, here), pw, "pack-objects", "--revs", "--thin", "--delta-base-offset", "--stdout", "--quiet"))
 	}()
 	defer pr.Close() //nolint:errcheck // always nil
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "/", nil)

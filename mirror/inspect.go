@@ -97,11 +97,7 @@ func (i *inspection) run(ctx context.Context) ([]violation, error) {
 // log walks the commits. A merge is compared with what git itself makes of its
 // parents: what differs from that is what its author did.
 func (i *inspection) log(ctx context.Context, read func(r *bufio.Reader) error, args ...string) error {
-	revs := strings.Join(i.tips, "\n") + "\n"
-	for _, id := range i.trusted {
-		revs += "^" + id + "\n"
-	}
-	return i.pipe(ctx, strings.NewReader(revs), read, append([]string{
+	return i.pipe(ctx, revisions(i.tips, i.trusted), read, append([]string{
 		"log", "--stdin", "--encoding=none", "--remerge-diff", "--no-renames", "--no-abbrev", "--no-color", "--no-decorate", "--no-show-signature", "--no-notes", "--no-mailmap", "--no-ext-diff", "--no-textconv",
 	}, args...)...)
 }

@@ -121,16 +121,7 @@ func (w *Work) bundle(ctx context.Context, rules Rules, issue int64, at *place) 
 }
 
 // revisions are what git is told to put into it, and what not.
-func (b *bundle) revisions() *strings.Reader {
-	var text strings.Builder
-	for _, r := range b.saved {
-		text.WriteString(r.id + "\n")
-	}
-	for _, id := range b.known {
-		text.WriteString("^" + id + "\n")
-	}
-	return strings.NewReader(text.String())
-}
+func (b *bundle) revisions() io.Reader { return revisions(idsOf(b.saved), b.known) }
 
 // prerequisites are the commits on which those in the bundle stand, and the saved
 // ones that are not in it, since they are known themselves.

@@ -202,9 +202,10 @@ func (w *SavedWork) Snapshots(ctx context.Context, more func(Snapshot) bool) err
 	if err != nil {
 		return err
 	}
-	slices.SortStableFunc(tips, func(a, b ref) int {
-		return boolCompare(a.name != w.Prefix()+"work", b.name != w.Prefix()+"work")
-	})
+	if i := slices.IndexFunc(tips, func(r ref) bool { return r.name == w.Prefix()+"work" }); i > 0 {
+		newest := tips[i]
+		tips = slices.Insert(slices.Delete(tips, i, i+1), 0, newest)
+	}
 	seen := map[string]bool{}
 	for _, tip := range tips {
 		c := chain{next: tip.id, each: func(s Snapshot) bool {
@@ -356,16 +357,12 @@ func (w *SavedWork) Pushed(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	var revs strings.Builder
-	fmt.Fprintln(&revs, newest.Head)
+	tips := []string{newest.Head}
 	for _, r := range saved {
 		if r.name != w.Prefix()+"work" {
-			fmt.Fprintln(&revs, r.id)
+			tips = append(tips, r.id)
 		}
 	}
-	for _, id := range have {
-		fmt.Fprintln(&revs, "^"+id)
-	}
-	missing, err := w.output(ctx, strings.NewReader(revs.String()), "rev-list", "--max-count=1", "--stdin")
+	missing, err := w.output(ctx, revisions(tips, have), "rev-list", "--max-count=1", "--stdin")
 	return missing == "", err
 }

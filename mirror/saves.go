@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -146,13 +147,6 @@ func (s *store) shed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var revs strings.Builder
-	for _, r := range saved {
-		revs.WriteString(r.id + "\n")
-	}
-	for _, r := range lent {
-		revs.WriteString("^" + r.id + "\n")
-	}
 	// Another repository, which has the same objects but for the older generations.
 	alone, err := os.MkdirTemp(s.dir, "incoming-*")
 	if err != nil {
@@ -162,7 +156,7 @@ func (s *store) shed(ctx context.Context) error {
 	if err := os.Symlink(filepath.Join(s.dir, "objects", "pack"), filepath.Join(alone, "pack")); err != nil {
 		return err
 	}
-	c := s.child(strings.NewReader(revs.String()), io.Discard, "rev-list", "--objects", "--quiet", "--stdin")
+	c := s.child(revisions(idsOf(saved), idsOf(lent)), io.Discard, "rev-list", "--objects", "--quiet", "--stdin")
 	c.Env = []string{"GIT_OBJECT_DIRECTORY=" + alone, "GIT_ALTERNATE_OBJECT_DIRECTORIES=" + filepath.Join(newest, "objects")}
 	var lacks *gitproc.Error
 	if err := c.Run(ctx); errors.As(err, &lacks) {
@@ -390,22 +384,16 @@ func (q *quarantine) connected(ctx context.Context, rules SaveRules, list *comma
 	if err != nil {
 		return err
 	}
-	var revs strings.Builder
+	var tips []string
 	for _, c := range list.commands {
 		if !c.deletes() {
-			revs.WriteString(c.new + "\n")
+			tips = append(tips, c.new)
 		}
 	}
-	if revs.Len() == 0 {
+	if len(tips) == 0 {
 		return nil
 	}
-	for _, r := range saved {
-		haves = append(haves, r.id)
-	}
-	for _, id := range haves {
-		revs.WriteString("^" + id + "\n")
-	}
-	return q.git(ctx, strings.NewReader(revs.String()), io.Discard, "rev-list", "--objects", "--quiet", "--stdin")
+	return q.git(ctx, revisions(tips, append(haves, idsOf(saved)...)), io.Discard, "rev-list", "--objects", "--quiet", "--stdin")
 }
 
 // savedChanges are those of the push, and a ref more for each commit that no ref
@@ -437,13 +425,8 @@ func (s *store) savedChanges(ctx context.Context, rules SaveRules, list *command
 		}
 	}
 	for _, old := range lost {
-		var revs strings.Builder
-		revs.WriteString(old + "\n")
-		for _, id := range after {
-			revs.WriteString("^" + id + "\n")
-		}
 		var out bytes.Buffer
-		if err := s.git(ctx, strings.NewReader(revs.String()), &out, "rev-list", "--max-count=1", "--stdin"); err != nil {
+		if err := s.git(ctx, revisions([]string{old}, slices.Collect(maps.Values(after))), &out, "rev-list", "--max-count=1", "--stdin"); err != nil {
 			return nil, err
 		}
 		if out.Len() > 0 {

@@ -121,6 +121,28 @@ func refs(ctx context.Context, dir string, prefixes ...string) ([]ref, error) {
 	return found, nil
 }
 
+// idsOf are the ids of refs.
+func idsOf(found []ref) []string {
+	var ids []string
+	for _, r := range found {
+		ids = append(ids, r.id)
+	}
+	return ids
+}
+
+// revisions are what git reads on standard input for what tips reach and others do
+// not (git-rev-list(1), --stdin).
+func revisions(tips, others []string) io.Reader {
+	var text strings.Builder
+	for _, id := range tips {
+		text.WriteString(id + "\n")
+	}
+	for _, id := range others {
+		text.WriteString("^" + id + "\n")
+	}
+	return strings.NewReader(text.String())
+}
+
 // facts are read off the cache's copy and our own refs. Trusted, so that they need
 // no look, are the commits of the forge's branches and tags, but for other issues'
 // agents', and what this agent has had accepted. A pull request's are not
@@ -207,12 +229,14 @@ func (q *quarantine) keep() error {
 		return err
 	}
 	// A pack counts once its index is there.
-	slices.SortFunc(files, func(a, b string) int {
-		return boolCompare(strings.HasSuffix(a, ".idx"), strings.HasSuffix(b, ".idx"))
-	})
-	for _, f := range files {
-		if err := os.Rename(f, filepath.Join(to, filepath.Base(f))); err != nil {
-			return err
+	for _, index := range []bool{false, true} {
+		for _, f := range files {
+			if strings.HasSuffix(f, ".idx") != index {
+				continue
+			}
+			if err := os.Rename(f, filepath.Join(to, filepath.Base(f))); err != nil {
+				return err
+			}
 		}
 	}
 	d, err := os.Open(to)
@@ -221,16 +245,6 @@ func (q *quarantine) keep() error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-func boolCompare(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
-	}
-	return 1
 }
 
 // A refUpdate is one change of our refs; an empty id removes it.

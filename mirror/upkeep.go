@@ -48,19 +48,17 @@ func (s *store) compact(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	revs := ""
+	var borrowed []string
 	for _, dir := range lenders {
 		lent, err := refs(ctx, dir, "refs/heads/", "refs/tags/")
 		if err != nil {
 			return err
 		}
-		for _, r := range lent {
-			revs += "^" + r.id + "\n"
-		}
+		borrowed = append(borrowed, idsOf(lent)...)
 	}
 	var list, name bytes.Buffer
 	// A commit that was accepted may have ancestors that only the cache has.
-	if err := s.git(ctx, strings.NewReader(revs), &list, "rev-list", "--objects", "--missing=allow-any", "--all", "--stdin"); err != nil {
+	if err := s.git(ctx, revisions(nil, borrowed), &list, "rev-list", "--objects", "--missing=allow-any", "--all", "--stdin"); err != nil {
 		return err
 	}
 	// Only what is here: not what is borrowed.
