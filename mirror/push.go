@@ -39,8 +39,7 @@ type push struct {
 // Facts are what the commits of a push are held against.
 type facts struct {
 	trusted  []string
-	branches []ref             // of agents
-	accepted map[string]string // of this agent, by our refs' names
+	branches []ref // of agents
 }
 
 // A refusal is why a push is not taken, in words for each of its refs.
@@ -267,26 +266,32 @@ func refuse(found []violation) *refusal {
 	return r
 }
 
-// deliver gives the forge the rest while the push is recorded here, and then the
-// client the forge's answer. A forge that is away gets the push later.
+// deliver gives the forge the rest, while it is noted who pushed, and the client the
+// forge's answer once what it tells is recorded. A forge that is away gets the push
+// later.
 func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error {
 	ctx = context.WithoutCancel(ctx) // it is taken: a client that is gone changes nothing
-	recorded := make(chan error, 1)
-	go func() { recorded <- p.record(ctx, lifts) }()
+	noted := make(chan error, 1)
+	go func() { noted <- p.note(ctx) }()
 	said, err := p.forge.finish(trailer)
-	recordErr := <-recorded
+	recordErr := <-noted
 	var no *refusal
 	switch {
 	case errors.As(err, &no):
-		return errors.Join(err, recordErr, p.undo(ctx, p.list.commands, lifts))
+		return err
 	case err != nil && recordErr == nil:
-		return p.postpone(ctx, err)
+		return p.postpone(ctx, lifts, err)
 	case err != nil:
 		return recordErr
 	}
-	refused := slices.DeleteFunc(slices.Clone(p.list.commands), func(c command) bool { return said.ok[c.ref] })
-	if len(refused) > 0 {
-		recordErr = errors.Join(recordErr, p.undo(ctx, refused, lifts))
+	var done []refUpdate
+	for _, c := range p.list.commands {
+		if said.ok[c.ref] {
+			done = append(done, refUpdate{accepted + strings.TrimPrefix(c.ref, "refs/"), c.new})
+		}
+	}
+	if len(done) > 0 {
+		recordErr = errors.Join(recordErr, p.record(ctx, done, lifts))
 	}
 	if recordErr != nil {
 		p.w.log.Error("a push that the forge has could not be recorded", "repo", p.at.get(), "err", recordErr)
@@ -298,16 +303,13 @@ func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error 
 }
 
 // postpone keeps a push for a forge that is away.
-func (p *push) postpone(ctx context.Context, why error) error {
+func (p *push) postpone(ctx context.Context, lifts []Lift, why error) error {
 	p.w.log.Warn("the forge did not take a push; it is kept, and delivered later", "repo", p.at.get(), "err", why)
-	var kept []refUpdate
+	var waiting []refUpdate
 	for _, c := range p.list.commands {
-		kept = append(kept, refUpdate{pending + strings.TrimPrefix(c.ref, "refs/"), c.new})
+		waiting = append(waiting, refUpdate{pending + strings.TrimPrefix(c.ref, "refs/"), c.new})
 	}
-	p.q.mu.Lock()
-	err := p.q.update(ctx, kept...)
-	p.q.mu.Unlock()
-	if err != nil {
+	if err := p.record(ctx, waiting, lifts); err != nil {
 		return err
 	}
 	p.w.kick()
@@ -318,54 +320,31 @@ func (p *push) postpone(ctx context.Context, why error) error {
 	}}
 }
 
-// record keeps the objects, then what was taken, with the permissions that it used
-// up, and who pushed it.
-func (p *push) record(ctx context.Context, lifts []Lift) error {
+// note notes with each commit who pushed it.
+func (p *push) note(ctx context.Context) error {
 	text, err := json.Marshal(Provenance{Pusher: p.rules.Pusher(), At: time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return err
 	}
 	p.q.mu.Lock()
 	defer p.q.mu.Unlock()
-	if err := p.q.keep(); err != nil {
-		return err
-	}
-	var changes []refUpdate
-	for _, c := range p.list.commands {
-		changes = append(changes, refUpdate{accepted + strings.TrimPrefix(c.ref, "refs/"), c.new})
-	}
-	for _, l := range lifts {
-		changes = append(changes, refUpdate{lifted + l.ID, p.list.commands[0].new})
-	}
-	var updated error
-	var wait sync.WaitGroup
-	wait.Go(func() { updated = p.q.update(ctx, changes...) })
 	for _, c := range p.list.commands {
 		err = errors.Join(err, p.q.note(ctx, c.new, text))
 	}
-	wait.Wait()
-	return errors.Join(updated, err)
+	return err
 }
 
-// undo takes back what was recorded of refs that the forge has refused; of the
-// permissions only when it refused all.
-func (p *push) undo(ctx context.Context, refused []command, lifts []Lift) error {
-	known, err := p.facts()
-	if err != nil {
-		return err
-	}
-	var changes []refUpdate
-	for _, c := range refused {
-		name := accepted + strings.TrimPrefix(c.ref, "refs/")
-		changes = append(changes, refUpdate{name, known.accepted[name]})
-	}
-	if len(refused) == len(p.list.commands) {
-		for _, l := range lifts {
-			changes = append(changes, refUpdate{name: lifted + l.ID})
-		}
+// record keeps the objects, and then the refs that need them, with those of the
+// permissions that the push used up.
+func (p *push) record(ctx context.Context, changes []refUpdate, lifts []Lift) error {
+	for _, l := range lifts {
+		changes = append(changes, refUpdate{lifted + l.ID, p.list.commands[0].new})
 	}
 	p.q.mu.Lock()
 	defer p.q.mu.Unlock()
+	if err := p.q.keep(); err != nil {
+		return err
+	}
 	return p.q.update(ctx, changes...)
 }
 

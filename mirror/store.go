@@ -23,7 +23,7 @@ import (
 // there: a renamed one stays the same. While a push is looked at, it sees the
 // objects of the cache's copy too. Its refs are ours alone:
 //
-//	refs/accepted/heads/BRANCH  what was taken last, to be the forge's
+//	refs/accepted/heads/BRANCH  what was pushed last, and the forge has
 //	refs/pending/heads/BRANCH   what was pushed while the forge was away
 //	refs/saved/ISSUE/           what the issue's agent has done, pushed or not
 //	refs/lifted/ID              the commit for which a permission was used up
@@ -156,7 +156,7 @@ func (s *store) facts(ctx context.Context, prefix string) (*facts, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &facts{accepted: map[string]string{}}
+	out := &facts{}
 	for _, r := range found {
 		branch, isBranch := strings.CutPrefix(r.name, "refs/heads/")
 		agents := isBranch && strings.HasPrefix(branch, agentPrefix)
@@ -168,7 +168,6 @@ func (s *store) facts(ctx context.Context, prefix string) (*facts, error) {
 		}
 	}
 	for _, r := range own {
-		out.accepted[r.name] = r.id
 		out.trusted = append(out.trusted, r.id)
 		out.branches = append(out.branches, ref{r.id, "refs/" + strings.TrimPrefix(r.name, accepted)})
 	}
