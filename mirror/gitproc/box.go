@@ -10,10 +10,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	lls "github.com/landlock-lsm/go-landlock/landlock/syscall"
@@ -109,9 +111,39 @@ func Enter(args []string) error {
 	if err := b.close(git); err != nil {
 		return fmt.Errorf("entering the box: %w", err)
 	}
-	return fmt.Errorf("running %s: %w", git, syscall.Exec(git, append([]string{"git"}, args[1:]...), os.Environ()))
+	if err := execWithin(b.Memory, git, append([]string{"git"}, args[1:]...), os.Environ()); err != nil {
+		return fmt.Errorf("running %s: %w", git, err)
+	}
+	return nil
 }
 
+// execWithin is execve(2) with a limit to the address space. Go's runtime has
+// reserved more than that for itself, and dies when it is refused the next page:
+// between the limit and the end of this program nothing may allocate.
+func execWithin(memory int64, path string, args, env []string) error {
+	name, err := syscall.BytePtrFromString(path)
+	if err != nil {
+		return err
+	}
+	argv, err := syscall.SlicePtrFromStrings(args)
+	if err != nil {
+		return err
+	}
+	envp, err := syscall.SlicePtrFromStrings(env)
+	if err != nil {
+		return err
+	}
+	limit := &unix.Rlimit{Cur: uint64(memory), Max: uint64(memory)}
+	debug.SetGCPercent(-1) // its workers would allocate, too
+	_, _, errno := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_AS, uintptr(unsafe.Pointer(limit)), 0, 0, 0)
+	if errno == 0 {
+		_, _, errno = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envp[0])))
+	}
+	return errno
+}
+
+// close takes from this thread what git is not to have; its memory is for
+// [execWithin] to bound.
 func (b *Box) close(git string) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
@@ -142,7 +174,6 @@ func (b *Box) close(git string) error {
 		n    uint64
 	}{
 		{unix.RLIMIT_CPU, uint64(b.CPU / time.Second)}, {unix.RLIMIT_FSIZE, uint64(b.File)}, {unix.RLIMIT_NOFILE, b.Files}, {unix.RLIMIT_CORE, 0},
-		{unix.RLIMIT_AS, uint64(b.Memory)}, // last: this process has more already
 	} {
 		if err := syscall.Setrlimit(l.what, &syscall.Rlimit{Cur: l.n, Max: l.n}); err != nil {
 			return err

@@ -143,3 +143,18 @@ func TestAThingThatIsNoBox(t *testing.T) {
 		}
 	}
 }
+
+// A launcher that needed memory after it has bounded its own would die of it now
+// and then, and of much to pass on always.
+func TestABoxIsEnteredWithMuchToPassOn(t *testing.T) {
+	w := newWorld(t)
+	var env []string
+	for i := range 15 {
+		env = append(env, fmt.Sprintf("MUCH_%d=%s", i, strings.Repeat("x", 100_000)))
+	}
+	for range 20 {
+		if err := (gitproc.Child{Args: []string{"version"}, Env: env, Box: &w.box}).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
