@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	main "codeberg.org/devaipod/devaipod/cmd/devaipod"
+	"codeberg.org/devaipod/devaipod/cmd/internal/testkit"
 )
 
 // mirrorWorld is a person with a repository and a configuration of their own.
@@ -56,12 +56,10 @@ func mustGit(t *testing.T, dir string, args ...string) string {
 // mirrorServe runs the cache until the test ends, or until stop.
 func mirrorServe(t *testing.T, devaipod func(context.Context, ...string) (string, string, error), args ...string) (addr string, stop func()) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := testkit.FreeAddr("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr = l.Addr().String()
-	l.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -184,18 +185,18 @@ func (s *Stack) Credentials() (Credentials, error) {
 }
 
 // FreeAddr is a loopback address and port that nobody listens on, the wanted
-// one if it is free ("" for any).
+// one if it is free ("" for any). It is none that the kernel gives to whoever
+// asks for any (ip_local_port_range): it may be free for a while yet.
 func FreeAddr(want string) (string, error) {
-	for _, addr := range []string{want, "127.0.0.1:0"} {
-		if addr == "" {
-			continue
+	const low, high = 10000, 32000
+	for range 100 {
+		addr := want
+		if want = ""; addr == "" {
+			addr = fmt.Sprintf("127.0.0.1:%d", low+rand.IntN(high-low))
 		}
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
+		if l, err := net.Listen("tcp", addr); err == nil {
+			return addr, l.Close()
 		}
-		free := l.Addr().String()
-		return free, l.Close()
 	}
 	return "", errors.New("no free port on 127.0.0.1")
 }
