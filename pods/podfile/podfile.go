@@ -33,6 +33,10 @@ const (
 	// absent when the model wants none.
 	ModelKeyPath = "/run/secrets/model-key"
 
+	// UsageDir is where control keeps the account of what the model costs: a
+	// directory of the host that outlives the pod.
+	UsageDir = "/run/usage"
+
 	// AgentSocketDir and WorkspaceSocketDir are control's views of the two
 	// socket volumes; each is SocketDir in its own container.
 	AgentSocketDir     = "/run/pod/agent"
@@ -89,8 +93,9 @@ const (
 
 // Model wire formats.
 const (
-	APIOpenAI    = "openai"    // chat completions, OpenAI's or any compatible server's
+	APIOpenAI    = "openai"    // chat completions and responses, OpenAI's or any compatible server's
 	APIAnthropic = "anthropic" // messages
+	APIGemini    = "gemini"    // generateContent
 )
 
 // A File says all that a pod's control container needs to know.
@@ -111,13 +116,14 @@ type File struct {
 	AgentToken     string `json:"agent_token"`
 	WorkspaceToken string `json:"workspace_token"`
 
-	Model Model `json:"model"`
-	Task  Task  `json:"task"`
+	Agent string `json:"agent"` // its name: "opencode"
+	Model Model  `json:"model"`
+	Task  Task   `json:"task"`
 }
 
 // Model is where the gate forwards model requests.
 type Model struct {
-	API     string `json:"api"`      // APIOpenAI or APIAnthropic
+	API     string `json:"api"`      // APIOpenAI, APIAnthropic or APIGemini
 	Name    string `json:"name"`     // as the provider calls it
 	BaseURL string `json:"base_url"` // with the version path: https://api.openai.com/v1
 	// ViaService is set when BaseURL is on the host's loopback, which the
