@@ -291,7 +291,7 @@ func refuseContent(value any) error {
 		}
 	case map[string]any:
 		for key, item := range v {
-			if err := refusePart(fold(key), item, v); err != nil {
+			if err := refusePart(fold(key), item); err != nil {
 				return err
 			}
 		}
@@ -299,7 +299,7 @@ func refuseContent(value any) error {
 	return nil
 }
 
-func refusePart(key string, item any, part map[string]any) error {
+func refusePart(key string, item any) error {
 	switch key {
 	case "content", "parts", "output", "functionresponse":
 		return refuseContent(item)

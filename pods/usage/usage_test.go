@@ -230,7 +230,7 @@ func FuzzJournal(f *testing.F) {
 		if err != nil {
 			return
 		}
-		defer j.Close()
+		defer j.Close() //nolint:errcheck // only read
 		before, _ := j.Totals()
 		entries, err := usage.Read(dir)
 		if err != nil || usage.Sum(entries) != before {
