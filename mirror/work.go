@@ -51,6 +51,8 @@ type Pusher struct {
 	Task  string `json:"task"`  // the hash of the text that it was started for
 	Agent string `json:"agent"`
 	Model string `json:"model"`
+	// Tokens are what the issue's agents have used of models so far.
+	Tokens int64 `json:"tokens"`
 }
 
 // A Provenance is the git note of a pushed commit, one JSON object a line.

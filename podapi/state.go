@@ -27,6 +27,7 @@ type Cause string
 const (
 	CauseQuestion    Cause = "question"    // it asked something
 	CausePermission  Cause = "permission"  // it wants to be allowed something
+	CauseBudget      Cause = "budget"      // what may be spent is spent
 	CauseRefused     Cause = "refused"     // the model refused: key, name or request
 	CauseLimited     Cause = "limited"     // the model's limit of use is reached
 	CauseModel       Cause = "model"       // the model does not answer, or nonsense

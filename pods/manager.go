@@ -29,6 +29,8 @@ type Config struct {
 	// for its clones to borrow, or "". It stays at least until done is called, and
 	// then for as long as Borrowed tells of it. Ensure ends with Lend's error.
 	Lend func(ctx context.Context, s Spec) (dir string, done func(), err error)
+	// Policy is what a pod may do now; nil for a policy without bounds.
+	Policy func(k Key) (podfile.Policy, error)
 	// Fault, when not nil, is called with a name before each change of a file;
 	// tests end the process there. Podman has its own.
 	Fault func(point string)
@@ -66,6 +68,21 @@ func (m *Manager) RunDir(k Key) string {
 	return filepath.Join(m.cfg.StateDir, "p", id(m.cfg.Instance, k)[:8])
 }
 
+// Steer brings a pod's policy up to date, which its gate then keeps to.
+func (m *Manager) Steer(k Key) error {
+	var p podfile.Policy
+	if m.cfg.Policy != nil {
+		var err error
+		if p, err = m.cfg.Policy(k); err != nil {
+			return fmt.Errorf("working out what %s may do: %w", k, err)
+		}
+	}
+	if err := podfile.WritePolicy(m.RunDir(k), p); err != nil {
+		return fmt.Errorf("writing the policy of %s: %w", k, err)
+	}
+	return nil
+}
+
 // tokens are what agent and workspace show to the pod's gate.
 type tokens struct{ Agent, Workspace string }
 
@@ -100,11 +117,19 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	if err := m.MakeSaveDir(s.Key); err != nil {
 		return false, err
 	}
+	m.change("account", s.Key)
+	if err := m.openAccount(s); err != nil {
+		return false, err
+	}
+	m.change("policy", s.Key)
+	if err := m.Steer(s.Key); err != nil {
+		return false, err
+	}
 	m.change("podfile", s.Key)
 	err = podfile.Write(dir, &podfile.File{
 		Instance: m.cfg.Instance, Pod: Name(m.cfg.Instance, s.Key), Repo: s.Owner + "/" + s.Repo, Issue: s.Issue,
 		Branch: s.Branch, BranchPrefix: BranchPrefix(s.Issue), Base: s.Base,
-		AgentToken: t.Agent, WorkspaceToken: t.Workspace, Model: s.Model, Task: s.Task,
+		AgentToken: t.Agent, WorkspaceToken: t.Workspace, Agent: AgentName, Model: s.Model, Task: s.Task,
 	})
 	if err != nil {
 		return false, fmt.Errorf("writing the podfile of %s: %w", s.Key, err)

@@ -6,6 +6,9 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
 
+// AgentName is what the agent is called in accounts and notes.
+const AgentName = "opencode"
+
 // opencodeEnv configures opencode. The repository's own configuration is left
 // out: it would be merged with ours, and could take the provider away or make
 // opencode ask for permissions that nobody grants. The gate stands behind that
@@ -25,10 +28,9 @@ func opencodeEnv(s Spec, token string) map[string]string {
 // OpencodeConfig is opencode's configuration (opencode.ai/docs/config): one
 // provider, which is the pod's gate, spoken to with the gate's token.
 func OpencodeConfig(model podfile.Model, token string) string {
-	npm := "@ai-sdk/openai-compatible"
-	if model.API == podfile.APIAnthropic {
-		npm = "@ai-sdk/anthropic"
-	}
+	npm := map[string]string{
+		podfile.APIOpenAI: "@ai-sdk/openai-compatible", podfile.APIAnthropic: "@ai-sdk/anthropic", podfile.APIGemini: "@ai-sdk/google",
+	}[model.API]
 	name := "devaipod/" + model.Name
 	b, err := json.Marshal(map[string]any{
 		"$schema":     "https://opencode.ai/config.json",

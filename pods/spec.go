@@ -26,12 +26,10 @@ type Spec struct {
 	Task         podfile.Task `json:"task"`
 	Branch, Base string
 	Model        podfile.Model `json:"model"`
-	// ModelSecret is the podman secret with the model's key, "" for none.
-	ModelSecret string
-	AgentImage  string
-	ToolsImage  string
-	MemoryBytes int64 // of the agent's container
-	Pin         Pin
+	AgentImage   string
+	ToolsImage   string
+	MemoryBytes  int64 // of the agent's container
+	Pin          Pin
 	// GitName and GitEmail are the author of the agent's commits.
 	GitName, GitEmail string
 	// Borrow is the directory of the host that the clones borrow objects from, ""
@@ -133,12 +131,10 @@ func (m *Manager) control(s Spec) podman.Container {
 		Network: name + "-egress",
 		Mounts: []podman.Mount{
 			{Kind: podman.Bind, Source: m.RunDir(s.Key), Target: podfile.ServiceDir},
+			{Kind: podman.Bind, Source: m.UsageDir(s.Key), Target: podfile.UsageDir},
 			{Kind: podman.Volume, Source: name + "-agent-sock", Target: podfile.AgentSocketDir},
 			{Kind: podman.Volume, Source: name + "-workspace-sock", Target: podfile.WorkspaceSocketDir},
 		},
-	}
-	if s.ModelSecret != "" {
-		c.Secrets = []podman.Secret{{Name: s.ModelSecret, Target: podfile.ModelKeyPath}}
 	}
 	return c
 }

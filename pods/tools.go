@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -98,7 +96,7 @@ func toolsTar(to io.Writer, program *os.File, ca []byte) error {
 		return err
 	}
 	w := tar.NewWriter(to)
-	for _, dir := range []string{"etc", "etc/ssl", "etc/ssl/certs", "run", "run/secrets", "run/pod", "run/pod/agent", "run/pod/workspace", "run/service", "tmp", "proc", "sys", "dev"} {
+	for _, dir := range []string{"etc", "etc/ssl", "etc/ssl/certs", "run", "run/pod", "run/pod/agent", "run/pod/workspace", "run/service", "run/usage", "tmp", "proc", "sys", "dev"} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755}); err != nil {
 			return err
 		}
@@ -117,108 +115,4 @@ func toolsTar(to io.Writer, program *os.File, ca []byte) error {
 		}
 	}
 	return w.Close()
-}
-
-// Secrets have names of their own in podman, <instance>-secret-<name>-<n>: a
-// podman of version 4 can't replace one, so a new value gets the next number.
-
-func (m *Manager) secretPrefix() string { return m.cfg.Instance + "-secret-" }
-
-// secretVersions lists the numbers of a secret, smallest first.
-func (m *Manager) secretVersions(ctx context.Context, name string) ([]int, error) {
-	found, err := m.podman.Secrets(ctx, m.secretPrefix()+name+"-")
-	if err != nil {
-		return nil, err
-	}
-	var out []int
-	for _, f := range found {
-		if n, err := strconv.Atoi(strings.TrimPrefix(f, m.secretPrefix()+name+"-")); err == nil {
-			out = append(out, n)
-		}
-	}
-	slices.Sort(out)
-	return out, nil
-}
-
-func (m *Manager) secret(name string, n int) string {
-	return fmt.Sprintf("%s%s-%d", m.secretPrefix(), name, n)
-}
-
-// PutSecret stores a value; pods that start from now on get it. The versions
-// before the last are removed (a container keeps what it started with).
-func (m *Manager) PutSecret(ctx context.Context, name string, value []byte) error {
-	have, err := m.secretVersions(ctx, name)
-	if err != nil {
-		return err
-	}
-	next := 1
-	if len(have) > 0 {
-		next = have[len(have)-1] + 1
-	}
-	if err := m.podman.SecretPut(ctx, m.secret(name, next), value); err != nil {
-		return err
-	}
-	for _, n := range have {
-		if err := m.podman.SecretRemove(ctx, m.secret(name, n)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// CurrentSecret is the podman name of a secret's newest version.
-func (m *Manager) CurrentSecret(ctx context.Context, name string) (ref string, ok bool, err error) {
-	have, err := m.secretVersions(ctx, name)
-	if err != nil || len(have) == 0 {
-		return "", false, err
-	}
-	return m.secret(name, have[len(have)-1]), true, nil
-}
-
-// Secrets lists the names that have a value.
-func (m *Manager) Secrets(ctx context.Context) ([]string, error) {
-	found, err := m.podman.Secrets(ctx, m.secretPrefix())
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, f := range found {
-		name := strings.TrimPrefix(f, m.secretPrefix())
-		if i := strings.LastIndexByte(name, '-'); i > 0 {
-			out = append(out, name[:i])
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out), nil
-}
-
-// RemoveSecret removes a secret; it is an error when there is none.
-func (m *Manager) RemoveSecret(ctx context.Context, name string) error {
-	have, err := m.secretVersions(ctx, name)
-	if err != nil {
-		return err
-	}
-	if len(have) == 0 {
-		return fmt.Errorf("there is no secret %s (devaipod secret list)", name)
-	}
-	for _, n := range have {
-		if err := m.podman.SecretRemove(ctx, m.secret(name, n)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// RemoveSecrets removes all secrets of the instance.
-func (m *Manager) RemoveSecrets(ctx context.Context) error {
-	found, err := m.podman.Secrets(ctx, m.secretPrefix())
-	if err != nil {
-		return err
-	}
-	for _, f := range found {
-		if err := m.podman.SecretRemove(ctx, f); err != nil {
-			return err
-		}
-	}
-	return nil
 }

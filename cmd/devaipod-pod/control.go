@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/podapi"
@@ -19,10 +18,11 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/gate"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
+	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
 // paths of the control container; flags move them for tests.
-type paths struct{ service, agent, workspace, key, repo string }
+type paths struct{ service, agent, workspace, usage, repo string }
 
 // runControl serves the pod's gate and its pod-api until ctx ends.
 func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.Logger) error {
@@ -31,7 +31,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	f.StringVar(&p.service, "service", podfile.ServiceDir, "directory with the podfile, the service's socket and ours")
 	f.StringVar(&p.agent, "agent", podfile.AgentSocketDir, "directory of the agent's sockets")
 	f.StringVar(&p.workspace, "workspace", podfile.WorkspaceSocketDir, "directory of the workspace's sockets")
-	f.StringVar(&p.key, "key", podfile.ModelKeyPath, "file with the model's key")
+	f.StringVar(&p.usage, "usage", podfile.UsageDir, "directory with the account of what the model costs")
 	f.StringVar(&p.repo, "repo", podfile.RepoDir, "directory of the agent's clone, as the agent sees it")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -47,18 +47,19 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	if err != nil {
 		return fmt.Errorf("reading the podfile: %w", err)
 	}
-	key, err := readKey(p.key)
+	account, err := usage.Open(p.usage)
 	if err != nil {
-		return err
+		log.Error("no request goes to the model", "err", err) // a person has to see it: the rest of the pod goes on
+		account = usage.Broken(err)
 	}
-	g, err := gate.New(gate.Config{File: file, Key: key, Service: relay.Unix(filepath.Join(p.service, podfile.ServiceSocket)), Log: log})
+	g, err := gate.New(gate.Config{File: file, Policy: podfile.NewPolicyReader(p.service).Policy, Usage: account, Service: relay.Unix(filepath.Join(p.service, podfile.ServiceSocket)), Log: log})
 	if err != nil {
 		return err
 	}
 	journal := &podapi.Journal{}
 	driver := opencode.New(opencode.Config{
 		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall,
-		Traffic: func() opencode.Traffic { return opencode.Traffic(g.Traffic()) }, Journal: journal, Log: log,
+		Traffic: func() opencode.Traffic { return traffic(g.Traffic()) }, Journal: journal, Log: log,
 	})
 	return serveControl(ctx, log, driver, []door{
 		{filepath.Join(p.agent, podfile.GateSocket), 0o666, g.Handler(gate.Agent)},
@@ -67,16 +68,12 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	})
 }
 
-// readKey reads the model's key; a model without one has no file.
-func readKey(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+// traffic is what the gate saw, for the driver.
+func traffic(t gate.Traffic) opencode.Traffic {
+	return opencode.Traffic{
+		InFlight: t.InFlight, Requests: t.Requests, LastRequest: t.LastRequest, LastResponse: t.LastResponse, Received: t.Received,
+		LastStatus: t.LastStatus, LastError: t.LastError, Failures: t.Failures, Spent: t.Spent,
 	}
-	if err != nil {
-		return "", fmt.Errorf("reading the model's key: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
 }
 
 // A door is a socket and who answers there.

@@ -101,7 +101,7 @@ func newPodThatStalls(t *testing.T, issue string, stall time.Duration) *pod {
 			t.Log(p.log.String())
 		}
 	})
-	for _, d := range []string{"run", "a", "w", "home", "agent", "work", "workhome"} {
+	for _, d := range []string{"run", "a", "w", "usage", "home", "agent", "work", "workhome"} {
 		if err := os.MkdirAll(p.path(d), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -120,7 +120,7 @@ func newPodThatStalls(t *testing.T, issue string, stall time.Duration) *pod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(p.path("key"), []byte(realKey+"\n"), 0o600); err != nil {
+	if err := podfile.WritePolicy(p.path("run"), podfile.Policy{Key: realKey}); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -256,7 +256,7 @@ func (p *pod) start(alone bool, env []string, args ...string) *process {
 func (p *pod) startControl() *process {
 	p.t.Helper()
 	return p.start(false, nil, "control", "--service", p.path("run"), "--agent", p.path("a"), "--workspace", p.path("w"),
-		"--key", p.path("key"), "--repo", p.path("agent/repo"))
+		"--usage", p.path("usage"), "--repo", p.path("agent/repo"))
 }
 
 // startShim starts the agent's container with command, or with opencode.

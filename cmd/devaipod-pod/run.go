@@ -19,7 +19,7 @@ import (
 // version is set by the linker (see the Makefile).
 var version = "devel"
 
-const usage = `usage: devaipod-pod control [flags]
+const help = `usage: devaipod-pod control [flags]
        devaipod-pod shim agent|workspace [flags] [-- COMMAND...]
        devaipod-pod saver --issue N [--once] [flags]
        devaipod-pod box BOX GIT-ARGUMENT...
@@ -30,7 +30,7 @@ const usage = `usage: devaipod-pod control [flags]
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	if len(args) == 0 {
-		fmt.Fprintln(stderr, usage)
+		fmt.Fprintln(stderr, help)
 		return 2
 	}
 	var code int
@@ -49,7 +49,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case "version":
 		_, err = fmt.Fprintln(stdout, "devaipod-pod "+version)
 	default:
-		fmt.Fprintln(stderr, usage)
+		fmt.Fprintln(stderr, help)
 		return 2
 	}
 	switch {

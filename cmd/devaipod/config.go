@@ -15,6 +15,9 @@ import (
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
 // config is the whole configuration; docs/devaipod.toml is the commented
@@ -70,7 +73,16 @@ type config struct {
 		URL  string `mapstructure:"url"`
 		Name string `mapstructure:"name"`
 		Key  string `mapstructure:"key"`
+
+		Price         usage.Prices `mapstructure:"price"`
+		Rate          int          `mapstructure:"rate"`
+		ProviderTools []string     `mapstructure:"provider_tools"`
 	} `mapstructure:"model"`
+	Budget struct {
+		Money  string        `mapstructure:"money"`
+		Tokens string        `mapstructure:"tokens"`
+		Time   time.Duration `mapstructure:"time"`
+	} `mapstructure:"budget"`
 
 	// File is where it was read from, "" for nowhere.
 	File string `mapstructure:"-"`
@@ -129,6 +141,16 @@ func defaults() map[string]any {
 		"model.url":       "https://api.openai.com/v1",
 		"model.name":      "",
 		"model.key":       "model",
+
+		"model.price.input":       0.0,
+		"model.price.output":      0.0,
+		"model.price.cache_read":  0.0,
+		"model.price.cache_write": 0.0,
+		"model.rate":              0,
+		"model.provider_tools":    []string{},
+		"budget.money":            "10",
+		"budget.tokens":           "50M",
+		"budget.time":             "0s",
 	}
 }
 
@@ -354,14 +376,32 @@ func (c config) validate() error {
 	if err := c.validateWork(); err != nil {
 		return err
 	}
-	if c.Model.API != "openai" && c.Model.API != "anthropic" {
-		return fmt.Errorf("model.api = %q: want openai (OpenAI's, or any compatible server's) or anthropic", c.Model.API)
+	return c.validateModel()
+}
+
+func (c config) validateModel() error {
+	if !slices.Contains([]string{podfile.APIOpenAI, podfile.APIAnthropic, podfile.APIGemini}, c.Model.API) {
+		return fmt.Errorf("model.api = %q: want openai (OpenAI's, or any compatible server's), anthropic or gemini", c.Model.API)
 	}
 	u, err := url.Parse(c.Model.URL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" {
 		return fmt.Errorf("model.url: want http(s)://HOST/PATH without user or query, like https://api.openai.com/v1")
 	}
-	return nil
+	return c.validateBudget()
+}
+
+func (c config) validateBudget() error {
+	if p := c.Model.Price; min(p.Input, p.Output, p.CacheRead, p.CacheWrite) < 0 {
+		return errors.New("model.price: want 0 or more for each price")
+	}
+	if c.Model.Rate < 0 {
+		return fmt.Errorf("model.rate = %d: want 0 (no limit) or more", c.Model.Rate)
+	}
+	if c.Budget.Time < 0 {
+		return fmt.Errorf("budget.time = %q: want 0s (no bound) or more", c.Budget.Time)
+	}
+	_, err := c.budget()
+	return err
 }
 
 func (c config) serviceURL() string { return "http://" + c.Service.Listen }

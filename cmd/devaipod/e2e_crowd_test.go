@@ -328,6 +328,9 @@ func (c *crowd) Keep(k reconcile.Key, _ *reconcile.Task) error {
 	return nil
 }
 
+func (c *crowd) Steer(context.Context, reconcile.Key, reconcile.Orders) (reconcile.Steered, error) {
+	return reconcile.Steered{}, nil
+}
 func (c *crowd) Kept(reconcile.Key) (*reconcile.Task, error) { return nil, nil }
 func (c *crowd) Waiting() ([]reconcile.Key, error)           { return nil, nil }
 func (c *crowd) Summary(context.Context, reconcile.Key) (reconcile.Summary, error) {

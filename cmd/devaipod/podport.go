@@ -25,23 +25,25 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/podman"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
+	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
 // podPort is the pods as the reconcile loop sees them. It also keeps each
 // pod's door open: the socket in its run directory on which the service
 // answers the pod's gate.
 type podPort struct {
-	manager *pods.Manager
-	work    *mirror.Work
-	cache   *cache.Cache
-	others  http.Handler // repositories of other hosts
-	quota   int64        // bytes that are kept of an issue's agent
-	lifts   func(ctx context.Context, k reconcile.Key) ([]mirror.Lift, error)
-	spec    func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
-	revive  func(context.Context) error // starts podman's service again, if it is ours
-	keep    string                      // directory of tasks that have not started yet
-	model   string                      // host:port that /dial/model leads to, "" for none
-	log     *slog.Logger
+	manager  *pods.Manager
+	work     *mirror.Work
+	cache    *cache.Cache
+	others   http.Handler // repositories of other hosts
+	quota    int64        // bytes that are kept of an issue's agent
+	lifts    func(ctx context.Context, k reconcile.Key) ([]mirror.Lift, error)
+	policies *policies
+	spec     func(t reconcile.Task) (pods.Spec, error)
+	revive   func(context.Context) error // starts podman's service again, if it is ours
+	keep     string                      // directory of tasks that have not started yet
+	model    string                      // host:port that /dial/model leads to, "" for none
+	log      *slog.Logger
 
 	mu    sync.Mutex
 	doors map[reconcile.Key]door
@@ -105,7 +107,7 @@ func exitWords(st podman.ContainerState) string {
 }
 
 func (p *podPort) Begin(ctx context.Context, t reconcile.Task) error {
-	spec, err := p.spec(ctx, t)
+	spec, err := p.spec(t)
 	if err != nil {
 		return err
 	}
@@ -279,9 +281,18 @@ func (p *podPort) rules(spec pods.Spec) mirror.Rules {
 			if err != nil {
 				now = spec
 			}
-			return mirror.Pusher{Pod: p.manager.Name(spec.Key), Issue: k.String(), Task: now.Pin.TextHash, Agent: "opencode", Model: now.Model.Name}
+			return mirror.Pusher{Pod: p.manager.Name(spec.Key), Issue: k.String(), Task: now.Pin.TextHash, Agent: pods.AgentName, Model: now.Model.Name, Tokens: p.tokens(spec.Key)}
 		},
 	}
+}
+
+// tokens are what an issue's agents have used of models.
+func (p *podPort) tokens(k pods.Key) int64 {
+	entries, err := usage.Read(p.manager.UsageDir(k))
+	if err != nil { // the gate says so as well, and lets nothing more through
+		p.log.Warn("what a pod has used can't be told", "issue", k.String(), "err", err)
+	}
+	return usage.Sum(entries).Tokens.Sum()
 }
 
 func (p *podPort) shut(k reconcile.Key) error {

@@ -226,8 +226,5 @@ func (a *app) purge(ctx context.Context, p *podman.Client, m *pods.Manager) erro
 	if err := cache.ReleaseAll(a.cfg.Mirror.Dir, a.cfg.Instance); err != nil {
 		return err
 	}
-	if err := m.RemoveSecrets(ctx); err != nil {
-		return err
-	}
 	return m.RemoveTools(ctx)
 }

@@ -3,73 +3,88 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"strings"
+	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/secret"
 )
-
-var secretName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,40}$`)
 
 func (a *app) secretCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "secret", Short: "Keys that only a pod's gate gets", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(
-		&cobra.Command{
-			Use: "set NAME", Short: "Store a secret, read from standard input", Args: args(cobra.ExactArgs(1)),
-			RunE: func(cmd *cobra.Command, rest []string) error { return a.secretSet(cmd.Context(), rest[0]) },
+	var sec secret.Secret
+	set := &cobra.Command{
+		Use: "set NAME", Short: "Store a secret, read from standard input", Args: args(cobra.ExactArgs(1)),
+		Long: "Store a secret, read from standard input, in place of the one that has its name; pods that run\nuse it at once. One with a host is put into requests that agents make to that host, by their\ngates: no agent ever has it. Others are for the configuration, as model.key.",
+		RunE: func(cmd *cobra.Command, rest []string) error {
+			sec.Name = rest[0]
+			return a.secretSet(cmd.Context(), sec)
 		},
+	}
+	set.Flags().StringVar(&sec.Host, "host", "", "host whose requests it is put into")
+	set.Flags().StringVar(&sec.Header, "header", "", "header that it is put into, {} for the secret (\""+secret.DefaultHeader+"\")")
+	set.Flags().StringSliceVar(&sec.Repos, "repo", nil, "repository whose agents it is for, owner/name; all when not given")
+	cmd.AddCommand(set,
 		a.jsonFlag(&cobra.Command{
-			Use: "list", Short: "List the names of the secrets", Args: noArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error { return a.secretList(cmd.Context()) },
+			Use: "list", Short: "List the secrets, without their values", Args: noArgs,
+			RunE: func(*cobra.Command, []string) error { return a.secretList() },
 		}),
 		&cobra.Command{
 			Use: "rm NAME", Short: "Remove a secret", Args: args(cobra.ExactArgs(1)),
 			RunE: func(cmd *cobra.Command, rest []string) error {
-				m, err := a.manager(cmd.Context())
-				if err != nil {
-					return err
+				if err := a.cfg.secrets().Remove(rest[0]); err != nil {
+					return nameUsage(err)
 				}
-				return m.RemoveSecret(cmd.Context(), rest[0])
+				return a.steerPods(cmd.Context())
 			},
 		})
 	return cmd
 }
 
-// manager is the pods of this instance, without a service.
-func (a *app) manager(ctx context.Context) (*pods.Manager, error) {
-	if err := a.makeStateDir(); err != nil {
-		return nil, err
+// nameUsage makes a bad name an error of usage.
+func nameUsage(err error) error {
+	if errors.Is(err, secret.ErrName) {
+		return usagef("%w", err)
 	}
-	p, err := a.podman(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: p, Log: a.log})
+	return err
 }
 
-func (a *app) secretSet(ctx context.Context, name string) error {
-	if !secretName.MatchString(name) {
-		return usagef("secret name %q: want small letters, digits and dashes, a letter first", name)
+// steerPods has the service bring pods' policies up to date. One that does not
+// run does so when it starts.
+func (a *app) steerPods(ctx context.Context) error {
+	err := a.api().post(ctx, "/api/steer")
+	if exit := (*exitError)(nil); errors.As(err, &exit) && exit.code == codeUnreachable {
+		return nil
 	}
-	value, err := a.readSecret(name)
+	return err
+}
+
+func (a *app) secretSet(ctx context.Context, sec secret.Secret) error {
+	if err := secret.CheckName(sec.Name); err != nil {
+		return nameUsage(err)
+	}
+	value, err := a.readSecret(sec.Name)
 	if err != nil {
 		return err
 	}
-	m, err := a.manager(ctx)
-	if err != nil {
+	if err := a.makeStateDir(); err != nil {
 		return err
 	}
-	if err := m.PutSecret(ctx, name, []byte(value)); err != nil {
-		return fmt.Errorf("storing secret %s: %w", name, err)
+	if err := a.cfg.secrets().Put(sec, value); err != nil {
+		return fmt.Errorf("storing secret %s: %w", sec.Name, err)
 	}
-	a.step("stored   secret %s; pods that start from now on use it", name)
+	if err := a.steerPods(ctx); err != nil {
+		return fmt.Errorf("secret %s is stored; telling pods that run: %w", sec.Name, err)
+	}
+	a.step("stored   secret %s; pods use it from now on", sec.Name)
 	return nil
 }
 
@@ -96,23 +111,17 @@ func (a *app) readSecret(name string) (string, error) {
 	return value, nil
 }
 
-func (a *app) secretList(ctx context.Context) error {
-	m, err := a.manager(ctx)
-	if err != nil {
-		return err
-	}
-	names, err := m.Secrets(ctx)
+func (a *app) secretList() error {
+	found, err := a.cfg.secrets().List()
 	if err != nil {
 		return err
 	}
 	if a.asJSON {
-		if names == nil {
-			names = []string{}
-		}
-		return json.NewEncoder(a.out).Encode(names)
+		return json.NewEncoder(a.out).Encode(found)
 	}
-	for _, n := range names {
-		fmt.Fprintln(a.out, n)
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	for _, s := range found {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, s.Updated.Format(time.DateTime), s.Host, strings.Join(s.Repos, ","))
 	}
-	return nil
+	return w.Flush()
 }

@@ -98,7 +98,9 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		return nil, err
 	}
 	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1)}
-	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Lend: s.lend, Fault: fault, Log: a.log})
+	var manager *pods.Manager
+	rules := newPolicies(a.cfg, func(k pods.Key) string { return manager.RunDir(k) })
+	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Lend: s.lend, Policy: rules.of, Fault: fault, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +132,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	s.pods = &podPort{
 		manager: manager, work: work, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota,
-		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, manager, tools) },
+		spec: func(t reconcile.Task) (pods.Spec, error) { return s.spec(t, tools) }, policies: rules,
 	}
 	s.work = work
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
@@ -154,7 +156,7 @@ func (a *app) serviceForge(creds credentials) (*forge.Client, error) {
 }
 
 // spec is the pod for a task, by the configuration.
-func (s *service) spec(ctx context.Context, t reconcile.Task, manager *pods.Manager, tools string) (pods.Spec, error) {
+func (s *service) spec(t reconcile.Task, tools string) (pods.Spec, error) {
 	memory, err := parseBytes(s.cfg.Agent.Memory)
 	if err != nil {
 		return pods.Spec{}, err
@@ -166,10 +168,8 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, manager *pods.Mana
 	if name == "" {
 		return pods.Spec{}, errors.New("no model is configured: set model.name (docs/devaipod.toml)")
 	}
-	secret := ""
 	if s.cfg.Model.Key != "" {
-		var ok bool
-		if secret, ok, err = manager.CurrentSecret(ctx, s.cfg.Model.Key); err != nil {
+		if _, ok, err := s.cfg.secrets().Value(s.cfg.Model.Key); err != nil {
 			return pods.Spec{}, err
 		} else if !ok {
 			return pods.Spec{}, fmt.Errorf("the model's key is not here: run `devaipod secret set %s` and give it on standard input", s.cfg.Model.Key)
@@ -179,8 +179,8 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, manager *pods.Mana
 		Key: pods.Key(t.Key), RepoID: t.RepoID,
 		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt, Stall: s.cfg.Agent.Stall},
 		Branch: t.Branch, Base: t.Base,
-		Model:       podfile.Model{API: s.cfg.Model.API, Name: name, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
-		ModelSecret: secret, AgentImage: s.cfg.Agent.Image, ToolsImage: tools, MemoryBytes: memory,
+		Model:      podfile.Model{API: s.cfg.Model.API, Name: name, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
+		AgentImage: s.cfg.Agent.Image, ToolsImage: tools, MemoryBytes: memory,
 		Pin:     pods.Pin{TextHash: t.TextHash, Labeler: t.Trigger.User, EventID: t.Trigger.ID, At: t.Trigger.At},
 		GitName: s.creds.Bot, GitEmail: s.creds.Bot + "@noreply.localhost",
 	}, nil

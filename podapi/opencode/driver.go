@@ -23,7 +23,8 @@ type Traffic struct {
 	Received                  int64 // bytes of answers that were no errors
 	LastStatus                int
 	LastError                 string
-	Failures                  int // in a row
+	Failures                  int    // in a row
+	Spent                     string // why the budget has no room, "" when it has
 }
 
 // Config is what a [Driver] is made from.

@@ -348,6 +348,27 @@ func TestAFailureIsSortedByWhatTheGateSaw(t *testing.T) {
 	}
 }
 
+func TestABudgetThatIsUsedUpIsAskedFor(t *testing.T) {
+	s := newStub()
+	s.traffic = opencode.Traffic{LastStatus: 200, Spent: "$5.00 of $5.00 is spent"}
+	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+	s.set(`[`+userTurn+`,{"info":{"id":"m2","role":"assistant","time":{"completed":1},"error":{"name":"APIError","data":{"message":"no","statusCode":402}}}}]`, "{}", "[]", 0)
+	d := run(t, s)
+	if sum := wait(t, d, "asking", state(podapi.Asking)); sum.Cause != podapi.CauseBudget || !strings.Contains(sum.Question, "$5.00 of $5.00 is spent") {
+		t.Errorf("%+v", sum)
+	}
+	s.mu.Lock()
+	prompts := len(s.prompts)
+	s.traffic.Spent = ""
+	s.mu.Unlock()
+	wait(t, d, "at work again", state(podapi.Working))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if prompts != 0 || len(s.prompts) != 1 || !strings.Contains(fmt.Sprint(s.prompts[0]), "has been raised") {
+		t.Errorf("%d prompts, then %q", prompts, s.prompts)
+	}
+}
+
 func TestASocketThatTheAgentReplacedIsNotFollowed(t *testing.T) {
 	s := newStub()
 	dir := t.TempDir()

@@ -121,6 +121,8 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 		t := d.cfg.Traffic()
 		sum.State, sum.Cause = podapi.Failed, podapi.CauseModel
 		sum.Error = fmt.Sprintf("the model failed %d times in a row; the last time: %s", t.Failures, t.LastError)
+	case last.Info.Error != nil && last.Info.Error.Data.StatusCode == http.StatusPaymentRequired:
+		return d.spent(ctx, sum, all)
 	case last.Info.Error != nil:
 		sum.State, sum.Cause, sum.Error = podapi.Failed, d.cause(last), podapi.Clip(d.why(last), 4<<10)
 	case last.Info.Role == "user" || last.interrupted() || last.Info.Finish == "tool-calls":
@@ -140,6 +142,19 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 	}
 	d.set(sum)
 	return nil
+}
+
+// spent judges a turn that ended because the gate had no budget left for it. It
+// goes on once there is some.
+func (d *Driver) spent(ctx context.Context, sum podapi.Summary, all []message) error {
+	if why := d.cfg.Traffic().Spent; why != "" {
+		sum.State, sum.Cause, sum.Question = podapi.Asking, podapi.CauseBudget, "The budget is used up: "+why+"."
+		d.set(sum)
+		return nil
+	}
+	d.cfg.Journal.Add(podapi.EventText, "there is budget again; asking the agent to go on")
+	d.set(sum)
+	return d.prompt(ctx, all, "The budget for the model was used up and has been raised. Go on with the task from where you were, and push your work when it is done.")
 }
 
 // cause sorts a failed turn: by what the gate saw of the model, and for what

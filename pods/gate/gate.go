@@ -14,7 +14,11 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
+	"codeberg.org/devaipod/devaipod/pods/model"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
 // A Role is whose socket a request came in on.
@@ -30,14 +34,19 @@ const (
 // Config is what a [Gate] is made from.
 type Config struct {
 	File *podfile.File
-	// Key is the model's key, "" when it wants none.
-	Key string
+	// Policy is the pod's policy now. Without one nothing goes to the model.
+	Policy func() (podfile.Policy, error)
+	// Usage is the account of what the model costs.
+	Usage *usage.Journal
 	// Service dials the service's socket.
 	Service func(ctx context.Context) (net.Conn, error)
 	// Patience is how long a request waits for a service that is away, such as
 	// one that is being started again; a minute when 0.
 	Patience time.Duration
-	Log      *slog.Logger
+	// Backoff is the pause before a model that has too much to do is asked again,
+	// and then twice as much; a second when 0.
+	Backoff time.Duration
+	Log     *slog.Logger
 }
 
 // A Gate admits what a pod may reach. Its handlers are safe for concurrent use.
@@ -46,14 +55,18 @@ type Gate struct {
 	model   *url.URL
 	direct  *http.Client // to the model
 	service *http.Client // to the service
+	limiter limiter
 	traffic traffic
 }
 
 // New checks cfg and returns a gate. It makes no call.
 func New(cfg Config) (*Gate, error) {
-	u, err := url.Parse(cfg.File.Model.BaseURL)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+	base, err := url.Parse(cfg.File.Model.BaseURL)
+	if err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
 		return nil, fmt.Errorf("the model's URL %q: want http(s)://HOST/PATH", cfg.File.Model.BaseURL)
+	}
+	if cfg.Policy == nil || cfg.Usage == nil {
+		return nil, errors.New("a gate wants a policy and an account")
 	}
 	if cfg.File.AgentToken == "" || cfg.File.WorkspaceToken == "" {
 		return nil, errors.New("the podfile has no tokens")
@@ -61,8 +74,11 @@ func New(cfg Config) (*Gate, error) {
 	if cfg.Patience == 0 {
 		cfg.Patience = time.Minute
 	}
+	if cfg.Backoff == 0 {
+		cfg.Backoff = time.Second
+	}
 	cfg.Service = patient(cfg.Service, cfg.Patience)
-	g := &Gate{cfg: cfg, model: u}
+	g := &Gate{cfg: cfg, model: base, limiter: limiter{rate.NewLimiter(rate.Inf, 1)}}
 	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	modelTransport := &http.Transport{
 		Proxy: nil, DisableCompression: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
@@ -99,6 +115,9 @@ func patient(dial func(context.Context) (net.Conn, error), patience time.Duratio
 	}
 }
 
+// modelPrefix is the model's base URL at the gate.
+const modelPrefix = "/model/v1"
+
 // Handler is the door of one role.
 func (g *Gate) Handler(role Role) http.Handler {
 	token := g.cfg.File.AgentToken
@@ -107,10 +126,8 @@ func (g *Gate) Handler(role Role) http.Handler {
 	}
 	mux := http.NewServeMux()
 	if role == Agent {
-		for _, route := range modelRoutes[g.cfg.File.Model.API] {
-			mux.HandleFunc(route.method+" /model/v1"+route.path, func(w http.ResponseWriter, r *http.Request) {
-				g.forwardModel(w, r, route.path)
-			})
+		for _, route := range model.Routes(g.cfg.File.Model.API) {
+			mux.HandleFunc(route.Method+" "+modelPrefix+route.Pattern, g.forwardModel)
 		}
 	}
 	repo := "/work/" + g.cfg.File.Repo + ".git"
@@ -147,8 +164,10 @@ func (g *Gate) Handler(role Role) http.Handler {
 // authorized compares in constant time, whatever the lengths.
 func authorized(r *http.Request, token string) bool {
 	got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if got == "" {
-		got = r.Header.Get("X-Api-Key")
+	for _, name := range []string{"X-Api-Key", "X-Goog-Api-Key"} {
+		if got == "" {
+			got = r.Header.Get(name)
+		}
 	}
 	a, b := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(token))
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
@@ -211,18 +230,39 @@ type Traffic struct {
 	LastStatus   int    // HTTP status, 0 when the model did not answer
 	LastError    string // in words, "" when the last request went well
 	Failures     int    // requests that failed, in a row
+	Spent        string // why the budget has no room for the last request, "" when it has
+	Used         usage.Totals
 }
 
 type traffic struct {
-	mu sync.Mutex
-	t  Traffic
+	mu      sync.Mutex
+	t       Traffic
+	refused *usage.Entry // the last request, when the budget had no room for it
 }
 
 // Traffic is the state now.
 func (g *Gate) Traffic() Traffic {
 	g.traffic.mu.Lock()
-	defer g.traffic.mu.Unlock()
-	return g.traffic.t
+	t, refused := g.traffic.t, g.traffic.refused
+	g.traffic.mu.Unlock()
+	t.Used, _ = g.cfg.Usage.Totals()
+	if refused == nil {
+		return t
+	}
+	policy, err := g.cfg.Policy()
+	if err != nil {
+		t.Spent = err.Error()
+	} else {
+		t.Spent = g.cfg.Usage.Refuses(policy.Budget, *refused) // it may have been raised
+	}
+	return t
+}
+
+// spend notes a request that the budget had no room for, nil for one that it had.
+func (t *traffic) spend(refused *usage.Entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refused = refused
 }
 
 func (t *traffic) begin() {

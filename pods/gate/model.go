@@ -7,54 +7,76 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
+	"golang.org/x/time/rate"
+
+	"codeberg.org/devaipod/devaipod/pods/model"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/usage"
 )
-
-// A route of a model's API that the gate admits, below the base URL.
-type route struct{ method, path string }
-
-var modelRoutes = map[string][]route{
-	podfile.APIOpenAI:    {{"POST", "/chat/completions"}, {"GET", "/models"}},
-	podfile.APIAnthropic: {{"POST", "/messages"}, {"POST", "/messages/count_tokens"}, {"GET", "/models"}},
-}
 
 // maxModelRequest bounds a request to the model, in bytes: a long context with
 // images.
 const maxModelRequest = 64 << 20
 
-// forwardModel sends a request on to the model with the real key.
-func (g *Gate) forwardModel(w http.ResponseWriter, r *http.Request, path string) {
+const (
+	// perToken is how many bytes of a request make a token at least, for what is
+	// reserved; text and code have three or four.
+	perToken = 2
+	// someOutput is how many tokens are reserved for an answer to a request that
+	// sets no limit.
+	someOutput = 16_384
+)
+
+// forwardModel sends a request on to the model with the real key, once there is
+// room for it in the budget.
+func (g *Gate) forwardModel(w http.ResponseWriter, r *http.Request) {
+	policy, err := g.cfg.Policy()
+	if err != nil {
+		g.closed(w, err)
+		return
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxModelRequest))
 	if err != nil {
 		refuse(w, http.StatusRequestEntityTooLarge, "devaipod: "+err.Error())
 		return
 	}
+	req := model.Request{Free: true}
 	if r.Method == http.MethodPost {
-		if why := refuseModel(body, g.cfg.File.Model); why != "" {
-			g.cfg.Log.Warn("gate: refused a request to the model", "why", clean(why))
-			refuse(w, http.StatusBadRequest, "devaipod: "+why)
+		rules := model.Rules{API: g.cfg.File.Model.API, Name: g.cfg.File.Model.Name, ProviderTools: policy.ProviderTools}
+		req, err = rules.Admit(r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:], body)
+		if err != nil {
+			g.cfg.Log.Warn("gate: refused a request to the model", "why", clean(err.Error()))
+			refuse(w, http.StatusBadRequest, "devaipod: "+err.Error())
 			return
 		}
+		if len(req.Stripped) > 0 {
+			g.cfg.Log.Warn("gate: took out of a request what the provider would run", "what", clean(strings.Join(req.Stripped, ", ")))
+		}
 	}
-	out, err := http.NewRequestWithContext(r.Context(), r.Method, strings.TrimSuffix(g.model.String(), "/")+path, bytes.NewReader(body))
-	if err != nil {
-		refuse(w, http.StatusBadRequest, "devaipod: "+err.Error())
+	if err := g.limiter.wait(r.Context(), policy.Rate); err != nil {
+		return // the agent has gone
+	}
+	n, ok := g.reserve(w, policy, req)
+	if !ok {
 		return
 	}
-	copyHeaders(out.Header, r.Header, "Content-Type", "Accept", "Anthropic-Version", "Anthropic-Beta")
-	switch {
-	case g.cfg.Key == "":
-	case g.cfg.File.Model.API == podfile.APIAnthropic:
-		out.Header.Set("X-Api-Key", g.cfg.Key)
-	default:
-		out.Header.Set("Authorization", "Bearer "+g.cfg.Key)
-	}
 	g.traffic.begin()
-	status, failure := g.relayModel(w, out)
+	began := time.Now()
+	status, failure, used := g.relayModel(w, r, req, policy.Key)
+	if !req.Free {
+		used.At, used.Model, used.Agent, used.Time = time.Now().UTC(), g.cfg.File.Model.Name, g.cfg.File.Agent, time.Since(began)
+		used.Cost = policy.Prices.Of(used.Tokens)
+		if err := g.cfg.Usage.Settle(n, used); err != nil {
+			g.cfg.Log.Error("gate: a request stays counted as it was reserved", "err", err)
+		}
+	}
 	if r.Context().Err() != nil {
 		failure = "" // the agent broke it off: nothing is wrong with the model
 	}
@@ -64,51 +86,217 @@ func (g *Gate) forwardModel(w http.ResponseWriter, r *http.Request, path string)
 	}
 }
 
-// relayModel passes the model's answer back as it comes.
-func (g *Gate) relayModel(w http.ResponseWriter, out *http.Request) (status int, failure string) {
-	resp, err := g.direct.Do(out)
+// closed refuses a request because something of ours is broken: what can't be
+// counted, or has no rules, is not sent.
+func (g *Gate) closed(w http.ResponseWriter, err error) {
+	why := "the gate lets no request through: " + err.Error()
+	g.cfg.Log.Error("gate: closed", "err", err)
+	g.traffic.begin()
+	g.traffic.end(http.StatusServiceUnavailable, why)
+	refuse(w, http.StatusServiceUnavailable, "devaipod: "+why)
+}
+
+// reserve sets aside what a request may use at most, as far as can be told: a
+// budget may be passed by as much as the last requests turn out to be dearer.
+func (g *Gate) reserve(w http.ResponseWriter, policy podfile.Policy, req model.Request) (n int64, ok bool) {
+	if req.Free {
+		return 0, true
+	}
+	most := usage.Entry{At: time.Now().UTC(), Model: g.cfg.File.Model.Name, Agent: g.cfg.File.Agent, Tokens: reserved(req)}
+	most.Cost = policy.Prices.Of(most.Tokens)
+	n, why, err := g.cfg.Usage.Reserve(policy.Budget, most)
+	if err != nil {
+		g.closed(w, err)
+		return 0, false
+	}
+	if why == "" {
+		g.traffic.spend(nil)
+		return n, true
+	}
+	g.traffic.spend(&most)
+	g.cfg.Log.Warn("gate: over the budget", "why", why)
+	refuse(w, http.StatusPaymentRequired, fmt.Sprintf("devaipod: the budget of this issue is used up: %s; a person can raise it by a comment on the issue, /budget AMOUNT", why))
+	return 0, false
+}
+
+func reserved(req model.Request) usage.Tokens {
+	t := usage.Tokens{Input: int64(len(req.Body)/perToken) + 1, Output: req.MaxOutput}
+	if t.Output == 0 {
+		t.Output = someOutput
+	}
+	return t
+}
+
+// out is the request as the model gets it.
+func (g *Gate) out(r *http.Request, body []byte, key string) (*http.Request, error) {
+	url := strings.TrimSuffix(g.model.String(), "/") + strings.TrimPrefix(r.URL.EscapedPath(), modelPrefix)
+	if g.cfg.File.Model.API == podfile.APIGemini && r.URL.Query().Get("alt") == "sse" {
+		url += "?alt=sse"
+	}
+	out, err := http.NewRequestWithContext(r.Context(), r.Method, url, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	copyHeaders(out.Header, r.Header, "Content-Type", "Accept", "Anthropic-Version", "Anthropic-Beta")
+	if key != "" {
+		name, value := keyHeader(g.cfg.File.Model.API, key)
+		out.Header.Set(name, value)
+	}
+	return out, nil
+}
+
+// keyHeader is the header that an API wants its key in; agents show the gate's
+// token in the same.
+func keyHeader(api, key string) (name, value string) {
+	switch api {
+	case podfile.APIAnthropic:
+		return "X-Api-Key", key
+	case podfile.APIGemini:
+		return "X-Goog-Api-Key", key
+	default:
+		return "Authorization", "Bearer " + key
+	}
+}
+
+// relayModel passes the model's answer back as it comes, and tells what it used.
+func (g *Gate) relayModel(w http.ResponseWriter, r *http.Request, req model.Request, key string) (status int, failure string, used usage.Entry) {
+	resp, err := g.ask(r, req.Body, key)
 	if err != nil {
 		failure = "the model does not answer: " + cause(err)
 		refuse(w, http.StatusBadGateway, "devaipod: "+failure)
-		return 0, failure
+		if op := (*net.OpError)(nil); !errors.As(err, &op) || op.Op != "dial" {
+			used.Input = reserved(req).Input // it may have got the request
+		}
+		return 0, failure, used
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
 		failure = fmt.Sprintf("the model answered %d, a redirect, which is not followed; is model.url right?", resp.StatusCode)
 		refuse(w, http.StatusBadGateway, "devaipod: "+failure)
-		return resp.StatusCode, failure
+		return resp.StatusCode, failure, used
 	}
 	copyHeaders(w.Header(), resp.Header, "Content-Type", "Retry-After", "Retry-After-Ms", "Request-Id", "X-Request-Id")
-	redactHeader(w.Header(), g.cfg.Key)
+	redactHeader(w.Header(), key)
 	w.WriteHeader(resp.StatusCode)
 	var head bytes.Buffer
-	body := newRedactor(w, g.cfg.Key)
+	var meter model.Meter
+	var bytesSeen int64
+	body := newRedactor(w, key)
 	from := io.Reader(resp.Body)
 	if resp.StatusCode == http.StatusOK {
-		from = counter{resp.Body, g.traffic.received}
+		from = counter{resp.Body, func(p []byte) {
+			g.traffic.received(len(p))
+			bytesSeen += int64(len(p))
+			_, _ = meter.Write(p) // it has no errors
+		}}
 	}
 	err = stream(body, w, from, &head)
 	if err == nil {
 		err = body.flush()
 	}
+	if resp.StatusCode == http.StatusOK {
+		used.Tokens = measured(&meter, req, bytesSeen)
+	}
 	if err != nil {
-		return resp.StatusCode, "the model's answer broke off: " + cause(err)
+		return resp.StatusCode, "the model's answer broke off: " + cause(err), used
 	}
 	if resp.StatusCode != http.StatusOK {
-		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, redact(head.String(), g.cfg.Key))
+		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, redact(head.String(), key))
 	}
-	return resp.StatusCode, failure
+	return resp.StatusCode, failure, used
 }
 
-// A counter tells what is read through it.
+// measured is what an answer said was used. What it did not say is taken to be as
+// it was reserved, but for an output that is longer than the answer.
+func measured(m *model.Meter, req model.Request, received int64) usage.Tokens {
+	used, whole := m.Tokens()
+	if whole {
+		return used
+	}
+	most := reserved(req)
+	if used.Input+used.CacheRead+used.CacheWrite == 0 {
+		used.Input = most.Input
+	}
+	used.Output = max(used.Output, min(most.Output, received/perToken))
+	return used
+}
+
+// retries are how often a model that has too much to do is asked again.
+const retries = 3
+
+// ask sends the request, and again after a while to a model that has too much to
+// do: nothing of an answer has come back to the agent then.
+func (g *Gate) ask(r *http.Request, body []byte, key string) (*http.Response, error) {
+	for try := 0; ; try++ {
+		out, err := g.out(r, body, key)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := g.direct.Do(out)
+		if err != nil || try == retries || !busy(resp.StatusCode) {
+			return resp, err
+		}
+		pause, ok := retryAfter(resp.Header, g.cfg.Backoff<<try)
+		if !ok {
+			return resp, nil
+		}
+		g.cfg.Log.Info("gate: the model has too much to do", "status", resp.StatusCode, "again_in", pause)
+		if err := resp.Body.Close(); err != nil {
+			return nil, err
+		}
+		select {
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+func busy(status int) bool {
+	return status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable || status == 529 // Anthropic's "overloaded"
+}
+
+// maxPause is how long an agent is kept waiting between two tries; a model that
+// wants more says so to the agent.
+const maxPause = 30 * time.Second
+
+// retryAfter is how long to wait (RFC 9110, section 10.2.3; some providers tell
+// milliseconds), usual when h does not say.
+func retryAfter(h http.Header, usual time.Duration) (pause time.Duration, ok bool) {
+	pause = usual
+	for name, in := range map[string]time.Duration{"Retry-After-Ms": time.Millisecond, "Retry-After": time.Second} {
+		if n, err := strconv.ParseFloat(h.Get(name), 64); err == nil && n >= 0 && !math.IsNaN(n) {
+			pause = max(pause, time.Duration(min(n, 1e6)*float64(in)))
+		}
+	}
+	return pause, pause <= maxPause
+}
+
+// A limiter holds requests back that come too fast.
+type limiter struct{ *rate.Limiter }
+
+// wait waits for the turn of a request, of perMinute; 0 for no bound.
+func (l *limiter) wait(ctx context.Context, perMinute int) error {
+	limit := rate.Inf
+	if perMinute > 0 {
+		limit = rate.Every(time.Minute / time.Duration(perMinute))
+	}
+	if l.Limit() != limit {
+		l.SetLimit(limit)
+		l.SetBurst(max(1, perMinute/4))
+	}
+	return l.Wait(ctx)
+}
+
+// A counter shows what is read through it.
 type counter struct {
 	io.Reader
-	read func(n int)
+	read func(p []byte)
 }
 
 func (c counter) Read(b []byte) (int, error) {
 	n, err := c.Reader.Read(b)
-	c.read(n)
+	c.read(b[:n])
 	return n, err
 }
 

@@ -29,10 +29,6 @@ const (
 	ControlSocket = "control.sock"
 	// FileName is the podfile's name in the run directory.
 	FileName = "pod.json"
-	// ModelKeyPath is where control finds the model's key (a podman secret);
-	// absent when the model wants none.
-	ModelKeyPath = "/run/secrets/model-key"
-
 	// UsageDir is where control keeps the account of what the model costs: a
 	// directory of the host that outlives the pod.
 	UsageDir = "/run/usage"

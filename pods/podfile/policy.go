@@ -19,12 +19,24 @@ const PolicyName = "policy.json"
 // A Policy is what may change while a pod is there. The service writes it beside
 // the podfile, mode 0600, and control alone sees it.
 type Policy struct {
+	// Key is the model's key, "" when it wants none.
+	Key    string       `json:"key"`
 	Budget usage.Budget `json:"budget"`
 	Prices usage.Prices `json:"prices"`
 	// Rate is how many requests to the model a minute may have; 0 for no bound.
 	Rate int `json:"rate"`
 	// ProviderTools are the types of tools that the provider itself may run.
 	ProviderTools []string `json:"provider_tools"`
+	// Inject is what the gate puts into requests to other hosts.
+	Inject []Injection `json:"inject,omitempty"`
+}
+
+// An Injection is a header that the gate puts into requests to a host.
+type Injection struct {
+	Host   string `json:"host"`
+	Header string `json:"header"`
+	Value  string `json:"value"`  // of the header
+	Secret string `json:"secret"` // in it, which answers must not show
 }
 
 // WritePolicy stores p in dir, if it is not what is there: whoever wants it may

@@ -1,5 +1,5 @@
 // Package podman is a thin layer over podman's API bindings: a few verbs on
-// containers, pods, volumes, networks, secrets and images, each idempotent by
+// containers, pods, volumes, networks and images, each idempotent by
 // name, with errors that name the thing and the next step.
 //
 // [Find] finds an API service or starts one, [Connect] gives a [Client].

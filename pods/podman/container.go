@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path"
 	"strings"
 	"time"
 
@@ -36,9 +35,6 @@ type Mount struct {
 	Chown    bool // the volume becomes the container's user's
 }
 
-// A Secret is mounted as a file, readable for root of the container alone.
-type Secret struct{ Name, Target string }
-
 // A Port is published on a host address.
 type Port struct {
 	HostIP          string
@@ -56,7 +52,6 @@ type Container struct {
 	// Network is "none", a network's name, or "" for the pod's.
 	Network        string
 	Mounts         []Mount
-	Secrets        []Secret
 	DropCaps       bool // all of them
 	NoNewPrivs     bool
 	SELinuxDisable bool
@@ -140,9 +135,6 @@ func specOf(c Container) *specgen.SpecGenerator {
 	s.ResourceLimits = limits(c)
 	for _, m := range c.Mounts {
 		addMount(s, m)
-	}
-	for _, secret := range c.Secrets {
-		s.Secrets = append(s.Secrets, specgen.Secret{Source: secret.Name, Target: path.Base(secret.Target), Mode: 0o400})
 	}
 	return s
 }

@@ -1,14 +1,12 @@
 package podman
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"strings"
 
 	"github.com/containers/podman/v5/pkg/bindings/images"
-	"github.com/containers/podman/v5/pkg/bindings/secrets"
 )
 
 // ImageExists tells whether an image is in podman's storage.
@@ -65,43 +63,6 @@ func (c *Client) ImageRemove(ctx context.Context, ref string) error {
 		if !notFound(err) && !conflict(err) && !strings.Contains(err.Error(), "image is in use") && !strings.Contains(err.Error(), "image not known") {
 			return fmt.Errorf("removing image %s: %w", ref, err)
 		}
-	}
-	return nil
-}
-
-// SecretPut stores a secret under a name that must be new: podman 4 can't
-// replace one.
-func (c *Client) SecretPut(ctx context.Context, name string, data []byte) error {
-	conn, cancel := c.with(ctx)
-	defer cancel()
-	opts := new(secrets.CreateOptions).WithName(name)
-	_, err := secrets.Create(conn, bytes.NewReader(data), opts)
-	return wrap("storing secret", name, err)
-}
-
-// Secrets lists the names of the secrets that start with prefix.
-func (c *Client) Secrets(ctx context.Context, prefix string) ([]string, error) {
-	conn, cancel := c.with(ctx)
-	defer cancel()
-	found, err := secrets.List(conn, nil)
-	if err != nil {
-		return nil, fmt.Errorf("listing secrets: %w", err)
-	}
-	var out []string
-	for _, s := range found {
-		if strings.HasPrefix(s.Spec.Name, prefix) {
-			out = append(out, s.Spec.Name)
-		}
-	}
-	return out, nil
-}
-
-// SecretRemove removes a secret; one that is not there is no error.
-func (c *Client) SecretRemove(ctx context.Context, name string) error {
-	conn, cancel := c.with(ctx)
-	defer cancel()
-	if err := secrets.Remove(conn, name); err != nil && !notFound(err) {
-		return fmt.Errorf("removing secret %s: %w", name, err)
 	}
 	return nil
 }

@@ -165,7 +165,10 @@ func (c *crowd) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bo
 }
 
 // Of each issue one task may be kept.
-func (c *crowd) Keep(reconcile.Key, *reconcile.Task) error   { return nil }
+func (c *crowd) Keep(reconcile.Key, *reconcile.Task) error { return nil }
+func (c *crowd) Steer(context.Context, reconcile.Key, reconcile.Orders) (reconcile.Steered, error) {
+	return reconcile.Steered{}, nil
+}
 func (c *crowd) Kept(reconcile.Key) (*reconcile.Task, error) { return nil, nil }
 func (c *crowd) Waiting() ([]reconcile.Key, error)           { return nil, nil }
 func (c *crowd) Resume(context.Context, reconcile.Key) error { return nil }

@@ -72,6 +72,7 @@ type Loop struct {
 	stuck   map[Key]time.Time // since when a pod could not be started
 	again   map[Key]int       // how often a decision was put off in a row
 	own     map[Key]own       // what our writes did to the time of update
+	ordered map[Key]ordered   // what was said on it
 	failed  int               // consecutive passes that failed
 	feed    feed
 }
@@ -107,7 +108,7 @@ func New(cfg Config) (*Loop, error) {
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, own: map[Key]own{}, feed: newFeed(),
+		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, feed: newFeed(),
 	}, nil
 }
 

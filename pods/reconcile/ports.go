@@ -191,10 +191,11 @@ type Summary struct {
 // do about it differs.
 type Cause string
 
-// The causes. The first seven are the pod-api's, as podapi names them.
+// The causes. The first ten are the pod-api's, as podapi names them.
 const (
 	CauseQuestion    Cause = "question"     // it asked something
 	CausePermission  Cause = "permission"   // it wants to be allowed something
+	CauseBudget      Cause = "budget"       // what may be spent is spent
 	CauseRefused     Cause = "refused"      // the model refused: key, name or request
 	CauseLimited     Cause = "limited"      // the model's limit of use is reached
 	CauseModel       Cause = "model"        // the model does not answer, or nonsense
@@ -228,6 +229,8 @@ type Pods interface {
 	Kept(k Key) (*Task, error)
 	// Waiting lists the issues of which a task is kept.
 	Waiting() ([]Key, error)
+	// Steer brings what a pod may do up to the configuration and to orders.
+	Steer(ctx context.Context, k Key, o Orders) (Steered, error)
 	// Summary asks the pod-api.
 	Summary(ctx context.Context, k Key) (Summary, error)
 }

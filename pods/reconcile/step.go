@@ -62,6 +62,7 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 func (l *Loop) leave(k Key) error {
 	l.forget(k)
 	delete(l.pins, k)
+	delete(l.ordered, k)
 	delete(l.stuck, k)
 	return l.cfg.Pods.Keep(k, nil)
 }
@@ -93,7 +94,16 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
 		return l.show(ctx, i, v)
 	}
-	if state, rests := l.rests(i, pod); rests {
+	orders, err := l.orders(ctx, i)
+	if err != nil {
+		return err
+	}
+	steered, err := l.cfg.Pods.Steer(ctx, pod.Key, orders)
+	if err != nil {
+		return err
+	}
+	v.Used, v.Note, v.ordered = steered.Used, steered.Note, orders.At
+	if state, rests := l.rests(i, pod); rests && !(steered.Wake && state == Asking) {
 		v.State, v.Resting = state, true
 		if old, ok := l.View(i.Key); ok && old.State == state {
 			v.Why, v.Cause = old.Why, old.Cause
@@ -147,7 +157,11 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 		if l.cfg.Deadline == 0 || pod.Created.IsZero() {
 			return nil
 		}
-		if v.until = pod.Created.Add(l.cfg.Deadline); now.Before(v.until) {
+		from := pod.Created
+		if v.ordered.After(from) { // somebody wants it to go on
+			from = v.ordered
+		}
+		if v.until = from.Add(l.cfg.Deadline); now.Before(v.until) {
 			return nil
 		}
 		v.State, v.Cause, v.Activity = Failed, CauseDeadline, ""
@@ -184,6 +198,9 @@ func (v *View) judge(sum Summary, commits int) {
 		}
 	case AgentAsking:
 		v.State, v.Why = Asking, "The agent asks:\n\n"+orNothing(sum.Question)
+		if sum.Cause == CauseBudget {
+			v.Why = sum.Question
+		}
 	case AgentFailed:
 		v.State, v.Why = Failed, orNothing(sum.Error)
 	case AgentStarting:

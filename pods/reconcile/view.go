@@ -46,15 +46,18 @@ type View struct {
 	Pull        int64     `json:"-"`
 	Pod         string    `json:"pod,omitempty"`
 	Activity    string    `json:"activity,omitempty"`
+	Used        string    `json:"used,omitempty"` // of the model, in words
+	Note        string    `json:"note,omitempty"` // about an order
 	Started     time.Time `json:"started,omitzero"`
 	Labeler     string    `json:"labeler,omitempty"`
 	// Trouble is why the rest of it may be old: the last try to look at the issue
 	// failed, and is made again.
 	Trouble string `json:"trouble,omitempty"`
 
-	pod   Key       // the pod's, which is another where a repository was renamed
-	limit bool      // queued because of the limit on working agents
-	until time.Time // when it has to be looked at again, zero for never
+	ordered time.Time // when somebody gave an order last
+	pod     Key       // the pod's, which is another where a repository was renamed
+	limit   bool      // queued because of the limit on working agents
+	until   time.Time // when it has to be looked at again, zero for never
 	// chatty is set in watch when a new activity may be told again.
 	chatty bool
 }
@@ -83,6 +86,12 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 	}
 	if v.Activity != "" && v.State == Working {
 		fmt.Fprintf(&b, "| now | %s |\n", code(v.Activity))
+	}
+	if v.Used != "" {
+		fmt.Fprintf(&b, "| used | %s |\n", v.Used)
+	}
+	if v.Note != "" {
+		fmt.Fprintf(&b, "\n%s\n", harmless(clip(v.Note, 1000)))
 	}
 	fmt.Fprintf(&b, "\n%s\n", next(v, trigger))
 	if v.Resting {
@@ -129,6 +138,8 @@ func adviceOn(v View) string {
 	switch v.Cause {
 	case CauseQuestion, CausePermission:
 		return "Answer it in a comment or in the issue's text."
+	case CauseBudget:
+		return "Its work so far is saved. To let it go on, comment with a line such as `/budget 10` (money), `/budget 5M tokens` or `/budget 2h` (time): what the issue may use in all."
 	case CauseNothing:
 		return "If something should change, say what in the issue's text. " + logs
 	case CauseRefused:

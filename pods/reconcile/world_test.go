@@ -51,6 +51,10 @@ type world struct {
 	removed  int
 	stopped  int
 	summary  reconcile.Summary
+	orders   reconcile.Orders // the last that it was steered by
+	steered  reconcile.Steered
+	steers   int
+	read     int // how often the comments were read
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -117,6 +121,14 @@ func (w *world) Keep(_ reconcile.Key, t *reconcile.Task) error {
 	return w.keepErr
 }
 
+func (w *world) Steer(_ context.Context, _ reconcile.Key, o reconcile.Orders) (reconcile.Steered, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.orders = o
+	w.steers++
+	return w.steered, nil
+}
+
 func (w *world) Waiting() ([]reconcile.Key, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -165,6 +177,9 @@ func (w *world) Comments(context.Context, reconcile.Key) ([]reconcile.Comment, e
 	if err := w.up(); err != nil {
 		return nil, err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.read++
 	return w.comments, nil
 }
 func (w *world) DefaultBranch(context.Context, reconcile.Key) (string, bool, error) {

@@ -51,7 +51,11 @@ type Journal struct {
 	settled Totals
 	open    map[int64]Entry // reserved, under way
 	failed  error           // of an earlier write, which may have left half a line
+	broken  error           // nothing can be kept
 }
+
+// Broken is a journal that could not be opened: it lets nothing through.
+func Broken(err error) *Journal { return &Journal{broken: err} }
 
 // Open opens the journal of dir, which it makes if it is not there. What the
 // last process did not settle is taken for used in full. A last line that is
@@ -103,6 +107,9 @@ func (j *Journal) Close() error { return j.file.Close() }
 func (j *Journal) Reserve(b Budget, e Entry) (n int64, why string, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.broken != nil {
+		return 0, "", j.broken
+	}
 	if why := b.refuses(j.settled, j.underWay(), e); why != "" {
 		return 0, why, nil
 	}
@@ -113,6 +120,13 @@ func (j *Journal) Reserve(b Budget, e Entry) (n int64, why string, err error) {
 	j.next++
 	j.open[e.N] = e
 	return e.N, "", nil
+}
+
+// Refuses tells why there is no room for e in b, "" when there is.
+func (j *Journal) Refuses(b Budget, e Entry) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return b.refuses(j.settled, j.underWay(), e)
 }
 
 func (j *Journal) underWay() Totals {

@@ -1,6 +1,7 @@
 package usage
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -102,7 +103,10 @@ func (b Budget) Over(t Totals) string {
 func (b Budget) ParseAmount(s string) (Budget, error) {
 	s = strings.ToLower(strings.TrimSpace(s))
 	if n, ok := strings.CutSuffix(s, "tokens"); ok {
-		tokens, err := parseCount(strings.TrimSpace(n))
+		tokens, err := ParseCount(strings.TrimSpace(n))
+		if err == nil && tokens == 0 {
+			err = errors.New("no agent can work with none")
+		}
 		if err != nil {
 			return b, fmt.Errorf("%q: %w", s, err)
 		}
@@ -121,8 +125,9 @@ func (b Budget) ParseAmount(s string) (Budget, error) {
 	return b, nil
 }
 
-// parseCount reads "200000", "200k", "1.5m".
-func parseCount(s string) (int64, error) {
+// ParseCount reads a number of tokens such as "200000", "200k" or "1.5M".
+func ParseCount(s string) (int64, error) {
+	s = strings.ToLower(strings.TrimSpace(s))
 	times := 1.0
 	for suffix, n := range map[string]float64{"k": 1e3, "m": 1e6, "g": 1e9} {
 		if rest, ok := strings.CutSuffix(s, suffix); ok {
@@ -131,7 +136,7 @@ func parseCount(s string) (int64, error) {
 		}
 	}
 	f, err := strconv.ParseFloat(s, 64)
-	if f *= times; err != nil || math.IsNaN(f) || f < 1 || f > 1e15 {
+	if f *= times; err != nil || math.IsNaN(f) || f < 0 || f > 1e15 {
 		return 0, fmt.Errorf("want a number of tokens such as 200000, 200k or 2M")
 	}
 	return int64(f), nil

@@ -230,7 +230,8 @@ func podManager(t *testing.T, instance string) (*pods.Manager, string) {
 	t.Helper()
 	state := filepath.Join(world.Dir, instance)
 	must(t, os.MkdirAll(state, 0o700))
-	m, err := pods.New(pods.Config{Instance: instance, StateDir: state, Podman: world.client, Log: world.log})
+	m, err := pods.New(pods.Config{Instance: instance, StateDir: state, Podman: world.client, Log: world.log,
+		Policy: func(pods.Key) (podfile.Policy, error) { return podfile.Policy{Key: "the-key"}, nil }})
 	must(t, err)
 	binary := filepath.Join(world.Dir, "devaipod-pod")
 	if _, err := os.Stat(binary); err != nil {
@@ -270,16 +271,9 @@ func TestThePodsLife(t *testing.T) {
 	ctx := t.Context()
 	m, tools := podManager(t, "life")
 	other, _ := podManager(t, "lifeother")
-	must(t, m.PutSecret(ctx, "model", []byte("old-key")))
-	must(t, m.PutSecret(ctx, "model", []byte("the-key")))
-	secret, ok, err := m.CurrentSecret(ctx, "model")
-	if err != nil || !ok {
-		t.Fatal(secret, ok, err)
-	}
 	before := names(t)
 	k := pods.Key{Owner: "ann", Repo: "Hello.World", Issue: 3}
 	s := spec(tools, k)
-	s.ModelSecret = secret
 	if _, err := other.Ensure(ctx, spec(tools, k)); err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +291,7 @@ func TestThePodsLife(t *testing.T) {
 	checkBoxes(t, p.Name)
 
 	// Killed parts come back; so does what somebody removed by hand.
-	_, err = world.Podman(ctx, "kill", p.Name+"-agent")
+	_, err := world.Podman(ctx, "kill", p.Name+"-agent")
 	must(t, err)
 	_, err = world.Podman(ctx, "rm", "--force", "--time", "0", p.Name+"-workspace")
 	must(t, err)
@@ -334,10 +328,6 @@ func TestThePodsLife(t *testing.T) {
 	must(t, other.RemoveAll(ctx))
 	if after := names(t); after != before {
 		t.Errorf("left:\n%s\nwant:\n%s", after, before)
-	}
-	must(t, m.RemoveSecrets(ctx))
-	if found, err := m.Secrets(ctx); err != nil || len(found) > 0 {
-		t.Errorf("secrets left: %v, %v", found, err)
 	}
 }
 

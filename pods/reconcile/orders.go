@@ -1,0 +1,84 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Orders are what people who may push said on the issue for its pod: in comments,
+// on lines of their own that begin with a slash.
+type Orders struct {
+	Budget []string // of /budget, the oldest first
+	Allow  []string // of /allow: hosts
+	At     time.Time
+}
+
+// ordered are an issue's orders, as they were when it was updated last.
+type ordered struct {
+	updated, read time.Time
+	orders        Orders
+}
+
+// settles is how long after an update another one may bear the same time: the
+// forge keeps whole seconds, by a clock of its own.
+const settles = 5 * time.Second
+
+// orders reads the issue's comments, when it has changed since they were read.
+// Whoever wrote or changed an order must be allowed to push now; any doubt is an
+// error.
+func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
+	if last, known := l.ordered[i.Key]; known && last.updated.Equal(i.Updated) && last.read.After(i.Updated.Add(settles)) {
+		return last.orders, nil
+	}
+	read := l.cfg.Now()
+	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
+	if err != nil {
+		return Orders{}, fmt.Errorf("reading what was said on %s: %w", i.Key, err)
+	}
+	var o Orders
+	may := map[string]bool{}
+	for _, c := range comments {
+		budget, allow := linesAfter(c.Body, "/budget "), linesAfter(c.Body, "/allow ")
+		if len(budget)+len(allow) == 0 || slices.ContainsFunc(l.cfg.Ours, func(o string) bool { return strings.EqualFold(o, c.Author) }) {
+			continue
+		}
+		trusted, asked := may[c.Author]
+		if !asked {
+			if trusted, err = l.cfg.Forge.CanWrite(ctx, i.Key, c.Author); err != nil {
+				return Orders{}, fmt.Errorf("asking whether %s may push to %s/%s: %w", c.Author, i.Owner, i.Repo, err)
+			}
+			may[c.Author] = trusted
+		}
+		if !trusted {
+			continue
+		}
+		o.Budget, o.Allow = append(o.Budget, budget...), append(o.Allow, allow...)
+		if c.Updated.After(o.At) {
+			o.At = c.Updated
+		}
+	}
+	l.ordered[i.Key] = ordered{i.Updated, read, o}
+	return o, nil
+}
+
+// linesAfter are the rests of the lines that begin with a command.
+func linesAfter(body, command string) []string {
+	var out []string
+	for line := range strings.Lines(body) {
+		if rest, ok := strings.CutPrefix(strings.TrimRight(line, "\r\n"), command); ok && strings.TrimSpace(rest) != "" {
+			out = append(out, strings.TrimSpace(rest))
+		}
+	}
+	return out
+}
+
+// Steered is what came of orders.
+type Steered struct {
+	Used string // what the issue's pods have used, in words
+	Note string // what people should know of the orders: one that was not understood
+	// Wake is set when a pod that rests has something to do again.
+	Wake bool
+}

@@ -1,0 +1,117 @@
+package reconcile_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+func TestOrders(t *testing.T) {
+	for name, tt := range map[string]struct {
+		comments []reconcile.Comment
+		want     string // budget, allow
+	}{
+		"none":                {nil, "[] []"},
+		"two":                 {[]reconcile.Comment{{Author: "ann", Body: "hello\r\n/budget 5\r\n/allow example.org"}}, "[5] [example.org]"},
+		"the last one counts": {[]reconcile.Comment{{Author: "ann", Body: "/budget 5"}, {Author: "ann", Body: "/budget 7"}}, "[5 7] []"},
+		"a stranger's":        {[]reconcile.Comment{{Author: "eve", Body: "/budget 5\n/allow evil.example.org"}}, "[] []"},
+		"our own":             {[]reconcile.Comment{{Author: "demo-bot", Body: "/budget 5"}}, "[] []"},
+		"within a line":       {[]reconcile.Comment{{Author: "ann", Body: "you can say /budget 5\n> /budget 6\n    /budget 7"}}, "[] []"},
+		"without an amount":   {[]reconcile.Comment{{Author: "ann", Body: "/budget \n/budget\n/budgets 5"}}, "[] []"},
+		"another order":       {[]reconcile.Comment{{Author: "ann", Body: "/allow-path a"}}, "[] []"},
+	} {
+		w := newWorld()
+		w.writers["Demo-Bot"] = true
+		w.pass(t)
+		w.comments = tt.comments
+		w.pass(t)
+		if got := fmt.Sprint(w.orders.Budget, w.orders.Allow); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+}
+
+// While it is not known who may push, nothing goes on as it is not meant to.
+func TestAnOrderOfWhoKnows(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.comments, w.canErr = []reconcile.Comment{{Author: "ann", Body: "/budget 5"}}, errors.New("forge is down")
+	w.orders.Budget = []string{"as before"}
+	w.pass(t)
+	if fmt.Sprint(w.orders.Budget) != "[as before]" {
+		t.Errorf("steered by %+v", w.orders)
+	}
+}
+
+func TestABudgetThatIsUsedUp(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.summary = reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseBudget, Question: "The budget is used up: $5.00 of $5.00 is spent.", Since: w.now}
+	w.steered = reconcile.Steered{Used: "1,000 tokens, $5.00 of $5.00", Note: "Not understood: @x."}
+	v := w.pass(t)
+	if v.State != reconcile.Asking || w.state != reconcile.Asking || v.Cause != reconcile.CauseBudget {
+		t.Errorf("%+v", v)
+	}
+	for _, want := range []string{"> The budget is used up: $5.00 of", "| used | 1,000 tokens, $5.00 of $5.00 |", "`/budget 10`", "Not understood: (at)x."} {
+		if !strings.Contains(w.said["status"], want) {
+			t.Errorf("it lacks %q:\n%s", want, w.said["status"])
+		}
+	}
+	// It rests after a day, and an order wakes it.
+	w.now = w.now.Add(25 * time.Hour)
+	w.issue.Labels = append(w.issue.Labels, "agent/asking")
+	if w.pass(t); w.stopped != 1 {
+		t.Fatalf("stopped %d times", w.stopped)
+	}
+	if v = w.pass(t); w.resumed != 0 || !v.Resting {
+		t.Fatalf("%s, resumed %d times", v.State, w.resumed)
+	}
+	w.steered.Wake, w.summary = true, reconcile.Summary{State: reconcile.AgentWorking}
+	w.comments = []reconcile.Comment{{Author: "ann", Body: "/budget 5", Updated: w.now}}
+	if v = w.pass(t); w.resumed != 1 || v.State != reconcile.Working {
+		t.Errorf("%s: %s, resumed %d times", v.State, v.Why, w.resumed)
+	}
+}
+
+// What only a person can look at is not woken.
+func TestAnOrderDoesNotWakeAReview(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.issue.Labels = append(w.issue.Labels, "agent/review")
+	w.pod.Whole, w.pod.Stopped, w.steered.Wake = false, true, true
+	if v := w.pass(t); w.resumed != 0 || v.State != reconcile.Review {
+		t.Errorf("%s, resumed %d times", v.State, w.resumed)
+	}
+}
+
+func TestCommentsAreReadWhenTheIssueHasChanged(t *testing.T) {
+	w := newWorld()
+	w.with(t, w.config(), func(l *reconcile.Loop) {
+		look := func() (calls int) {
+			w.set(func() { calls, w.now, w.steers = w.read, w.issue.Updated.Add(time.Minute), 0 })
+			l.KickAll()
+			until(t, "steered", func() bool {
+				var more bool
+				w.set(func() { more = w.steers > 0; w.steers = 0 })
+				return more
+			})
+			w.set(func() { calls = w.read - calls })
+			return calls
+		}
+		look()
+		for range 3 { // our own comment changes it
+			look()
+		}
+		if n := look(); n != 0 {
+			t.Errorf("the comments are read %d times for an issue that has not changed", n)
+		}
+		w.set(func() { w.issue.Updated = w.issue.Updated.Add(time.Second) })
+		if n := look(); n != 1 {
+			t.Errorf("the comments are read %d times after a change", n)
+		}
+	})
+}
