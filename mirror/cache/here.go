@@ -1,10 +1,15 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 )
 
 // Here brings a repository up to date, by our own credentials, and returns its
@@ -40,4 +45,37 @@ func Dir(cache string, addr Address) (dir string, ok bool) {
 	dir = filepath.Join(cache, "repos", addr.dir(), "git")
 	_, err := os.Stat(filepath.Join(dir, "HEAD"))
 	return dir, err == nil
+}
+
+// ErrTooLarge is wrapped by [Cache.File] for a file that is larger than asked for.
+var ErrTooLarge = errors.New("too large")
+
+// File is a file of the default branch, as the repository was fetched last, of up
+// to max bytes; ok is false when the repository or the file is not here. What is no
+// regular file is not there. The identity is as for [Cache.Copy].
+func (c *Cache) File(ctx context.Context, addr Address, identity, path string, max int64) (text []byte, ok bool, err error) {
+	dir, ok, err := c.Copy(addr, identity)
+	if !ok || err != nil {
+		return nil, false, err
+	}
+	var out bytes.Buffer
+	list := gitproc.Child{Dir: dir, Args: []string{"ls-tree", "--full-tree", "-l", "-z", "HEAD", "--", path}, Stdout: &out}
+	if err := list.Run(ctx); err != nil {
+		var broken *gitproc.Error
+		if errors.As(err, &broken) && ctx.Err() == nil {
+			return nil, false, nil // it has none
+		}
+		return nil, false, err
+	}
+	var mode, kind, id string
+	var size int64
+	if n, err := fmt.Sscanf(out.String(), "%s %s %s %d", &mode, &kind, &id, &size); n < 4 || err != nil || !strings.HasPrefix(mode, "100") || kind != "blob" {
+		return nil, false, nil //nolint:nilerr // a directory, a link, a submodule, or nothing
+	}
+	if size > max {
+		return nil, false, fmt.Errorf("%s of the default branch: %w: %d bytes of %d", path, ErrTooLarge, size, max)
+	}
+	out.Reset()
+	err = gitproc.Child{Dir: dir, Args: []string{"cat-file", "blob", id}, Stdout: &out}.Run(ctx)
+	return out.Bytes(), err == nil, err
 }
