@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/redact"
 )
 
 // A route of a model's API that the gate admits, below the base URL.
@@ -79,23 +80,23 @@ func (g *Gate) relayModel(w http.ResponseWriter, out *http.Request) (status int,
 		return resp.StatusCode, failure
 	}
 	copyHeaders(w.Header(), resp.Header, "Content-Type", "Retry-After", "Retry-After-Ms", "Request-Id", "X-Request-Id")
-	redactHeader(w.Header(), g.cfg.Key)
+	redact.Header(w.Header(), g.cfg.Key)
 	w.WriteHeader(resp.StatusCode)
 	var head bytes.Buffer
-	body := newRedactor(w, g.cfg.Key)
+	body := redact.NewWriter(w, g.cfg.Key)
 	from := io.Reader(resp.Body)
 	if resp.StatusCode == http.StatusOK {
 		from = counter{resp.Body, g.traffic.received}
 	}
 	err = stream(body, w, from, &head)
 	if err == nil {
-		err = body.flush()
+		err = body.Flush()
 	}
 	if err != nil {
 		return resp.StatusCode, "the model's answer broke off: " + cause(err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, redact(head.String(), g.cfg.Key))
+		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, redact.String(head.String(), g.cfg.Key))
 	}
 	return resp.StatusCode, failure
 }
