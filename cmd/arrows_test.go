@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"pods":             {"pods/podfile", "pods/podman", "podapi"},
 	"pods/podman":      {"pods/podman"},
 	"pods/podfile":     {},
+	"pods/egress":      {"pods/redact"},
 	"pods/gate":        {"pods/podfile", "pods/redact"},
 	"pods/shim":        {"pods/podfile", "pods/relay"},
 	"pods/redact":      {},
