@@ -28,7 +28,9 @@ func (p *Proxy) serveConnect(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, r, malformed(r.RequestURI, err.Error()))
 		return
 	}
-	ctx, leave, no := p.enter(r.Context(), to, true)
+	// A hijacked connection's reader ends the request's context when the client ends
+	// its half, or a read takes too long; the tunnel goes on.
+	ctx, leave, no := p.enter(context.WithoutCancel(r.Context()), to, true)
 	if no != nil {
 		p.refuse(w, r, no)
 		return
@@ -42,7 +44,7 @@ func (p *Proxy) serveConnect(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	far, err := p.dial(ctx, to)
+	far, err := p.dialFor(ctx, r, to)
 	if err != nil {
 		p.refuse(w, r, asRefusal(to, err))
 		return
@@ -54,6 +56,15 @@ func (p *Proxy) serveConnect(w http.ResponseWriter, r *http.Request) {
 	}
 	defer t.client.Close()
 	t.run(ctx, far)
+}
+
+// dialFor dials for as long as the client waits.
+func (p *Proxy) dialFor(ctx context.Context, r *http.Request, to target) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(r.Context(), cancel)
+	defer stop()
+	return p.dial(ctx, to)
 }
 
 func asRefusal(to target, err error) *refusal {

@@ -85,6 +85,7 @@ func (c *Config) fill() error {
 type Proxy struct {
 	cfg     Config
 	plain   *httputil.ReverseProxy // http:// requests
+	ways    []*http.Transport      // that keep connections for the next request
 	within  *interceptor           // nil without Inject
 	blocked blocked
 
@@ -156,6 +157,14 @@ func (p *Proxy) SetRules(r Rules) {
 			way.cancel(errRules)
 		}
 	}
+	p.forget()
+}
+
+// forget closes connections that wait for another request.
+func (p *Proxy) forget() {
+	for _, t := range p.ways {
+		t.CloseIdleConnections()
+	}
 }
 
 // Tunnels is how many tunnels and plain requests are under way.
@@ -178,6 +187,7 @@ func (p *Proxy) Close() {
 	if p.within != nil {
 		p.within.close()
 	}
+	p.forget()
 }
 
 // IsProxyRequest tells a request to a proxy (RFC 9112, 3.2.2 and 3.2.3) from one
@@ -190,16 +200,16 @@ func IsProxyRequest(r *http.Request) bool {
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.ProtoMajor != 1:
-		http.Error(w, "devaipod: the proxy speaks HTTP/1.1", http.StatusHTTPVersionNotSupported)
+		say(w, r, http.StatusHTTPVersionNotSupported, "devaipod: the proxy speaks HTTP/1.1")
 	case !p.cfg.Authorized(r):
 		w.Header().Add("Proxy-Authenticate", `Basic realm="devaipod"`)
 		w.Header().Add("Proxy-Authenticate", `Bearer realm="devaipod"`)
-		http.Error(w, "devaipod: the proxy's token is missing or wrong; the variable https_proxy has an address with the right one", http.StatusProxyAuthRequired)
+		say(w, r, http.StatusProxyAuthRequired, "devaipod: the proxy's token is missing or wrong; the variable https_proxy has an address with the right one")
 	case r.Method == http.MethodConnect:
 		p.serveConnect(w, r)
 	case r.URL.IsAbs():
 		p.servePlain(w, r)
 	default:
-		http.Error(w, "devaipod: this is a proxy; it takes CONNECT, and requests for http:// URLs", http.StatusBadRequest)
+		say(w, r, http.StatusBadRequest, "devaipod: this is a proxy; it takes CONNECT, and requests for http:// URLs")
 	}
 }

@@ -12,11 +12,12 @@ import (
 	"time"
 )
 
-// newTransport makes requests to where the proxy dials, and nowhere else.
+// newTransport makes requests to where the proxy dials, and nowhere else. It is
+// for New alone.
 func (p *Proxy) newTransport() *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	return &http.Transport{
+	t := &http.Transport{
 		Proxy: nil, DisableCompression: true, Protocols: protocols,
 		MaxIdleConns: 64, MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second,
 		TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: 256 << 10,
@@ -28,6 +29,8 @@ func (p *Proxy) newTransport() *http.Transport {
 			return p.dial(ctx, to)
 		},
 	}
+	p.ways = append(p.ways, t)
+	return t
 }
 
 // buffers are those that bodies are copied with.

@@ -125,7 +125,7 @@ func (c *innerConn) Close() error {
 // serve hands a tunnel to the server and waits for its end.
 func (i *interceptor) serve(ctx context.Context, t *tunnel) {
 	inner := &innerConn{Conn: t.client, early: t.early, to: t.to, closed: make(chan struct{})}
-	defer inner.Close()
+	defer inner.Close() //nolint:errcheck // nobody is left to tell
 	conn := tls.Server(inner, &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -160,11 +160,11 @@ func (i *interceptor) handle(w http.ResponseWriter, r *http.Request) {
 	named, err := parseTarget(asked)
 	switch {
 	case err != nil || named != to || r.URL.IsAbs() || r.Method == http.MethodConnect:
-		http.Error(w, "devaipod: this connection is for https://"+to.host.String()+"/ alone", http.StatusMisdirectedRequest)
+		say(w, r, http.StatusMisdirectedRequest, "devaipod: this connection is for https://"+to.host.String()+"/ alone")
 	case r.Method == http.MethodTrace:
-		http.Error(w, "devaipod: TRACE would tell the secret that the gate puts on", http.StatusMethodNotAllowed)
+		say(w, r, http.StatusMethodNotAllowed, "devaipod: TRACE would tell the secret that the gate puts on")
 	case !mayUpgrade(r):
-		http.Error(w, "devaipod: the gate does not switch protocols on a host that it puts a secret on", http.StatusNotImplemented)
+		say(w, r, http.StatusNotImplemented, "devaipod: the gate does not switch protocols on a host that it puts a secret on")
 	default:
 		fullDuplex(w)
 		i.forward.ServeHTTP(w, r)

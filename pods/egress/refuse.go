@@ -104,9 +104,20 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, no *refusal) {
 		}
 	}
 	if no.blocked {
-		w.Header().Set(blockedHeader, no.text())
+		w.Header().Set(blockedHeader, oneLine(no.text()))
 	}
-	http.Error(w, no.text(), no.status)
+	say(w, r, no.status, oneLine(no.text()))
+}
+
+// say answers without waiting for a body that may never come, as the server would.
+func say(w http.ResponseWriter, r *http.Request, status int, text string) {
+	if r.ContentLength != 0 {
+		fullDuplex(w)
+		w.Header().Set("Connection", "close")
+		// A recorder in a test has no deadline.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(refuseWithin))
+	}
+	http.Error(w, text, status)
 }
 
 // refuseWithin is how long a client has to read a refusal.
