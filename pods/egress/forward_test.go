@@ -37,7 +37,7 @@ func TestAPlainRequestIsMadeAnew(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "%s", body)
 		saw <- b.String()
-		io.WriteString(c, "HTTP/1.1 301 Moved\r\nLocation: http://elsewhere.example.net/\r\nConnection: X-Hop\r\nX-Hop: 1\r\nProxy-Authenticate: Basic\r\nKeep-Alive: a\r\nX-End: 1\r\nContent-Length: 2\r\n\r\nok")
+		say(c, "HTTP/1.1 301 Moved\r\nLocation: http://elsewhere.example.net/\r\nConnection: X-Hop\r\nX-Hop: 1\r\nProxy-Authenticate: Basic\r\nKeep-Alive: a\r\nX-End: 1\r\nContent-Length: 2\r\n\r\nok")
 	}
 	w.raw("a.example.com", 80, note)
 	l := w.listen()
@@ -133,7 +133,7 @@ func TestNothingIsSmuggled(t *testing.T) {
 			}
 			body, err := io.ReadAll(req.Body)
 			saw <- fmt.Sprint(req.Method, " ", req.URL.Path, " ", len(body), err)
-			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			say(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 		}
 	})
 	for _, tt := range []string{
@@ -170,7 +170,7 @@ func TestAPlainAnswerStreamsAndIsCut(t *testing.T) {
 		}
 		for i := range 2 {
 			fmt.Fprintf(rw, "event %d\n", i)
-			http.NewResponseController(rw).Flush()
+			must(t, http.NewResponseController(rw).Flush())
 			if b := make([]byte, 1); i == 0 {
 				if _, err := io.ReadFull(r.Body, b); err != nil { // the client has read the first
 					t.Error(err)
@@ -197,8 +197,8 @@ func TestAPlainAnswerStreamsAndIsCut(t *testing.T) {
 			}
 			switch line {
 			case "event 0\n":
-				pw.Write([]byte("x"))
-				pw.Close()
+				say(pw, "x")
+				must(t, pw.Close())
 			case "event 1\n":
 				w.proxy.SetRules(egress.Rules{})
 			}

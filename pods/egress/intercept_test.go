@@ -81,13 +81,13 @@ func TestASecretIsPutOnAndNeverComesBack(t *testing.T) {
 			rw.Header().Set("Content-Encoding", "gzip")
 			gz := gzip.NewWriter(rw)
 			fmt.Fprintf(gz, "you are %s", auth)
-			gz.Close()
+			must(t, gz.Close())
 			return
 		case "/br":
 			rw.Header().Set("Content-Encoding", "br")
 		case "/length":
 			rw.Header().Set("Content-Length", fmt.Sprint(len(auth)))
-			io.WriteString(rw, auth)
+			say(rw, auth)
 			return
 		}
 		fmt.Fprintf(rw, "you are %s and %s, %s", auth, r.Header.Get("X-Second"), "sk-live-0123456789%2B%2F")
@@ -136,7 +136,7 @@ func TestNobodyElseGetsTheSecret(t *testing.T) {
 		if strings.Contains(fmt.Sprint(r.Header), secret) {
 			saw.Add(1)
 		}
-		io.WriteString(rw, "hello")
+		say(rw, "hello")
 	})
 	// Not by plain http, and another host's TLS is its own.
 	if _, body := get(t, w.client(), "http://api.example.com/"); body != "hello" || saw.Load() != 0 {
@@ -156,7 +156,7 @@ func TestNobodyElseGetsTheSecret(t *testing.T) {
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM(certOf(t, ca))
 		c := tls.Client(w.tunnel("api.example.com:443"), &tls.Config{RootCAs: roots, ServerName: name, NextProtos: []string{"h2", "http/1.1"}})
-		t.Cleanup(func() { c.Close() })
+		t.Cleanup(func() { _ = c.Close() }) // it may be cut
 		return c
 	}
 	for request, want := range map[string]string{
@@ -256,7 +256,7 @@ func TestAnInterceptedAnswerStreams(t *testing.T) {
 	w, ca, _ := newVault(t, func(rw http.ResponseWriter, _ *http.Request) {
 		for i := range 3 {
 			fmt.Fprintf(rw, "event %d\n", i)
-			http.NewResponseController(rw).Flush()
+			must(t, http.NewResponseController(rw).Flush())
 			<-next
 		}
 	})

@@ -96,7 +96,7 @@ func newWorld(t testing.TB, change func(*egress.Config), patterns ...string) *wo
 		go func() { _ = server.Serve(l) }()
 	}
 	t.Cleanup(func() {
-		server.Close()
+		must(t, server.Close())
 		w.proxy.Close()
 		eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
 	})
@@ -194,7 +194,7 @@ func (w *world) site(name string, h http.Handler) {
 		w.t.Fatal(err)
 	}
 	server := &http.Server{Handler: h, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	w.t.Cleanup(func() { server.Close() })
+	w.t.Cleanup(func() { _ = server.Close() }) // its listeners are closed by then
 	plain, secure := w.listen(), w.listen()
 	w.lead(ip, 80, plain)
 	w.lead(ip, 443, secure)
@@ -296,3 +296,17 @@ func readAll(t testing.TB, r io.Reader) string {
 }
 
 func newLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// say writes; whether it arrived is what the other side's reader tells.
+func say(w io.Writer, text string) { _, _ = io.WriteString(w, text) }
+
+func echo(c net.Conn) { _, _ = io.Copy(c, c) }
+
+func drain(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
