@@ -81,9 +81,10 @@ demo-down: ## remove all that make demo made
 	@go run $(GOTAGS) ./cmd/internal/demo down </dev/null
 
 .PHONY: bench
-bench: install images build ## the speed of the whole program and of the git cache, beside baselines (about 10 min)
+bench: install images build ## the speed of the whole program, the git cache and the forward proxy, beside baselines (about 12 min)
 	@.ci/install bench </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./mirror/cache </dev/null
+	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./pods/egress </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./cmd/devaipod </dev/null
 
 .PHONY: lint

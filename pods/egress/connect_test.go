@@ -569,6 +569,22 @@ func TestWhatWasBlockedIsBounded(t *testing.T) {
 	}
 }
 
+// Clients that don't read their refusals don't keep others from theirs.
+func TestManyAreRefusedAtATime(t *testing.T) {
+	w := newWorld(t, nil)
+	for i := range 200 {
+		_, resp := w.connect("evil.example.net:443")
+		// The first find their reason in the status line, too.
+		text := resp.Header.Get("X-Devaipod-Blocked")
+		if resp.StatusCode != 403 || !strings.Contains(text, "evil.example.net:443 is blocked") || i < 60 && resp.Status != "403 "+text {
+			t.Fatalf("the %dth: %s %q", i, resp.Status, text)
+		}
+	}
+	if n := w.proxy.Blocked()[0].Count; n != 200 {
+		t.Errorf("%d were noted", n)
+	}
+}
+
 // Ten thousand connections, and those that are slow, leave room for one that is
 // served.
 func TestAFloodOfConnections(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -88,6 +89,8 @@ type Proxy struct {
 	ways    []*http.Transport      // that keep connections for the next request
 	within  *interceptor           // nil without Inject
 	blocked blocked
+	// refusing is how many connections are being told no.
+	refusing atomic.Int32
 
 	mu       sync.Mutex
 	rules    Rules

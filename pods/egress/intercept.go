@@ -167,8 +167,18 @@ func (i *interceptor) handle(w http.ResponseWriter, r *http.Request) {
 		say(w, r, http.StatusNotImplemented, "devaipod: the gate does not switch protocols on a host that it puts a secret on")
 	default:
 		fullDuplex(w)
-		i.forward.ServeHTTP(w, r)
+		// Once: what was put on is what is looked for in the answer.
+		headers := i.p.cfg.Inject(to.host.name)
+		i.forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), headersKey{}, headers)))
 	}
+}
+
+// headersKey is the context's key of what is put on a request.
+type headersKey struct{}
+
+func headersOf(r *http.Request) []Header {
+	headers, _ := r.Context().Value(headersKey{}).([]Header)
+	return headers
 }
 
 func (i *interceptor) rewrite(pr *httputil.ProxyRequest) {
@@ -180,14 +190,13 @@ func (i *interceptor) rewrite(pr *httputil.ProxyRequest) {
 	pr.Out.Header.Set("Accept-Encoding", "identity")
 	pr.Out.Header.Del("Range")
 	pr.Out.Header.Del("If-Range")
-	for _, h := range i.p.cfg.Inject(to.host.name) {
+	for _, h := range headersOf(pr.In) {
 		pr.Out.Header.Set(h.Name, h.Value)
 	}
 }
 
 // redact takes the secrets out of an answer.
 func (i *interceptor) redact(resp *http.Response) error {
-	to, _ := resp.Request.Context().Value(targetKey{}).(target)
 	body := &redactedBody{Closer: resp.Body, Reader: resp.Body, resp: resp}
 	coding := strings.ToLower(resp.Header.Get("Content-Encoding"))
 	hasBody := resp.Request.Method != http.MethodHead && resp.ContentLength != 0
@@ -198,7 +207,7 @@ func (i *interceptor) redact(resp *http.Response) error {
 		body.Reader = &lazyGzip{from: resp.Body}
 		resp.Header.Del("Content-Encoding")
 	}
-	for _, h := range i.p.cfg.Inject(to.host.name) {
+	for _, h := range headersOf(resp.Request) {
 		for _, secret := range h.secrets() {
 			body.secrets = append(body.secrets, secret)
 			body.Reader = redact.NewReader(body.Reader, secret)

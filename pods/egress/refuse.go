@@ -85,28 +85,42 @@ func (p *Proxy) note(no *refusal) {
 // header of answers that are a refusal by a rule.
 const blockedHeader = "X-Devaipod-Blocked"
 
+// maxRefusing bounds the connections on which a refusal is being read: they are no
+// longer the server's to count.
+const maxRefusing = 64
+
 // refuse tells a client no. Where it can it writes the answer itself: programs
-// such as pip, go and apt show people the status line and no more of it.
+// such as pip, go and java show people the status line and no more of it.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, no *refusal) {
 	p.note(no)
-	if r.Method == http.MethodConnect || r.ContentLength == 0 {
-		conn, buf, err := http.NewResponseController(w).Hijack()
-		if err == nil {
-			defer conn.Close()
-			if err := writeRefusal(conn, buf.Writer, r, no); err != nil {
-				p.cfg.Log.Debug("egress: the client left", "err", err)
-			}
-			return
-		}
-		if !errors.Is(err, http.ErrNotSupported) {
-			p.cfg.Log.Debug("egress: refusing", "err", err)
-			return
-		}
+	if r.ContentLength == 0 && p.refuseInLine(w, r, no) {
+		return
 	}
 	if no.blocked {
 		w.Header().Set(blockedHeader, oneLine(no.text()))
 	}
 	say(w, r, no.status, oneLine(no.text()))
+}
+
+// refuseInLine writes a refusal with its text in the status line. It returns false,
+// and has written nothing, when that can't be.
+func (p *Proxy) refuseInLine(w http.ResponseWriter, r *http.Request, no *refusal) bool {
+	defer p.refusing.Add(-1)
+	if p.refusing.Add(1) > maxRefusing {
+		return false
+	}
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if errors.Is(err, http.ErrNotSupported) {
+		return false
+	}
+	if err == nil {
+		defer conn.Close()
+		err = writeRefusal(conn, buf.Writer, r, no)
+	}
+	if err != nil {
+		p.cfg.Log.Debug("egress: the client left", "err", err)
+	}
+	return true
 }
 
 // say answers without waiting for a body that may never come, as the server would.

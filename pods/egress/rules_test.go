@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -127,9 +128,16 @@ func TestPatternsThatAreRefused(t *testing.T) {
 }
 
 func TestPresetsAreGoodPatterns(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/network.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range egress.Presets() {
 		if r := mustParse(t, "preset:"+name); r.IsOpen() || len(egress.Preset(name)) == 0 {
 			t.Errorf("%s is empty or open", name)
+		}
+		if !strings.Contains(string(doc), "| `"+name+"` |") {
+			t.Errorf("docs/network.md has no row of %s", name)
 		}
 	}
 	if egress.Preset("nothing") != nil {

@@ -108,9 +108,13 @@ func String(s, secret string) string {
 	return strings.ReplaceAll(s, secret, redacted)
 }
 
-// Header takes the secret out of all values of h, in place.
+// Header takes the secret out of all values of h, in place, and fields whose name
+// has it, in any case.
 func Header(h http.Header, secret string) {
-	for _, values := range h {
+	for name, values := range h {
+		if len(secret) >= tooShort && strings.Contains(strings.ToLower(name), strings.ToLower(secret)) {
+			delete(h, name)
+		}
 		for i, v := range values {
 			values[i] = String(v, secret)
 		}
