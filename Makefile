@@ -15,7 +15,7 @@ TEST    := CGO_ENABLED=1 go test -race $(GOTAGS) -timeout 60m
 # The whole program on real parts: forge, podman, agent.
 E2E     := ./cmd/...
 # Packages whose tests need no forge, no podman and no image.
-FAST    := $(addsuffix /...,./mirror ./podapi ./pods/gate ./pods/podfile ./pods/reconcile ./pods/relay ./pods/saver ./pods/shim)
+FAST    := $(addsuffix /...,./mirror ./podapi ./pods/egress ./pods/gate ./pods/podfile ./pods/redact ./pods/reconcile ./pods/relay ./pods/saver ./pods/shim)
 
 N         ?= 5
 MODEL_URL ?=
@@ -81,9 +81,10 @@ demo-down: ## remove all that make demo made
 	@go run $(GOTAGS) ./cmd/internal/demo down </dev/null
 
 .PHONY: bench
-bench: install images build ## the speed of the whole program and of the git cache, beside baselines (about 10 min)
+bench: install images build ## the speed of the whole program, the git cache and the forward proxy, beside baselines (about 12 min)
 	@.ci/install bench </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./mirror/cache </dev/null
+	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./pods/egress </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./cmd/devaipod </dev/null
 
 .PHONY: lint

@@ -18,6 +18,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/pods/model"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/redact"
 	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
@@ -176,12 +177,12 @@ func (g *Gate) relayModel(w http.ResponseWriter, r *http.Request, req model.Requ
 		return resp.StatusCode, failure, used
 	}
 	copyHeaders(w.Header(), resp.Header, "Content-Type", "Retry-After", "Retry-After-Ms", "Request-Id", "X-Request-Id")
-	redactHeader(w.Header(), key)
+	redact.Header(w.Header(), key)
 	w.WriteHeader(resp.StatusCode)
 	var head bytes.Buffer
 	var meter model.Meter
 	var bytesSeen int64
-	body := newRedactor(w, key)
+	body := redact.NewWriter(w, key)
 	from := io.Reader(resp.Body)
 	if resp.StatusCode == http.StatusOK {
 		from = counter{resp.Body, func(p []byte) {
@@ -192,7 +193,7 @@ func (g *Gate) relayModel(w http.ResponseWriter, r *http.Request, req model.Requ
 	}
 	err = stream(body, w, from, &head)
 	if err == nil {
-		err = body.flush()
+		err = body.Flush()
 	}
 	if resp.StatusCode == http.StatusOK {
 		used.Tokens = measured(&meter, req, bytesSeen)
@@ -201,7 +202,7 @@ func (g *Gate) relayModel(w http.ResponseWriter, r *http.Request, req model.Requ
 		return resp.StatusCode, "the model's answer broke off: " + cause(err), used
 	}
 	if resp.StatusCode != http.StatusOK {
-		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, redact(head.String(), key))
+		failure = fmt.Sprintf("the model answered %d: %.300s", resp.StatusCode, redact.String(head.String(), key))
 	}
 	return resp.StatusCode, failure, used
 }
