@@ -266,6 +266,10 @@ func (c *Cache) release(name, dir string) error {
 		if dir == gone {
 			return nil
 		}
+		// A kill may have left one while another was made.
+		if err := os.RemoveAll(gone); err != nil {
+			return err
+		}
 		return os.Rename(dir, gone)
 	})
 	if errors.Is(err, errLent) {

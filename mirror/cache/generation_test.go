@@ -480,6 +480,28 @@ func TestKilledInTheMiddleOfLending(t *testing.T) {
 	w.holds(p.ask("lend"))
 }
 
+// A kill in the middle of a release leaves its remains, and the same generation may
+// be lent again before they are removed.
+func TestRemainsDoNotKeepAGeneration(t *testing.T) {
+	w := newWorld(t)
+	w.up.numbered(t, "app", "7")
+	w.open(w.lends)
+	dir := w.lend("app", "7")
+	for _, suffix := range []string{".gone", ".new"} {
+		if err := os.CopyFS(dir+suffix, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // what was lent since the last one stays
+		if err := w.cache.Keep(inUse()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := w.lentNow("cache"); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
 // unpack makes loose objects of all that the cache in w.dir/shared has packed.
 func unpack(t *testing.T, dir string) {
 	t.Helper()

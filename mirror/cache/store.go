@@ -205,7 +205,16 @@ func (r *repo) discard() error {
 	if err := os.Rename(r.dir, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.RemoveAll(gone)
+	err := os.RemoveAll(gone)
+	for range 10 {
+		if !errors.Is(err, syscall.ENOTEMPTY) {
+			break
+		}
+		// Somebody had found the file's directory under its old name and made one more.
+		time.Sleep(10 * time.Millisecond)
+		err = os.RemoveAll(gone)
+	}
+	return err
 }
 
 // discarded is in the name of a directory that is being removed, and in no
