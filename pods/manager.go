@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -156,6 +157,9 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 			return changed, err
 		}
 	}
+	if err := m.renewSockets(ctx, s.Key, kept); err != nil {
+		return changed, err
+	}
 	if err := note(m.podman.EnsureNetwork(ctx, name+"-egress", labels)); err != nil {
 		return changed, err
 	}
@@ -176,6 +180,36 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 		}
 	}
 	return changed, nil
+}
+
+// renewSockets makes volumes of sockets anew that podman made by itself, for a
+// container: somebody had removed ours a moment before. They may belong to the
+// wrong user, and nothing is lost with them. Other volumes of that kind stay: an
+// agent may have worked in them.
+func (m *Manager) renewSockets(ctx context.Context, k Key, labels map[string]string) error {
+	name := Name(m.cfg.Instance, k)
+	ours, err := m.podman.Volumes(ctx, m.labels(k))
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes(name) {
+		if !strings.HasSuffix(v, "-sock") || slices.ContainsFunc(ours, func(t podman.Thing) bool { return t.Name == v }) {
+			continue
+		}
+		m.log.Warn("a volume is not as it was made; making it, and the pod's containers, anew", "volume", v)
+		for _, role := range []string{RoleAgent, RoleSaver, RoleWorkspace, RoleControl} {
+			if err := m.podman.RemoveContainer(ctx, m.container(k, role)); err != nil {
+				return err
+			}
+		}
+		if err := m.podman.RemoveVolume(ctx, v); err != nil {
+			return err
+		}
+		if _, err := m.podman.EnsureVolume(ctx, v, labels); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *Manager) needImage(ctx context.Context, ref string) error {
@@ -265,6 +299,12 @@ func (m *Manager) Remove(ctx context.Context, k Key) error {
 	own := map[string]string{labelInstance: m.cfg.Instance, labelPod: Name(m.cfg.Instance, k)}
 	if err := m.podman.RemoveByLabels(ctx, own); err != nil {
 		return err
+	}
+	// One that podman made by itself has no labels ([Manager.renewSockets]).
+	for _, v := range volumes(Name(m.cfg.Instance, k)) {
+		if err := m.podman.RemoveVolume(ctx, v); err != nil {
+			return err
+		}
 	}
 	m.change("remove run directory", k)
 	return os.RemoveAll(m.RunDir(k))

@@ -78,6 +78,21 @@ func (c *Client) EnsureVolume(ctx context.Context, name string, labels map[strin
 	return err == nil, wrap("making volume", name, err)
 }
 
+// RemoveVolume removes a volume that no container has; one that is not there is no
+// error.
+func (c *Client) RemoveVolume(ctx context.Context, name string) error {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	if ok, err := volumes.Exists(conn, name, nil); err != nil || !ok {
+		return wrap("looking for volume", name, err)
+	}
+	c.change("remove volume", name)
+	if err := volumes.Remove(conn, name, nil); err != nil && !notFound(err) {
+		return fmt.Errorf("removing volume %s: %w", name, err)
+	}
+	return nil
+}
+
 // EnsureNetwork makes the bridge network unless one of that name is there. Its
 // containers use the host's name servers: they have no neighbours to resolve,
 // and so need no name server of the network's own.
@@ -230,9 +245,8 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 		return err
 	}
 	for _, v := range vols {
-		c.change("remove volume", v.Name)
-		if err := volumes.Remove(conn, v.Name, nil); err != nil && !notFound(err) {
-			return fmt.Errorf("removing volume %s: %w", v.Name, err)
+		if err := c.RemoveVolume(ctx, v.Name); err != nil {
+			return err
 		}
 	}
 	return nil

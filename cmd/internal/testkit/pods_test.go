@@ -331,6 +331,38 @@ func TestThePodsLife(t *testing.T) {
 	}
 }
 
+// Who removes a pod's volumes by hand may do so just before its containers are
+// made: podman makes the volumes by itself then, for whoever comes first.
+func TestVolumesThatPodmanMadeByItself(t *testing.T) {
+	ctx := t.Context()
+	m, tools := podManager(t, "strays")
+	before := names(t)
+	k := pods.Key{Owner: "ann", Repo: "hello", Issue: 4}
+	name := m.Name(k)
+	for _, v := range []string{"workspace-sock", "agent-workspace"} {
+		// As the user of agent and workspace, whom control can't take it from.
+		_, err := world.Podman(ctx, "run", "--rm", "--user", "1000:1000", "--volume", name+"-"+v+":/v", "--entrypoint", "sh", box, "-c", "echo work >/v/file")
+		must(t, err)
+	}
+	for range 2 {
+		_, err := m.Ensure(ctx, spec(tools, k))
+		must(t, err)
+	}
+	if p, _ := find(t, m, k); !p.Control.Running || !p.Agent.Running || !p.Workspace.Running {
+		t.Errorf("%+v", p)
+	}
+	if out, err := world.Podman(ctx, "exec", name+"-agent", "cat", "/workspace/file"); err != nil || strings.TrimSpace(out) != "work" {
+		t.Errorf("%q %v", out, err)
+	}
+	if out, err := world.Podman(ctx, "exec", name+"-workspace", "ls", podfile.SocketDir); err != nil || strings.Contains(out, "file") {
+		t.Errorf("%q %v", out, err)
+	}
+	must(t, m.Remove(ctx, k))
+	if after := names(t); after != before {
+		t.Errorf("left:\n%s\nwant:\n%s", after, before)
+	}
+}
+
 // checkBoxes looks at a pod's containers from the inside and by podman: no
 // network, no privileges, no key but in control.
 func checkBoxes(t *testing.T, name string) {
