@@ -26,7 +26,7 @@ var allowed = map[string][]string{
 	"mirror/follow":    {"mirror/cache"},
 	"mirror/smarthttp": {},
 	"podapi":           {"podapi"},
-	"pods":             {"pods/podfile", "pods/podman", "pods/usage", "podapi"},
+	"pods":             {"pods/egress", "pods/podfile", "pods/podman", "pods/usage", "podapi"},
 	"pods/podman":      {"pods/podman"},
 	"pods/podfile":     {"pods/usage"},
 	"pods/usage":       {},

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -50,7 +51,7 @@ func TestTheClientAndTheServerAgree(t *testing.T) {
 	d.sum.Model.Requests = 3
 	c, _ := serve(t, d, &podapi.Journal{})
 	ctx := t.Context()
-	if got, err := c.Summary(ctx); err != nil || got != d.sum {
+	if got, err := c.Summary(ctx); err != nil || !reflect.DeepEqual(got, d.sum) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	for _, err := range []error{c.Send(ctx, "hello"), c.Stop(ctx)} {

@@ -47,6 +47,8 @@ type Summary struct {
 	Question string    `json:"question,omitempty"` // when asking
 	Error    string    `json:"error,omitempty"`    // when failed
 	Session  string    `json:"session,omitempty"`
+	// Blocked is what the gate refused, the newest first.
+	Blocked []Block `json:"blocked,omitempty"`
 	// Model is what the gate saw of the model's traffic.
 	Model struct {
 		InFlight     int       `json:"in_flight"`
@@ -56,6 +58,16 @@ type Summary struct {
 		LastStatus   int       `json:"last_status,omitempty"`
 		LastError    string    `json:"last_error,omitempty"`
 	} `json:"model"`
+}
+
+// A Block is a host that the agent was refused, and still would be.
+type Block struct {
+	Host  string    `json:"host"`
+	Port  uint16    `json:"port"`
+	Why   string    `json:"why"`
+	Allow string    `json:"allow,omitempty"` // the pattern that would allow it, if any does
+	Count int64     `json:"count"`
+	Last  time.Time `json:"last"`
 }
 
 // Types of events.

@@ -3,8 +3,10 @@ package pods
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
@@ -176,6 +178,8 @@ func (m *Manager) box(s Spec, workspace, sock, token string) podman.Container {
 			{Kind: podman.Volume, Source: sock, Target: podfile.SocketDir},
 		},
 	}
+	// Here, and not in the shim, so that whoever enters the container has it too.
+	maps.Copy(c.Env, egress.ProxyEnv(podfile.GateAddr, token, podfile.CABundle))
 	if s.Borrow != "" {
 		c.Mounts = append(c.Mounts, podman.Mount{Kind: podman.Bind, Source: s.Borrow, Target: podfile.BorrowDir, ReadOnly: true})
 	}

@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"time"
+	"strings"
+	"sync"
 
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/podapi/opencode"
+	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/gate"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
@@ -52,7 +54,11 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		log.Error("no request goes to the model", "err", err) // a person has to see it: the rest of the pod goes on
 		account = usage.Broken(err)
 	}
-	g, err := gate.New(gate.Config{File: file, Policy: podfile.NewPolicyReader(p.service).Policy, Usage: account, Service: relay.Unix(filepath.Join(p.service, podfile.ServiceSocket)), Log: log})
+	ca, err := authority(p.service, p.agent, log)
+	if err != nil {
+		return err
+	}
+	g, err := gate.New(gate.Config{File: file, CA: ca, Policy: podfile.NewPolicyReader(p.service).Policy, Usage: account, Service: relay.Unix(filepath.Join(p.service, podfile.ServiceSocket)), Log: log})
 	if err != nil {
 		return err
 	}
@@ -61,10 +67,17 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall,
 		Traffic: func() opencode.Traffic { return traffic(g.Traffic()) }, Journal: journal, Log: log,
 	})
-	return serveControl(ctx, log, driver, []door{
+	known := watched{driver, g}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() { g.Watch(ctx, func(hosts []string) { known.allowed(ctx, log, hosts) }) })
+	return serveControl(ctx, log, known, []door{
 		{filepath.Join(p.agent, podfile.GateSocket), 0o666, g.Handler(gate.Agent)},
 		{filepath.Join(p.workspace, podfile.GateSocket), 0o666, g.Handler(gate.Workspace)},
-		{filepath.Join(p.service, podfile.ControlSocket), 0o600, podapi.NewServer(driver, journal, log)},
+		{filepath.Join(p.service, podfile.ControlSocket), 0o600, podapi.NewServer(known, journal, log)},
 	})
 }
 
@@ -74,6 +87,64 @@ func traffic(t gate.Traffic) opencode.Traffic {
 		InFlight: t.InFlight, Requests: t.Requests, LastRequest: t.LastRequest, LastResponse: t.LastResponse, Received: t.Received,
 		LastStatus: t.LastStatus, LastError: t.LastError, Failures: t.Failures, Spent: t.Spent,
 	}
+}
+
+// watched is the agent's driver, which knows what the gate refused.
+type watched struct {
+	podapi.Driver
+	gate *gate.Gate
+}
+
+// Summary tells of both.
+func (w watched) Summary() podapi.Summary {
+	sum := w.Driver.Summary()
+	for _, b := range w.gate.Blocked() {
+		sum.Blocked = append(sum.Blocked, podapi.Block{Host: b.Host, Port: b.Port, Why: b.Why, Allow: b.Allow, Count: b.Count, Last: b.Last})
+	}
+	return sum
+}
+
+// allowed lets the agent know that hosts are let through which it was refused.
+func (w watched) allowed(ctx context.Context, log *slog.Logger, hosts []string) {
+	text := "The gate lets these through now, which it refused before: " + strings.Join(hosts, ", ") + ". If you still need them, try again."
+	if err := w.Send(ctx, text); err != nil {
+		log.Warn("the agent was not told of hosts that it may reach now", "hosts", hosts, "err", err)
+	}
+}
+
+// authority is the gate's own certificate authority, made once for the pod's life:
+// its key lies where control alone can read it, its certificate where the shim
+// takes it from.
+func authority(private, public string, log *slog.Logger) (*egress.CA, error) {
+	file := filepath.Join(private, "gate-ca.pem")
+	both, err := os.ReadFile(file)
+	var ca *egress.CA
+	if err == nil {
+		ca, err = egress.LoadCA(both, both)
+	}
+	if err != nil { // none, or one whose time is over
+		if ca, err = egress.NewCA(); err != nil {
+			return nil, fmt.Errorf("making the gate's certificate authority: %w", err)
+		}
+	}
+	cert, key, err := ca.PEM()
+	if err == nil {
+		err = podfile.Replace(file, append(append([]byte(nil), cert...), key...))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("keeping the gate's certificate authority: %w", err)
+	}
+	// The directory is shared with the agent: what lies there is replaced, not
+	// written. Who keeps us from that hurts itself alone.
+	shown := filepath.Join(public, podfile.CACert)
+	err = errors.Join(os.RemoveAll(shown), podfile.Replace(shown, cert))
+	if err == nil {
+		err = os.Chmod(shown, 0o644)
+	}
+	if err != nil {
+		log.Warn("the agent does not see the gate's certificate: its requests that secrets are put into fail", "err", err)
+	}
+	return ca, nil
 }
 
 // A door is a socket and who answers there.
@@ -93,7 +164,7 @@ func serveControl(ctx context.Context, log *slog.Logger, driver podapi.Driver, d
 		if err != nil {
 			return err
 		}
-		srv := &http.Server{Handler: d.handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+		srv := egress.Server(d.handler, log)
 		defer srv.Close() //nolint:errcheck // the process ends
 		go func() {
 			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
+	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/usage"
 )
@@ -78,6 +80,11 @@ type config struct {
 		Rate          int          `mapstructure:"rate"`
 		ProviderTools []string     `mapstructure:"provider_tools"`
 	} `mapstructure:"model"`
+	Network struct {
+		Mode    string   `mapstructure:"mode"`
+		Allow   []string `mapstructure:"allow"`
+		Private []string `mapstructure:"private"`
+	} `mapstructure:"network"`
 	Budget struct {
 		Money  string        `mapstructure:"money"`
 		Tokens string        `mapstructure:"tokens"`
@@ -127,7 +134,7 @@ func defaults() map[string]any {
 		"work.protected": []string{
 			".forgejo/workflows/", ".gitea/workflows/", ".github/workflows/",
 			"CODEOWNERS", "docs/CODEOWNERS", ".forgejo/CODEOWNERS", ".gitea/CODEOWNERS", ".github/CODEOWNERS",
-			".devcontainer/", ".devcontainer.json",
+			".devcontainer/", ".devcontainer.json", ".devaipod.toml",
 		},
 		"podman.socket":   "",
 		"agent.image":     "localhost/devaipod/agent:latest",
@@ -148,6 +155,9 @@ func defaults() map[string]any {
 		"model.price.cache_write": 0.0,
 		"model.rate":              0,
 		"model.provider_tools":    []string{},
+		"network.mode":            "list",
+		"network.allow":           []string{},
+		"network.private":         []string{},
 		"budget.money":            "10",
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
@@ -373,7 +383,7 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if err := c.validateWork(); err != nil {
+	if err := errors.Join(c.validateWork(), c.validateNetwork()); err != nil {
 		return err
 	}
 	return c.validateModel()
@@ -389,6 +399,27 @@ func (c config) validateModel() error {
 	}
 	return c.validateBudget()
 }
+
+func (c config) validateNetwork() error {
+	if c.Network.Mode != networkList && c.Network.Mode != networkOpen {
+		return fmt.Errorf("network.mode = %q: want list (the hosts of network.allow) or open (every public host)", c.Network.Mode)
+	}
+	if _, err := egress.Parse(c.Network.Allow); err != nil {
+		return fmt.Errorf("network.allow: %w", err)
+	}
+	for _, text := range c.Network.Private {
+		if _, err := netip.ParsePrefix(text); err != nil {
+			return fmt.Errorf("network.private: %q: want addresses such as 10.1.0.0/16 or 10.1.2.3/32", text)
+		}
+	}
+	return nil
+}
+
+// The network's modes.
+const (
+	networkList = "list"
+	networkOpen = "open"
+)
 
 func (c config) validateBudget() error {
 	if p := c.Model.Price; min(p.Input, p.Output, p.CacheRead, p.CacheWrite) < 0 {

@@ -113,7 +113,15 @@ func (a *app) printView(v reconcile.View, saved *savedView) error {
 	rows := [][2]string{
 		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", string(v.State)}, {"why", plain(v.Why, 1000)},
 		{"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"used", v.Used}, {"note", plain(v.Note, 500)},
+		{"network", map[bool]string{true: "open: every public host"}[v.Open]},
 		{"trouble", plain(v.Trouble, 1000)},
+	}
+	for _, b := range v.Blocked {
+		line := fmt.Sprintf("%s:%d  %s", plain(b.Host, 253), b.Port, plain(b.Why, 200))
+		if b.Allow != "" {
+			line += "  (/allow " + plain(b.Allow, 260) + ")"
+		}
+		rows = append(rows, [2]string{"blocked", line})
 	}
 	if !v.Started.IsZero() {
 		rows = append(rows, [2]string{"started", v.Started.Local().Format(time.DateTime)})

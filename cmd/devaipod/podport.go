@@ -155,8 +155,13 @@ func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summa
 	if err != nil {
 		return reconcile.Summary{}, err
 	}
+	var blocked []reconcile.Block
+	for _, b := range s.Blocked {
+		blocked = append(blocked, reconcile.Block(b))
+	}
 	return reconcile.Summary{
-		State: reconcile.AgentState(s.State), Since: s.Since, Cause: reconcile.Cause(s.Cause), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
+		Blocked: blocked,
+		State:   reconcile.AgentState(s.State), Since: s.Since, Cause: reconcile.Cause(s.Cause), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
 	}, nil
 }
 

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 	"codeberg.org/devaipod/devaipod/pods/secret"
@@ -20,14 +22,15 @@ import (
 type policies struct {
 	cfg     config
 	secrets secret.Store
+	ofRepo  func(pods.Key) (repoConfig, error)
 	runDir  func(pods.Key) string
 
 	mu     sync.Mutex
 	orders map[pods.Key]reconcile.Orders
 }
 
-func newPolicies(cfg config, runDir func(pods.Key) string) *policies {
-	return &policies{cfg: cfg, secrets: cfg.secrets(), runDir: runDir, orders: map[pods.Key]reconcile.Orders{}}
+func newPolicies(cfg config, ofRepo func(pods.Key) (repoConfig, error), runDir func(pods.Key) string) *policies {
+	return &policies{cfg: cfg, secrets: cfg.secrets(), ofRepo: ofRepo, runDir: runDir, orders: map[pods.Key]reconcile.Orders{}}
 }
 
 // secrets is where they are kept.
@@ -57,6 +60,7 @@ func (p *policies) of(k pods.Key) (podfile.Policy, error) {
 	p.mu.Lock()
 	o, known := p.orders[k]
 	p.mu.Unlock()
+	out.Network, _ = p.network(k, o)
 	if out.Budget, _, err = p.budget(o); err != nil || known {
 		return out, err
 	}
@@ -64,7 +68,7 @@ func (p *policies) of(k pods.Key) (podfile.Policy, error) {
 	// what held.
 	switch old, err := podfile.NewPolicyReader(p.runDir(k)).Policy(); {
 	case err == nil:
-		out.Budget = old.Budget
+		out.Budget, out.Network = old.Budget, old.Network
 	case !errors.Is(err, fs.ErrNotExist):
 		return out, err
 	}
@@ -89,6 +93,32 @@ func (p *policies) budget(o reconcile.Orders) (usage.Budget, []string, error) {
 	return b, wrong, nil
 }
 
+// network is what a pod may reach: by the configuration, by its repository's own
+// file, and by what people said. It names what was not understood.
+func (p *policies) network(k pods.Key, o reconcile.Orders) (podfile.Network, []string) {
+	out := podfile.Network{
+		Open: p.cfg.Network.Mode == networkOpen, Private: p.cfg.Network.Private,
+		Allow: slices.Clone(p.cfg.Network.Allow), // looked at before the service began
+	}
+	var wrong []string
+	add := func(from string, patterns []string) {
+		for _, pattern := range patterns {
+			if _, err := egress.Parse([]string{pattern}); err != nil {
+				wrong = append(wrong, from+err.Error())
+			} else if !slices.Contains(out.Allow, pattern) {
+				out.Allow = append(out.Allow, pattern)
+			}
+		}
+	}
+	own, err := p.ofRepo(k)
+	if err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	add(repoConfigFile+": ", own.Network.Allow)
+	add("", o.Allow)
+	return out, wrong
+}
+
 // budget is what an issue may use.
 func (c config) budget() (b usage.Budget, err error) {
 	if b.Money, err = usage.ParseMoney(c.Budget.Money); err != nil {
@@ -105,7 +135,7 @@ func (c config) budget() (b usage.Budget, err error) {
 func (p *podPort) Steer(_ context.Context, k reconcile.Key, o reconcile.Orders) (reconcile.Steered, error) {
 	key := pods.Key(k)
 	p.policies.take(key, o)
-	var out reconcile.Steered
+	out := reconcile.Steered{Open: p.policies.cfg.Network.Mode == networkOpen}
 	if err := p.manager.Steer(key); err != nil {
 		return out, err
 	}
@@ -113,7 +143,8 @@ func (p *podPort) Steer(_ context.Context, k reconcile.Key, o reconcile.Orders) 
 	if err != nil {
 		return out, err
 	}
-	if len(wrong) > 0 {
+	_, notHosts := p.policies.network(key, o)
+	if wrong = append(wrong, notHosts...); len(wrong) > 0 {
 		out.Note = "Not understood: " + strings.Join(wrong, "; ") + "."
 	}
 	entries, err := usage.Read(p.manager.UsageDir(key))

@@ -99,7 +99,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1)}
 	var manager *pods.Manager
-	rules := newPolicies(a.cfg, func(k pods.Key) string { return manager.RunDir(k) })
+	rules := newPolicies(a.cfg, func(k pods.Key) (repoConfig, error) { return s.repoConfig(ctx, k, manager) }, func(k pods.Key) string { return manager.RunDir(k) })
 	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Lend: s.lend, Policy: rules.of, Fault: fault, Log: a.log})
 	if err != nil {
 		return nil, err
@@ -262,6 +262,9 @@ func (s *service) run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
+	if s.cfg.Network.Mode == networkOpen {
+		s.log.Warn("the network of pods is open (network.mode): agents reach every public host, and all that they know can leave")
+	}
 	s.log.Info("serving", "url", s.cfg.serviceURL(), "forge", s.cfg.forgeURL(), "instance", s.cfg.Instance, "pid", os.Getpid())
 	if err := s.loop.Run(ctx); !errors.Is(err, context.Canceled) {
 		return err

@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -16,6 +18,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/model"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/usage"
@@ -38,6 +41,13 @@ type Config struct {
 	Policy func() (podfile.Policy, error)
 	// Usage is the account of what the model costs.
 	Usage *usage.Journal
+	// CA signs for the hosts that secrets are for; nil for no secrets. Roots are who
+	// may sign for those hosts themselves; the system's when nil.
+	CA    *egress.CA
+	Roots *x509.CertPool
+	// Resolve and Dial are those of the proxy ([egress.Config]); nil for the system's.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	Dial    func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 	// Service dials the service's socket.
 	Service func(ctx context.Context) (net.Conn, error)
 	// Patience is how long a request waits for a service that is away, such as
@@ -57,6 +67,7 @@ type Gate struct {
 	service *http.Client // to the service
 	limiter limiter
 	traffic traffic
+	ways    *ways
 }
 
 // New checks cfg and returns a gate. It makes no call.
@@ -79,6 +90,9 @@ func New(cfg Config) (*Gate, error) {
 	}
 	cfg.Service = patient(cfg.Service, cfg.Patience)
 	g := &Gate{cfg: cfg, model: base, limiter: limiter{rate.NewLimiter(rate.Inf, 1)}}
+	if g.ways, err = newWays(cfg); err != nil {
+		return nil, err
+	}
 	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	modelTransport := &http.Transport{
 		Proxy: nil, DisableCompression: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
@@ -152,13 +166,13 @@ func (g *Gate) Handler(role Role) http.Handler {
 		g.cfg.Log.Warn("gate: refused", "role", role, "method", r.Method, "path", clean(r.URL.Path))
 		refuse(w, http.StatusForbidden, fmt.Sprintf("devaipod: this pod reaches its model and %s, and nothing else", repo))
 	})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return g.ways.out(role, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !authorized(r, token) {
 			refuse(w, http.StatusUnauthorized, "devaipod: the gate's token is missing or wrong")
 			return
 		}
 		mux.ServeHTTP(w, r)
-	})
+	}))
 }
 
 // authorized compares in constant time, whatever the lengths.

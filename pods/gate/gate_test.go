@@ -206,7 +206,7 @@ func TestWhatTheGateRefuses(t *testing.T) {
 		"another repository":                 {p.agent, "GET", "/work/ann/other.git/info/refs?service=git-upload-pack", "", agentTok, 403},
 		"the service's own routes":           {p.agent, "GET", "/dial/model", "", agentTok, 403},
 		"the forge":                          {p.agent, "GET", "/api/v1/user", "", agentTok, 403},
-		"a proxy request":                    {p.agent, "CONNECT", "/", "", agentTok, 403},
+		"a proxy request":                    {p.agent, "CONNECT", "/", "", agentTok, 407},
 		"another model":                      {p.agent, "POST", chatRoute, `{"model":"dear"}`, agentTok, 400},
 		"a request that is not JSON":         {p.agent, "POST", chatRoute, `{"tools":`, agentTok, 400},
 	} {

@@ -41,6 +41,11 @@ const (
 	// GateSocket is listened on by control, mode 0666 (the volume is mounted
 	// in two containers only).
 	GateSocket = "gate.sock"
+	// CACert is a file beside it: the certificate of the gate's own authority, which
+	// signs for the hosts that secrets are for. CABundle is made of it by the shim,
+	// with the authorities of the container's system before it.
+	CACert   = "gate-ca.pem"
+	CABundle = SocketDir + "/ca-bundle.pem"
 	// AgentSocket is listened on by the agent's shim and leads to the agent's
 	// HTTP server. Hostile: it may be replaced by anything.
 	AgentSocket = "agent.sock"

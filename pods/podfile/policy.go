@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,8 +28,25 @@ type Policy struct {
 	Rate int `json:"rate"`
 	// ProviderTools are the types of tools that the provider itself may run.
 	ProviderTools []string `json:"provider_tools"`
+	Network       Network  `json:"network"`
 	// Inject is what the gate puts into requests to other hosts.
 	Inject []Injection `json:"inject,omitempty"`
+}
+
+// A Network is what agent and workspace may reach by the gate's proxy.
+type Network struct {
+	// Open lets every public host through, whatever else there is.
+	Open  bool     `json:"open,omitempty"`
+	Allow []string `json:"allow,omitempty"` // patterns, as the package egress reads them
+	// Private are prefixes (RFC 4632) of addresses that may be reached although they
+	// are not public.
+	Private []string `json:"private,omitempty"`
+}
+
+// SameNetwork tells whether two policies let the same out, with the same secrets.
+func (p Policy) SameNetwork(q Policy) bool {
+	return p.Network.Open == q.Network.Open && slices.Equal(p.Network.Allow, q.Network.Allow) &&
+		slices.Equal(p.Network.Private, q.Network.Private) && slices.Equal(p.Inject, q.Inject)
 }
 
 // An Injection is a header that the gate puts into requests to a host.

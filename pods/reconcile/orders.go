@@ -79,6 +79,7 @@ func linesAfter(body, command string) []string {
 type Steered struct {
 	Used string // what the pods have used, in words
 	Note string // what people should know of the orders: one that was not understood
+	Open bool   // it reaches every public host
 	// Wake is set when a pod that rests has something to do again.
 	Wake bool
 }

@@ -185,6 +185,17 @@ type Summary struct {
 	Message  string    // its last words
 	Question string
 	Error    string
+	Blocked  []Block // hosts that it was refused
+}
+
+// A Block is a host that an agent was refused, and still would be.
+type Block struct {
+	Host  string
+	Port  uint16
+	Why   string
+	Allow string // what would allow it, "" when nothing does
+	Count int64
+	Last  time.Time
 }
 
 // Cause is why an agent waits for a person or has failed. What a person should

@@ -102,7 +102,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 	if err != nil {
 		return err
 	}
-	v.Used, v.Note, v.ordered = steered.Used, steered.Note, orders.At
+	v.Used, v.Note, v.Open, v.ordered = steered.Used, steered.Note, steered.Open, orders.At
 	if state, rests := l.rests(i, pod); rests && !(steered.Wake && state == Asking) {
 		v.State, v.Resting = state, true
 		if old, ok := l.View(i.Key); ok && old.State == state {
@@ -189,7 +189,7 @@ func (l *Loop) stop(ctx context.Context, v *View) error {
 // judge turns what the agent says, and what it pushed, into a state. What it
 // says it pushed counts for nothing.
 func (v *View) judge(sum Summary, commits int) {
-	v.Cause = sum.Cause
+	v.Cause, v.Blocked = sum.Cause, sum.Blocked
 	switch sum.State {
 	case AgentDone:
 		if v.State = Review; commits == 0 {

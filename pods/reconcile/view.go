@@ -48,6 +48,8 @@ type View struct {
 	Activity    string    `json:"activity,omitempty"`
 	Used        string    `json:"used,omitempty"` // of the model, in words
 	Note        string    `json:"note,omitempty"` // about an order
+	Open        bool      `json:"open,omitempty"` // it reaches every public host
+	Blocked     []Block   `json:"blocked,omitempty"`
 	Started     time.Time `json:"started,omitzero"`
 	Labeler     string    `json:"labeler,omitempty"`
 	// Trouble is why the rest of it may be old: the last try to look at the issue
@@ -90,6 +92,10 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 	if v.Used != "" {
 		fmt.Fprintf(&b, "| used | %s |\n", v.Used)
 	}
+	if v.Open {
+		b.WriteString("| network | **open**: it reaches every public host (`network.mode`) |\n")
+	}
+	v.writeBlocked(&b)
 	if v.Note != "" {
 		fmt.Fprintf(&b, "\n%s\n", harmless(clip(v.Note, 1000)))
 	}
@@ -98,6 +104,27 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 		b.WriteString("\nIts processes are stopped; its work is kept.\n")
 	}
 	return b.String()
+}
+
+// mostBlocked is how many hosts that were refused a comment names.
+const mostBlocked = 10
+
+// writeBlocked names the hosts that the agent was refused, and how to allow them.
+func (v View) writeBlocked(b *strings.Builder) {
+	if len(v.Blocked) == 0 {
+		return
+	}
+	b.WriteString("\nThe agent was kept from these hosts. To let it through to one, comment with the line at its right.\n\n| host | why | |\n|---|---|---|\n")
+	for _, h := range v.Blocked[:min(len(v.Blocked), mostBlocked)] {
+		allow := ""
+		if h.Allow != "" {
+			allow = code("/allow " + h.Allow)
+		}
+		fmt.Fprintf(b, "| %s | %s | %s |\n", code(fmt.Sprintf("%s:%d", h.Host, h.Port)), code(h.Why), allow)
+	}
+	if more := len(v.Blocked) - mostBlocked; more > 0 {
+		fmt.Fprintf(b, "| and %d more (`devaipod status %s`) | | |\n", more, v.Key)
+	}
 }
 
 var headline = map[State]string{

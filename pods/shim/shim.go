@@ -89,6 +89,9 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 		}
 		return 1, err
 	}
+	if err := cfg.bundle(); err != nil {
+		cfg.Log.Warn("programs in this container will not trust the gate's own authority: requests that secrets are put into fail", "err", err)
+	}
 	if len(cfg.Command) == 0 {
 		if err := cfg.tellGit(); err != nil {
 			// An image may have a home that is read-only.

@@ -1,0 +1,45 @@
+package shim
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+)
+
+// systemCAs are where distributions keep the authorities that a container trusts:
+// Debian and Alpine, Fedora, openSUSE.
+var systemCAs = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"}
+
+// bundle makes one file of the authorities that this container trusts and the
+// gate's own, for programs that take one file in place of the system's. There is
+// no gate's own in a workspace: no secrets are put into a person's requests.
+func (c *Config) bundle() error {
+	var all []byte
+	for _, file := range systemCAs {
+		text, err := os.ReadFile(file)
+		if err == nil {
+			all = append(text, '\n')
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	own, err := os.ReadFile(filepath.Join(c.SocketDir, podfile.CACert))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	file := filepath.Join(c.SocketDir, filepath.Base(podfile.CABundle))
+	all = append(all, own...)
+	if old, err := os.ReadFile(file); err == nil && bytes.Equal(old, all) {
+		return nil
+	}
+	if err := podfile.Replace(file, all); err != nil {
+		return err
+	}
+	return os.Chmod(file, 0o644) // other users of the container trust the same
+}
