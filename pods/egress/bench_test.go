@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -106,7 +107,8 @@ func begin(b *testing.B, addr string, cmd *exec.Cmd) {
 		b.Fatalf("%v: install it with: apt-get install -y --no-install-recommends tinyproxy-bin nginx-light libnginx-mod-stream", err)
 	}
 	b.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
+		// nginx ends its workers only when it is asked to end.
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		_ = cmd.Wait()
 	})
 	eventually(b, addr+" listens", func() bool {

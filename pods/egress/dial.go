@@ -16,22 +16,19 @@ const maxAddresses = 16
 // addresses are those of a target. All of them are fit to be reached, or it is
 // refused.
 func (p *Proxy) addresses(ctx context.Context, to target) ([]netip.Addr, error) {
-	all := []netip.Addr{to.host.ip}
-	if to.host.name != "" {
-		var err error
-		if all, err = p.cfg.Resolve(ctx, to.host.name+"."); err != nil {
-			return nil, unanswered(to, whyNoAddress(err))
-		}
-		if len(all) == 0 {
-			return nil, unanswered(to, "the name has no address")
-		}
+	if to.host.name == "" {
+		return []netip.Addr{to.host.ip}, nil // enter has looked at it
+	}
+	all, err := p.cfg.Resolve(ctx, to.host.name+".")
+	if err != nil {
+		return nil, unanswered(to, whyNoAddress(err))
+	}
+	if len(all) == 0 {
+		return nil, unanswered(to, "the name has no address")
 	}
 	for i, ip := range all {
 		if all[i] = ip.Unmap(); p.cfg.Reachable(all[i]) {
 			continue
-		}
-		if to.host.name == "" {
-			return nil, notPublic(to, "it is no address of the public internet")
 		}
 		return nil, notPublic(to, "its name leads to "+ip.String()+", which is no address of the public internet")
 	}

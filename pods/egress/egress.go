@@ -130,6 +130,9 @@ var (
 func (p *Proxy) enter(ctx context.Context, to target, connect bool) (inside context.Context, leave func(), no *refusal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if to.host.name == "" && !p.cfg.Reachable(to.host.ip) {
+		return nil, nil, notPublic(to, "it is no address of the public internet") // no rule allows it
+	}
 	if !p.rules.allow(to, connect) {
 		return nil, nil, notAllowed(to, connect)
 	}

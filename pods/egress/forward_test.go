@@ -94,7 +94,7 @@ func TestAPlainRequestIsRefusedInWords(t *testing.T) {
 		{"POST http://evil.example.net/ HTTP/1.1\r\nHost: a.example.com\r\nContent-Length: 3\r\n", 403, "/allow evil.example.net on"},
 		{"GET http://a.example.com:8080/ HTTP/1.1\r\nHost: a.example.com\r\n", 403, "/allow a.example.com:8080 on"},
 		{"GET http://in.example.com/ HTTP/1.1\r\nHost: x\r\n", 403, "10.0.0.1, which is no address of the public internet"},
-		{"GET http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n", 403, "not on the list"},
+		{"GET http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n", 403, "no address of the public internet"},
 		{"GET http://gone.example.com/ HTTP/1.1\r\nHost: x\r\n", 403, "not on the list"},
 		{"GET http://down.example.com/ HTTP/1.1\r\nHost: x\r\n", 502, "connection refused"},
 		{"GET https://a.example.com/ HTTP/1.1\r\nHost: x\r\n", 400, "CONNECT for https"},
@@ -235,7 +235,7 @@ func FuzzConnect(f *testing.F) {
 	}
 	f.Add("POST http://a.example.com/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n", "3\r\nabc\r\n0\r\n\r\n")
 	public, private := netip.MustParseAddr("93.184.215.1"), netip.MustParseAddr("10.0.0.1")
-	var dialled []netip.AddrPort
+	var dialled []netip.AddrPort // one input at a time
 	p, err := egress.New(egress.Config{
 		Rules: mustParse(f, "a.example.com", "*.example.org:8443", "in.example.com"), Authorized: func(*http.Request) bool { return true },
 		Resolve: func(_ context.Context, name string) ([]netip.Addr, error) {
