@@ -43,6 +43,7 @@ type Manager struct {
 	podman *podman.Client
 	log    *slog.Logger
 	warned sync.Map               // specifications that can't be read, by file
+	fence  fence
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 }
 
@@ -131,7 +132,7 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 			return changed, err
 		}
 	}
-	if err := note(m.podman.EnsureNetwork(ctx, name+"-egress", labels)); err != nil {
+	if err := note(m.podman.EnsureNetwork(ctx, name+"-egress", bridge(m.cfg.Instance, s.Key), labels)); err != nil {
 		return changed, err
 	}
 	if err := note(m.podman.EnsurePod(ctx, podman.PodSpec{Name: name, Labels: labels})); err != nil {
@@ -148,6 +149,10 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 		}
 		if err := m.podman.StartContainer(ctx, c.Name); err != nil {
 			return changed, err
+		}
+		if c.Labels[labelRole] == RoleControl {
+			// Without root its network is there only now. No agent runs yet.
+			m.tryFence(ctx)
 		}
 	}
 	return changed, nil
@@ -242,7 +247,11 @@ func (m *Manager) Remove(ctx context.Context, k Key) error {
 		return err
 	}
 	m.change("remove run directory", k)
-	return os.RemoveAll(m.RunDir(k))
+	if err := os.RemoveAll(m.RunDir(k)); err != nil {
+		return err
+	}
+	m.tryFence(ctx)
+	return nil
 }
 
 // RemoveAll leaves nothing of any pod of the instance.

@@ -169,7 +169,7 @@ func TestRemovingByLabelsTakesOnlyWhatCarriesThemAll(t *testing.T) {
 		labels := map[string]string{"devaipod.instance": "x", "devaipod.pod": name}
 		_, err := c.EnsureVolume(ctx, "v-"+name, labels)
 		must(t, err)
-		_, err = c.EnsureNetwork(ctx, "n-"+name, labels)
+		_, err = c.EnsureNetwork(ctx, "n-"+name, "dvtest-"+name, labels)
 		must(t, err)
 		_, err = c.EnsurePod(ctx, podman.PodSpec{Name: "p-" + name, Labels: labels})
 		must(t, err)

@@ -1,0 +1,16 @@
+// Command escape is run inside a pod's agent container, in the agent's place, and
+// tries every way out of it that we know of: to the network, to the host, to other
+// pods, and to secrets. The tests in this folder run it in a pod that is made as
+// the product makes it, where every probe must fail, and in a container that is
+// open, where every probe must succeed: a probe that could never have worked shows
+// nothing.
+//
+// It waits for a [Config] in the file ConfigPath, runs all probes, and prints one
+// [Result] a line, as JSON. A probe sends packets to hosts of the test's lab alone
+// (cmd/internal/testkit/lab), and does no harm to what it reaches: it opens for
+// writing what it then does not write, and sends signals that do nothing.
+//
+// Called as anything but opencode it does what its first argument says: probe is the
+// same, and prints the results of what its configuration on standard input asks for;
+// victim is a process of the host for probes to find.
+package main

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+func main() {
+	if err := run(context.Background(), os.Args, os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "escape:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
+	if filepath.Base(args[0]) == "opencode" {
+		return wait(ctx, stdout)
+	}
+	if len(args) < 2 {
+		return errors.New("want probe, victim, or to be called opencode")
+	}
+	switch args[1] {
+	case "probe":
+		var c Config
+		if err := json.NewDecoder(stdin).Decode(&c); err != nil {
+			return fmt.Errorf("reading the configuration: %w", err)
+		}
+		return tryAll(ctx, &c, stdout)
+	case "victim":
+		return beVictim(args[2:])
+	case "say":
+		fmt.Fprintln(stdout, os.Geteuid()) // what a new process is
+		return nil
+	}
+	return fmt.Errorf("unknown command %q", args[1])
+}
+
+// Done is printed after the last result.
+const Done = "escape: all tried"
+
+// wait is the agent: it tries when it is told to, and then goes on, as an agent's
+// server does.
+func wait(ctx context.Context, stdout io.Writer) error {
+	for {
+		text, err := os.ReadFile(ConfigPath)
+		if errors.Is(err, fs.ErrNotExist) {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		var c Config
+		if err := json.Unmarshal(text, &c); err != nil {
+			time.Sleep(50 * time.Millisecond) // half of it
+			continue
+		}
+		if err := tryAll(ctx, &c, stdout); err != nil {
+			return err
+		}
+		fmt.Fprintln(stdout, Done)
+		select {}
+	}
+}
+
+// A probe is one way out. Its function returns what it has reached, or why not.
+type probe struct {
+	name, class string
+	needs       string // what a kernel may lack
+	try         func(context.Context, *attempt) (string, error)
+}
+
+// An attempt is one run of a probe.
+type attempt struct {
+	*Config
+	token string // sent means tried: the lab knows whether it came
+	sent  bool
+}
+
+// patience is for one probe.
+const patience = 4 * time.Second
+
+// atOnce is how many probes run at a time.
+const atOnce = 8
+
+func probes() []probe {
+	return slices.Concat(rawProbes, dnsProbes, packetProbes, socketProbes, netlinkProbes, hostProbes, proxyProbes, fileProbes, mountProbes, processProbes, privilegeProbes, secretProbes)
+}
+
+// Names are the names of all probes, by class.
+func Names() map[string][]string {
+	all := map[string][]string{}
+	for _, p := range probes() {
+		all[p.class] = append(all[p.class], p.name)
+	}
+	return all
+}
+
+func tryAll(ctx context.Context, c *Config, stdout io.Writer) error {
+	var wg sync.WaitGroup
+	all := probes()
+	results, slots := make([]Result, len(all)), make(chan struct{}, atOnce)
+	for i, p := range all {
+		if len(c.Only) > 0 && !slices.Contains(c.Only, p.name) {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			results[i] = p.run(ctx, c)
+			<-slots
+		})
+	}
+	wg.Wait()
+	enc := json.NewEncoder(stdout)
+	for _, r := range results {
+		if r.Name == "" {
+			continue
+		}
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p probe) run(ctx context.Context, c *Config) Result {
+	r := Result{Name: p.name, Class: p.class}
+	if p.needs != "" && slices.Contains(c.Lacks, p.needs) {
+		r.Lacks, r.Detail = p.needs, "not tried: this kernel has no "+p.needs
+		return r
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	a := &attempt{Config: c, token: c.Run + "-" + p.name}
+	type end struct {
+		detail string
+		err    error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		detail, err := p.try(ctx, a)
+		ended <- end{detail, err}
+	}()
+	select {
+	case e := <-ended:
+		r.Reached, r.Detail = e.err == nil, e.detail
+		if e.err != nil {
+			r.Detail = e.err.Error()
+		}
+		if a.sent {
+			r.Token = a.token
+		}
+	case <-time.After(patience + time.Second):
+		r.Detail, r.Token = "no answer", a.token
+	}
+	r.Detail = fmt.Sprintf("%.160s", r.Detail)
+	return r
+}
