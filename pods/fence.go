@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
@@ -127,6 +128,20 @@ func (m *Manager) Fence(ctx context.Context) error {
 		return err
 	}
 	return nft(ctx, host, f.rules())
+}
+
+// KeepFence calls Fence now and at every interval, until ctx ends.
+func (m *Manager) KeepFence(ctx context.Context, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		m.tryFence(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // tryFence is Fence; a failure is logged when it is new. LackingFence says at the
