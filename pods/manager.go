@@ -42,7 +42,7 @@ type Manager struct {
 	cfg    Config
 	podman *podman.Client
 	log    *slog.Logger
-	warned sync.Map               // specifications that can't be read, by file
+	warned sync.Map // specifications that can't be read, by file
 	fence  fence
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 }

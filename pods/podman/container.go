@@ -61,8 +61,8 @@ type Container struct {
 	NoNewPrivs     bool
 	SELinuxDisable bool
 	Seccomp        string // path of a profile, on podman's host; "" is podman's own
-	MemoryBytes    int64 // 0 is no limit
-	Pids           int64 // 0 is podman's default
+	MemoryBytes    int64  // 0 is no limit
+	Pids           int64  // 0 is podman's default
 	Restart        string
 	StopTimeout    time.Duration
 	HTTPProxy      bool // pass the host's proxy variables in
