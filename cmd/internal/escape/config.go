@@ -28,7 +28,6 @@ type Config struct {
 
 	Canaries []string // backwards
 	Lacks    []string // what the machine's kernel has not, so that it can't be tried
-	Only     []string // names of probes to run, all if empty
 }
 
 // A Result is what became of one probe.

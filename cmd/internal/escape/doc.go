@@ -10,7 +10,6 @@
 // (cmd/internal/testkit/lab), and does no harm to what it reaches: it opens for
 // writing what it then does not write, and sends signals that do nothing.
 //
-// Called as anything but opencode it does what its first argument says: probe is the
-// same, and prints the results of what its configuration on standard input asks for;
-// victim is a process of the host for probes to find.
+// It is all that there is in the image: called as git, it makes what the shim takes
+// for a clone; with victim, it is a process of the host for probes to find.
 package main

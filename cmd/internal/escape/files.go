@@ -212,7 +212,7 @@ var mountProbes = []probe{
 		}
 		for line := range strings.Lines(string(text)) {
 			if f := strings.Fields(line); len(f) > 4 {
-				if _, err := os.Stat(filepath.Join(f[4], a.Marker)); err == nil {
+				if _, err := os.Stat(filepath.Join(f[4], filepath.Base(a.Marker))); err == nil {
 					return "the host's files are at " + f[4], nil
 				}
 			}

@@ -22,19 +22,25 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
-	if filepath.Base(args[0]) == "opencode" {
+	switch filepath.Base(args[0]) {
+	case "opencode":
 		return wait(ctx, stdout)
+	case "git":
+		return playGit(args)
 	}
 	if len(args) < 2 {
-		return errors.New("want probe, victim, or to be called opencode")
+		return errors.New("want configure, sleep, victim, or to be called opencode or git")
 	}
 	switch args[1] {
-	case "probe":
-		var c Config
-		if err := json.NewDecoder(stdin).Decode(&c); err != nil {
-			return fmt.Errorf("reading the configuration: %w", err)
+	case "configure":
+		text, err := io.ReadAll(stdin)
+		if err != nil {
+			return err
 		}
-		return tryAll(ctx, &c, stdout)
+		return os.WriteFile(ConfigPath, text, 0o644)
+	case "sleep":
+		time.Sleep(keep)
+		return nil
 	case "victim":
 		return beVictim(args[2:])
 	case "say":
@@ -42,6 +48,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return nil
 	}
 	return fmt.Errorf("unknown command %q", args[1])
+}
+
+// playGit makes what the shim takes for a clone; no probe needs more of it.
+func playGit(args []string) error {
+	if len(args) > 1 && args[1] == "clone" {
+		return os.MkdirAll(filepath.Join(args[len(args)-1], ".git"), 0o755)
+	}
+	return nil
 }
 
 // Done is printed after the last result.
@@ -110,9 +124,6 @@ func tryAll(ctx context.Context, c *Config, stdout io.Writer) error {
 	all := probes()
 	results, slots := make([]Result, len(all)), make(chan struct{}, atOnce)
 	for i, p := range all {
-		if len(c.Only) > 0 && !slices.Contains(c.Only, p.name) {
-			continue
-		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			results[i] = p.run(ctx, c)
@@ -122,9 +133,6 @@ func tryAll(ctx context.Context, c *Config, stdout io.Writer) error {
 	wg.Wait()
 	enc := json.NewEncoder(stdout)
 	for _, r := range results {
-		if r.Name == "" {
-			continue
-		}
 		if err := enc.Encode(r); err != nil {
 			return err
 		}

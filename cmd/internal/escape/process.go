@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"codeberg.org/devaipod/devaipod/cmd/internal/testkit/lab"
 )
 
 // victim finds the host's process that there is for it.
@@ -129,10 +131,9 @@ var processProbes = []probe{
 	{name: "ns-net", class: "namespaces", try: unshares(unix.CLONE_NEWNET)},
 	{name: "ns-ipc", class: "namespaces", try: unshares(unix.CLONE_NEWIPC)},
 	{name: "ns-clone3", class: "namespaces", try: func(context.Context, *attempt) (string, error) {
-		// Arguments of clone3 are in memory, where no filter looks: with these it
+		// Its arguments are in memory, where no filter looks. With too few of them it
 		// makes nothing (EINVAL), unless there is no such call (ENOSYS).
-		var args [88]byte
-		_, _, errno := unix.RawSyscall(unix.SYS_CLONE3, 0, 0, uintptr(len(args)-87))
+		_, _, errno := unix.RawSyscall(unix.SYS_CLONE3, 0, 1, 0)
 		if errno == unix.ENOSYS {
 			return "", fmt.Errorf("clone3: %w", errno)
 		}
@@ -144,23 +145,13 @@ var processProbes = []probe{
 			return err
 		}
 		defer closeFD(fd)
-		return onThread(func() error { return unix.Setns(fd, unix.CLONE_NEWNET) })
+		return lab.OnThread(func() error { return unix.Setns(fd, unix.CLONE_NEWNET) })
 	})},
-}
-
-// onThread runs f on a thread that ends with it, whatever f has changed of it.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		done <- f()
-	}()
-	return <-done
 }
 
 func unshares(flags int) func(context.Context, *attempt) (string, error) {
 	return func(context.Context, *attempt) (string, error) {
-		return "made a namespace", onThread(func() error { return unix.Unshare(flags) })
+		return "made a namespace", lab.OnThread(func() error { return unix.Unshare(flags) })
 	}
 }
 
@@ -228,9 +219,8 @@ func isSet(name string) func(context.Context, *attempt) (string, error) {
 var privilegeProbes = []probe{
 	{name: "cap-effective", class: "privileges", try: isSet("CapEff")},
 	{name: "cap-bounding", class: "privileges", try: isSet("CapBnd")},
-	{name: "cap-ambient-or-inheritable", class: "privileges", try: func(context.Context, *attempt) (string, error) {
-		// Who may raise one for a child has it.
-		return "may add to what children inherit", onThread(func() error {
+	{name: "cap-setpcap", class: "privileges", try: func(context.Context, *attempt) (string, error) {
+		return "may change what programs may have", lab.OnThread(func() error {
 			return unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_WAKE_ALARM, 0, 0, 0)
 		})
 	}},
@@ -242,7 +232,7 @@ var privilegeProbes = []probe{
 		return "a program may give privileges", err
 	}},
 	{name: "setuid-call", class: "privileges", try: func(context.Context, *attempt) (string, error) {
-		return "became root", onThread(func() error {
+		return "became root", lab.OnThread(func() error {
 			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); errno != 0 {
 				return fmt.Errorf("setresuid: %w", errno)
 			}
@@ -257,7 +247,7 @@ var privilegeProbes = []probe{
 		return "a program of root's runs as root", err
 	}},
 	{name: "chroot", class: "privileges", try: func(context.Context, *attempt) (string, error) {
-		return "changed its root", onThread(func() error {
+		return "changed its root", lab.OnThread(func() error {
 			if err := unix.Unshare(unix.CLONE_FS); err != nil { // so that it is this thread's alone
 				return err
 			}
@@ -266,7 +256,7 @@ var privilegeProbes = []probe{
 	}},
 
 	{name: "keyring-read", class: "keyring", try: func(_ context.Context, a *attempt) (string, error) {
-		return "read a key of the host's", onThread(func() error {
+		return "read a key of the host's", lab.OnThread(func() error {
 			session, err := unix.KeyctlJoinSessionKeyring("")
 			if err != nil {
 				return fmt.Errorf("keyctl: %w", err)

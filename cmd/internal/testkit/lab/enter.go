@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"syscall"
 
@@ -52,6 +53,38 @@ func Inside() bool {
 		return true
 	}
 	return false
+}
+
+// Within runs f in the network namespace that is at path, as in
+// /proc/PID/ns/net: sockets that f makes are there.
+func Within(path string, f func() error) error {
+	return OnThread(func() error {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = errors.Join(unix.Setns(fd, unix.CLONE_NEWNET), unix.Close(fd))
+		}
+		if err != nil {
+			return fmt.Errorf("entering the network namespace %s: %w", path, err)
+		}
+		return f()
+	})
+}
+
+// OnThread runs f on a thread that ends with it, so that f may change what is a
+// thread's, such as its namespaces. It is never the process's first, by which
+// /proc/self knows the process.
+func OnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			done <- OnThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 // beInit is process 1: it makes the mounts that belong to the namespaces.

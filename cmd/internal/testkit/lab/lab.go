@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,7 +62,6 @@ type Lab struct {
 	Nonce string // in every answer of the lab's: who has it has reached the lab
 
 	calls   chan func()
-	ended   chan struct{}
 	closers []func() error
 	ca      *authority
 
@@ -84,9 +82,9 @@ func New(ctx context.Context) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{Nonce: rand.Text(), calls: make(chan func()), ended: make(chan struct{}), ca: ca, turns: map[string]int{}, rebind: map[string][]netip.Addr{}}
+	l := &Lab{Nonce: rand.Text(), calls: make(chan func()), ca: ca, turns: map[string]int{}, rebind: map[string][]netip.Addr{}}
 	started := make(chan error, 1)
-	go l.live(started)
+	go OnThread(func() error { return l.live(started) }) //nolint:errcheck // it tells started
 	if err := <-started; err != nil {
 		return nil, err
 	}
@@ -121,25 +119,17 @@ func alone() error {
 }
 
 // live is the thread that is in the hosts' namespace, and runs what is to happen
-// there. It is never unlocked, so it ends with its goroutine.
-func (l *Lab) live(started chan<- error) {
-	runtime.LockOSThread()
-	if unix.Gettid() == os.Getpid() {
-		// The process is known by the namespace of this one: another must do it.
-		go l.live(started)
-		<-l.ended
-		runtime.UnlockOSThread()
-		return
-	}
-	defer close(l.ended)
+// there, until Close.
+func (l *Lab) live(started chan<- error) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		started <- fmt.Errorf("lab: making a network namespace: %w; this needs root", err)
-		return
+		return nil
 	}
 	started <- nil
 	for f := range l.calls {
 		f()
 	}
+	return nil
 }
 
 // inside runs f in the hosts' namespace: sockets and programs that it starts are
