@@ -35,27 +35,31 @@ func opens(paths ...string) func(context.Context, *attempt) (string, error) {
 	}
 }
 
-// reads is a probe that wants to read something of a file.
-func reads(path string) func(context.Context, *attempt) (string, error) {
+// reads is a probe that wants to read something of one of the files.
+func reads(paths ...string) func(context.Context, *attempt) (string, error) {
 	return func(context.Context, *attempt) (string, error) {
-		f, err := os.Open(path)
-		if err != nil {
-			return "", err
+		var errs []error
+		for _, path := range paths {
+			f, err := os.Open(path)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			n, err := f.Read(make([]byte, 16))
+			if err = errors.Join(err, f.Close()); n > 0 {
+				return "read " + path, nil
+			}
+			errs = append(errs, fmt.Errorf("%s is empty", path), err)
 		}
-		defer f.Close()
-		n, err := f.Read(make([]byte, 16))
-		if n == 0 {
-			return "", errors.Join(fmt.Errorf("%s is empty", path), err)
-		}
-		return "read " + path, nil
+		return "", errors.Join(errs...)
 	}
 }
 
 var fileProbes = []probe{
 	{name: "proc-sysctl", class: "/proc", try: opens("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe")},
 	{name: "proc-sysctl-net", class: "/proc", try: opens("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/lo/rp_filter")},
-	{name: "proc-sysrq", class: "/proc", try: opens("/proc/sysrq-trigger")},
-	{name: "proc-kcore", class: "/proc", try: reads("/proc/kcore")},
+	{name: "proc-trigger", class: "/proc", try: opens("/proc/sysrq-trigger", "/proc/sys/vm/drop_caches")},
+	{name: "proc-kernel", class: "/proc", try: reads("/proc/kcore", "/proc/vmallocinfo", "/proc/slabinfo")},
 	{name: "proc-keys", class: "/proc", try: reads("/proc/keys")},
 	{name: "proc-timers", class: "/proc", try: reads("/proc/timer_list")},
 	{name: "proc-root-of-others", class: "/proc", try: func(_ context.Context, a *attempt) (string, error) {
@@ -112,14 +116,14 @@ var fileProbes = []probe{
 		return "read the kernel's log", nil
 	}},
 	{name: "device-made", class: "devices", try: func(context.Context, *attempt) (string, error) {
-		return openNode(unix.S_IFCHR, 1, 11) // /dev/kmsg
+		return OpenNode(unix.S_IFCHR, 1, 11) // /dev/kmsg
 	}},
-	{name: "device-disk", class: "devices", needs: "disk", try: func(context.Context, *attempt) (string, error) {
-		major, minor, err := disk()
+	{name: "device-disk", class: "devices", needs: "disk that root may open", try: func(context.Context, *attempt) (string, error) {
+		major, minor, err := Disk()
 		if err != nil {
 			return "", err
 		}
-		return openNode(unix.S_IFBLK, major, minor)
+		return OpenNode(unix.S_IFBLK, major, minor)
 	}},
 	{name: "device-listed", class: "devices", try: func(context.Context, *attempt) (string, error) {
 		// What a container has by itself is in runc's default, and the terminals.
@@ -137,8 +141,8 @@ var fileProbes = []probe{
 	}},
 }
 
-// openNode makes a device, opens it for reading, and removes it.
-func openNode(kind uint32, major, minor uint32) (string, error) {
+// OpenNode makes a device, opens it for reading, and removes it.
+func OpenNode(kind uint32, major, minor uint32) (string, error) {
 	dir, err := os.MkdirTemp("", "node")
 	if err != nil {
 		return "", err
@@ -156,8 +160,8 @@ func openNode(kind uint32, major, minor uint32) (string, error) {
 	return fmt.Sprintf("opened device %d:%d", major, minor), nil
 }
 
-// disk is the first block device that the kernel tells of.
-func disk() (major, minor uint32, err error) {
+// Disk is the first block device that the kernel tells of.
+func Disk() (major, minor uint32, err error) {
 	text, err := os.ReadFile("/proc/partitions")
 	if err != nil {
 		return 0, 0, err

@@ -60,12 +60,12 @@ var processProbes = []probe{
 		defer closeFD(fd)
 		return unix.PidfdSendSignal(fd, 0, nil, 0)
 	})},
-	{name: "pid-limits", class: "signals and processes", try: onVictim("may set its limits", func(pid int) error {
-		var have unix.Rlimit
-		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &have); err != nil {
+	{name: "pid-schedule", class: "signals and processes", try: onVictim("may say where it runs", func(pid int) error {
+		var have unix.CPUSet
+		if err := unix.SchedGetaffinity(pid, &have); err != nil {
 			return err
 		}
-		return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &have, nil)
+		return unix.SchedSetaffinity(pid, &have)
 	})},
 	{name: "shared-memory", class: "signals and processes", try: func(_ context.Context, a *attempt) (string, error) {
 		if _, err := unix.SysvShmGet(a.Segment, 0, 0); err != nil {
@@ -257,7 +257,7 @@ var privilegeProbes = []probe{
 
 	{name: "keyring-read", class: "keyring", try: func(_ context.Context, a *attempt) (string, error) {
 		return "read a key of the host's", lab.OnThread(func() error {
-			session, err := unix.KeyctlJoinSessionKeyring("")
+			session, err := unix.KeyctlJoinSessionKeyring(a.token)
 			if err != nil {
 				return fmt.Errorf("keyctl: %w", err)
 			}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -83,7 +84,7 @@ func (p *proxy) handle(conn net.Conn) error {
 		}
 		if u.Host == "" {
 			u.Host = net.JoinHostPort(ModelAddr, strconv.Itoa(ModelPort))
-			head = append(head, "Authorization: Bearer "+p.key)
+			head = append(slices.DeleteFunc(head, func(h string) bool { return strings.HasPrefix(strings.ToLower(h), "authorization:") }), "Authorization: Bearer "+p.key)
 		}
 		if to = u.Host; u.Port() == "" {
 			to = net.JoinHostPort(u.Hostname(), "80")
