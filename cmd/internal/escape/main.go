@@ -42,7 +42,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		time.Sleep(keep)
 		return nil
 	case "victim":
-		return beVictim(args[2:])
+		return beVictim(args[2:], stdout)
 	case "say":
 		fmt.Fprintln(stdout, os.Geteuid()) // what a new process is
 		return nil

@@ -148,7 +148,7 @@ func (a *attempt) ping(ctx context.Context, network, from string, to net.Addr, k
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // what was sent came back or not
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline.Add(-time.Second)); err != nil {
 		return "", err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -175,7 +176,7 @@ func clones(flags uintptr) func(context.Context, *attempt) (string, error) {
 const keep = 10 * time.Minute
 
 // beVictim puts a key into its user's keyring, and sleeps.
-func beVictim(args []string) error {
+func beVictim(args []string, stdout io.Writer) error {
 	if len(args) != 2 {
 		return errors.New("want victim NAME KEY")
 	}
@@ -186,7 +187,7 @@ func beVictim(args []string) error {
 	if _, err := unix.KeyctlInt(unix.KEYCTL_SET_TIMEOUT, id, int(keep.Seconds()), 0, 0); err != nil {
 		return fmt.Errorf("bounding the key's life: %w", err)
 	}
-	fmt.Println("ready")
+	fmt.Fprintln(stdout, "ready")
 	time.Sleep(keep)
 	return nil
 }

@@ -109,6 +109,7 @@ func (a *attempt) connect(ctx context.Context, to string) (net.Conn, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
+	defer resp.Body.Close() // a tunnel's is none
 	if resp.StatusCode != http.StatusOK {
 		return nil, errors.Join(fmt.Errorf("answered %s", resp.Status), conn.Close())
 	}
@@ -159,6 +160,7 @@ func follows(to, site string) func(context.Context, *attempt) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		defer resp.Body.Close()
 		next := resp.Header.Get("Location")
 		if next == "" {
 			return a.site(site, text, nil)

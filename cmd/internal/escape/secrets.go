@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -76,21 +77,27 @@ func (h *hoard) all(ctx context.Context, a *attempt) ([]find, error) {
 			if !d.Type().IsRegular() || path == ConfigPath {
 				return nil
 			}
-			if info, err := d.Info(); err != nil || info.Size() > maxFile {
-				return nil
-			}
 			place := "files"
 			if strings.HasPrefix(path, podfile.WorkspaceDir+"/") || strings.HasPrefix(path, podfile.SocketDir+"/") || strings.HasPrefix(path, "/home/") {
 				place = "volumes"
 			}
-			if text, err := os.ReadFile(path); err == nil {
-				h.see(needles, place, path, text)
-			}
+			h.see(needles, place, path, beginning(path))
 			return nil
 		}))
 		h.err = errors.Join(h.err, h.ask(ctx, a, needles))
 	})
 	return h.finds, h.err
+}
+
+// beginning is what a file begins with, nothing of one that may not be read.
+func beginning(path string) []byte {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	text, _ := io.ReadAll(io.LimitReader(f, maxFile)) // what came is looked at
+	return text
 }
 
 func (h *hoard) see(needles []needle, place, where string, text []byte) {

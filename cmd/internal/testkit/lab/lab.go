@@ -42,12 +42,11 @@ const (
 	MetadataName = "metadata.test"
 )
 
-// Ports of the lab's hosts beside 80 and 443. On EchoPorts a banner and an echo
-// answer by TCP, on UDPPorts an echo by UDP.
+// ModelPort is the model's port, by HTTP.
 const ModelPort = 8000
 
-// Ports where something else than a web server answers, at the allowed host and
-// at the denied one.
+// Ports of the allowed and the denied host beside 80 and 443: at EchoPorts there is
+// a banner and an echo by TCP, at UDPPorts an echo by UDP.
 var (
 	EchoPorts = []int{22, 25, 2525, 6667}
 	UDPPorts  = []int{123, 443, 5000}
