@@ -82,12 +82,11 @@ func foundSocket(ctx context.Context) (found string, err error) {
 // walk goes through all files but those of the kernel.
 func walk(ctx context.Context, see func(path string, d fs.DirEntry) error) error {
 	err := filepath.WalkDir("/", func(path string, d fs.DirEntry, err error) error {
-		unreadable := err != nil
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case unreadable:
-			return nil
+		case err != nil:
+			return fs.SkipDir // one that may not be listed
 		case d.IsDir() && (path == "/proc" || path == "/sys"):
 			return fs.SkipDir
 		}
