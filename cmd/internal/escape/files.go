@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -94,7 +95,9 @@ var fileProbes = []probe{
 			return "", err
 		}
 		for _, l := range links {
-			if l.Name() != "lo" {
+			// Kernels give every namespace tunnels that lead nowhere, and are down.
+			state, err := os.ReadFile(filepath.Join("/sys/class/net", l.Name(), "flags"))
+			if flags, e := strconv.ParseUint(strings.TrimSpace(string(state)), 0, 32); l.Name() != "lo" && errors.Join(err, e) == nil && flags&unix.IFF_UP != 0 {
 				return "sees " + l.Name(), nil
 			}
 		}
