@@ -1,7 +1,6 @@
 package pods
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -241,7 +240,8 @@ func nft(ctx context.Context, host podman.Host, rules string, args ...string) er
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%w; install nftables", err)
 		}
-		return fmt.Errorf("making rules with nft: %w: %.300s", err, bytes.TrimSpace(out))
+		said := strings.ReplaceAll(strings.Join(strings.Fields(string(out)), " "), `"`, "'")
+		return fmt.Errorf("making rules with nft: %w: %.300s", err, said) // in one line
 	}
 	return nil
 }
