@@ -81,7 +81,6 @@ func (f fencing) rules() string {
 	line("  iifname %s icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept", ours)
 	line("  iifname %s reject with icmpx type admin-prohibited\n }", ours)
 	line(" chain forward {\n  type filter hook forward priority -10; policy accept;")
-	line("  oifname %s ct state new drop", ours)
 	resolvers()
 	line("  iifname %[1]s oifname %[1]s reject with icmpx type admin-prohibited", ours)
 	for _, o := range f.others {
@@ -92,7 +91,7 @@ func (f fencing) rules() string {
 	for _, a := range f.host {
 		line("  iifname %s %s daddr %s reject with icmpx type admin-prohibited", ours, family(a), a)
 	}
-	line(" }\n}")
+	line("  oifname %s ct state new drop\n }\n}", ours)
 	return b.String()
 }
 

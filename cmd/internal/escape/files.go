@@ -228,11 +228,16 @@ var mountProbes = []probe{
 	}},
 	{name: "mount-by-handle", class: "mounts", try: func(context.Context, *attempt) (string, error) {
 		// The way of "shocker": a file of the host by its number.
-		h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, "/", 0)
+		at := "/"
+		h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, at, 0)
+		if errors.Is(err, unix.EOPNOTSUPP) { // overlayfs
+			at = "/dev"
+			h, _, err = unix.NameToHandleAt(unix.AT_FDCWD, at, 0)
+		}
 		if err != nil {
 			return "", fmt.Errorf("name_to_handle_at: %w", err)
 		}
-		root, err := os.Open("/")
+		root, err := os.Open(at)
 		if err != nil {
 			return "", err
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -82,7 +83,8 @@ func wait(ctx context.Context, stdout io.Writer) error {
 			return err
 		}
 		fmt.Fprintln(stdout, Done)
-		select {}
+		time.Sleep(keep)
+		return nil
 	}
 }
 
@@ -170,6 +172,6 @@ func (p probe) run(ctx context.Context, c *Config) Result {
 	case <-time.After(patience + time.Second):
 		r.Detail, r.Token = "no answer", a.token
 	}
-	r.Detail = fmt.Sprintf("%.160s", r.Detail)
+	r.Detail = fmt.Sprintf("%.160s", strings.ReplaceAll(r.Detail, "\n", "; "))
 	return r
 }

@@ -44,7 +44,7 @@ func onVictim(does string, do func(pid int) error) func(context.Context, *attemp
 	return func(_ context.Context, a *attempt) (string, error) {
 		pid, hidden := a.victim()
 		if hidden != nil {
-			return "", fmt.Errorf("%w (its number: %w)", hidden, do(a.VictimPID))
+			return "", fmt.Errorf("%w (by its number: %v)", hidden, do(a.VictimPID))
 		}
 		return does, do(pid)
 	}
@@ -129,6 +129,20 @@ var processProbes = []probe{
 	{name: "ns-user", class: "namespaces", try: clones(unix.CLONE_NEWUSER)},
 	{name: "ns-user-net", class: "namespaces", try: clones(unix.CLONE_NEWUSER | unix.CLONE_NEWNET)},
 	{name: "ns-pid", class: "namespaces", try: clones(unix.CLONE_NEWPID)},
+	{name: "ns-by-clone", class: "namespaces", try: func(context.Context, *attempt) (string, error) {
+		// Go's way to new namespaces is clone3, this is that of others.
+		pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_NEWUSER|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+		if errno == 0 && pid == 0 {
+			for { // the child can do nothing else
+				unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+			}
+		}
+		if errno != 0 {
+			return "", fmt.Errorf("clone: %w", errno)
+		}
+		_, err := unix.Wait4(int(pid), nil, 0, nil)
+		return "made a user namespace", err
+	}},
 	{name: "ns-net", class: "namespaces", try: unshares(unix.CLONE_NEWNET)},
 	{name: "ns-ipc", class: "namespaces", try: unshares(unix.CLONE_NEWIPC)},
 	{name: "ns-clone3", class: "namespaces", try: func(context.Context, *attempt) (string, error) {
@@ -284,7 +298,8 @@ var privilegeProbes = []probe{
 	}},
 	{name: "keyring-request", class: "keyring", try: func(_ context.Context, a *attempt) (string, error) {
 		_, err := unix.RequestKey("user", a.Key, "", unix.KEY_SPEC_PROCESS_KEYRING)
-		if err != nil && !errors.Is(err, unix.ENOKEY) {
+		// It is not there, or there is no program that would make it.
+		if err != nil && !errors.Is(err, unix.ENOKEY) && !errors.Is(err, unix.ENOENT) {
 			return "", fmt.Errorf("request_key: %w", err)
 		}
 		return "asked for a key", nil
