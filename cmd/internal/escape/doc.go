@@ -11,5 +11,6 @@
 // writing what it then does not write, and sends signals that do nothing.
 //
 // It is all that there is in the image: called as git, it makes what the shim takes
-// for a clone; with victim, it is a process of the host for probes to find.
+// for a clone; with victim, it is a process of the host for probes to find; with get
+// and serve, a client and a server of the web in other containers.
 package main

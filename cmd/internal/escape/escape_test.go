@@ -2,6 +2,9 @@ package main_test
 
 import (
 	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -15,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	main "codeberg.org/devaipod/devaipod/cmd/internal/escape"
+	"codeberg.org/devaipod/devaipod/cmd/internal/testkit"
 	"codeberg.org/devaipod/devaipod/cmd/internal/testkit/lab"
 )
 
@@ -28,6 +32,9 @@ func TestMain(m *testing.M) {
 
 // placeEnv has the directory that the process outside made for the one inside.
 const placeEnv = "DEVAIPOD_ESCAPE_DIR"
+
+// userEnv has the name of the ordinary user.
+const userEnv = "DEVAIPOD_ESCAPE_USER"
 
 // classes are what there must be probes of, three of each at least.
 var classes = []string{
@@ -61,14 +68,19 @@ func TestThereAreProbesOfEveryClass(t *testing.T) {
 }
 
 // TestEscape runs every probe in an open container, where it must succeed, and in a
-// pod's agent container, where it must fail. All of it, podman too, runs in
+// pod's agent container, where it must fail: in one of root's podman, and in one of an
+// ordinary user's, who is made for it. All of it, podman too, runs in
 // namespaces of its own, of which the network leads to a lab and nowhere else.
 func TestEscape(t *testing.T) {
-	if os.Getuid() != 0 {
+	if os.Getuid() != 0 && !inside {
 		t.Log("NOT RUN, none of the probes: the lab's network namespaces, a podman that runs in them, and an open container all need root")
 		return
 	}
 	if inside {
+		if os.Getenv(userEnv) != "" && os.Getuid() != 0 {
+			escapeAsUser(t)
+			return
+		}
 		escape(t)
 		return
 	}
@@ -83,6 +95,15 @@ func TestEscape(t *testing.T) {
 			t.Fatalf("building %s: %v\n%s", name, err, out)
 		}
 	}
+	self, err := os.Executable()
+	must(t, err)
+	program, err := os.ReadFile(self)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "bin/self"), program, 0o755)) // where others may run it
+	user, err := testkit.NewOSUser(t.Context())
+	must(t, err)
+	t.Cleanup(func() { must(t, user.Remove(context.WithoutCancel(t.Context()))) })
+	t.Setenv(userEnv, user.Name)
 	t.Setenv(placeEnv, dir)
 	before := leftovers(t)
 	w, err := lab.NewWitness()
@@ -113,7 +134,8 @@ func must(t *testing.T, err error) {
 func leftovers(t *testing.T) string {
 	t.Helper()
 	var all []string
-	links, err := filepath.Glob("/sys/class/net/dvp*")
+	instance := sha256.Sum256([]byte("escape")) // as the pods' interfaces are called
+	links, err := filepath.Glob("/sys/class/net/dvp" + hex.EncodeToString(instance[:2]) + "*")
 	must(t, err)
 	all = append(all, links...)
 	tables, err := exec.Command("nft", "list", "tables").Output()
@@ -158,12 +180,13 @@ func escape(t *testing.T) {
 	p := newPlace(t)
 	p.twoPods(t)
 	p.forge(t)
-	open := p.tryIn(t, "open", p.openContainer(t), p.openConfig(t))
-	sealed := p.tryIn(t, "sealed", p.agent(), p.sealedConfig(t))
+	open := p.seen(p.tryIn(t, "open", p.openContainer(t), p.openConfig(t)))
+	sealed := p.seen(p.tryIn(t, "sealed", p.agent(), p.sealedConfig(t)))
 	judge(t, open, sealed)
 	t.Run("fence", func(t *testing.T) { fence(t, p) })
-	must(t, p.lab.Sealed(t.Context()))
 	p.end(t)
+	t.Run("without root", func(t *testing.T) { judge(t, open, p.seen(runAsUser(t, p))) })
+	must(t, p.lab.Sealed(t.Context()))
 }
 
 // judge wants every probe to have succeeded in the one and failed in the other.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,7 +32,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return playGit(args)
 	}
 	if len(args) < 2 {
-		return errors.New("want configure, sleep, victim, or to be called opencode or git")
+		return errors.New("want configure, get, serve, victim, or to be called opencode or git")
 	}
 	switch args[1] {
 	case "configure":
@@ -39,9 +41,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 			return err
 		}
 		return os.WriteFile(ConfigPath, text, 0o644)
-	case "sleep":
-		time.Sleep(keep)
-		return nil
+	case "get":
+		return get(ctx, args[2:], stdout)
+	case "serve":
+		return serve(args[2:])
 	case "victim":
 		return beVictim(args[2:], stdout)
 	case "say":
@@ -49,6 +52,37 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return nil
 	}
 	return fmt.Errorf("unknown command %q", args[1])
+}
+
+// get prints what a web server answers.
+func get(ctx context.Context, args []string, stdout io.Writer) error {
+	if len(args) != 1 {
+		return errors.New("want get HOST:PORT")
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", args[0])
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	text, err := ask(ctx, conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	fmt.Fprintln(stdout, text)
+	if text != "" {
+		return nil
+	}
+	return err
+}
+
+// serve is a web server that answers with a text.
+func serve(args []string) error {
+	if len(args) != 2 {
+		return errors.New("want serve ADDRESS TEXT")
+	}
+	server := &http.Server{Addr: args[0], ReadHeaderTimeout: patience, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, args[1])
+	})}
+	return server.ListenAndServe()
 }
 
 // playGit makes what the shim takes for a clone; no probe needs more of it.

@@ -38,7 +38,8 @@ const image = "localhost/escape:latest"
 
 // A place is all that the probes try to get out of, and to reach.
 type place struct {
-	dir     string // on this machine
+	dir     string // on this machine, with the programs
+	base    string // in which the world is
 	host    string // a directory with what is the host's
 	lab     *lab.Lab
 	world   *testkit.World
@@ -54,14 +55,17 @@ type place struct {
 func newPlace(t *testing.T) *place {
 	t.Helper()
 	ctx := t.Context()
-	p := &place{dir: os.Getenv(placeEnv), key: pods.Key{Owner: "ann", Repo: "hello", Issue: 3}}
+	p := &place{dir: os.Getenv(placeEnv), base: os.Getenv(placeEnv), key: pods.Key{Owner: "ann", Repo: "hello", Issue: 3}}
 	var err error
 	p.lab, err = lab.New(ctx)
 	must(t, err)
 	t.Cleanup(func() { must(t, p.lab.Close()) })
 	p.resolver(t)
+	// In memory: it is gone with the namespaces.
+	must(t, os.MkdirAll(p.path("w"), 0o755))
+	must(t, unix.Mount("tmpfs", p.path("w"), "tmpfs", 0, "mode=755"))
 	p.podman(t)
-	p.host = filepath.Join(p.dir, "w", "host")
+	p.host = p.path("w/host")
 	must(t, os.MkdirAll(p.host, 0o755))
 	key := "sk+" + rand.Text() + "/="
 	p.canary = []string{key}
@@ -89,12 +93,13 @@ func (p *place) resolver(t *testing.T) {
 	must(t, unix.Mount(conf, "/etc/resolv.conf", "", unix.MS_BIND, ""))
 }
 
-// podman makes a world in memory, and what the product has of podman.
+// path is one below the directory that the world is in.
+func (p *place) path(name string) string { return filepath.Join(p.base, name) }
+
+// podman makes a world, and what the product has of podman.
 func (p *place) podman(t *testing.T) {
 	t.Helper()
-	ctx, dir := t.Context(), filepath.Join(p.dir, "w")
-	must(t, os.MkdirAll(dir, 0o755))
-	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"))
+	ctx, dir := t.Context(), p.path("w")
 	var err error
 	p.world, err = testkit.NewWorld(dir)
 	must(t, err)
@@ -165,7 +170,7 @@ func (p *place) hostServices(t *testing.T) {
 		p.lab.Serve(l, "socket")
 	}
 	must(t, os.Chmod(sock, 0o666))
-	p.config.Sockets = []string{"/host/host.sock", sock, filepath.Join(p.dir, "w/podman.sock"), "/run/podman/podman.sock", "/var/run/docker.sock"}
+	p.config.Sockets = []string{"/host/host.sock", sock, p.path("w/podman.sock"), "/run/podman/podman.sock", "/var/run/docker.sock"}
 	segment, err := rand.Int(rand.Reader, big.NewInt(1<<30))
 	must(t, err)
 	p.config.Segment = int(segment.Int64()) + 1
@@ -244,7 +249,7 @@ func (p *place) twoPods(t *testing.T) {
 // forge is a container on podman's default network, as the forge's is.
 func (p *place) forge(t *testing.T) {
 	t.Helper()
-	_, err := p.world.Podman(t.Context(), "run", "--detach", "--name", "forge", image, "/bin/escape", "sleep")
+	_, err := p.world.Podman(t.Context(), "run", "--detach", "--name", "forge", image, "/bin/escape", "serve", "127.0.0.1:1", "")
 	must(t, err)
 	p.config.Forge = p.serveIn(t, "forge", "forge")
 	addr, _, err := net.SplitHostPort(p.config.Forge)
@@ -260,24 +265,28 @@ func (p *place) namespace(t *testing.T, container string) string {
 	return "/proc/" + strings.TrimSpace(pid) + "/ns/net"
 }
 
-// serveIn has a web server in a container's network, at its address and at the same
-// port of its loopback as the host's, and returns where.
-func (p *place) serveIn(t *testing.T, container, site string) string {
+// address is a container's, with the port of the host's loopback.
+func (p *place) address(t *testing.T, container string) string {
 	t.Helper()
 	addr, err := p.world.Podman(t.Context(), "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container)
 	must(t, err)
-	addr = strings.TrimSpace(addr)
-	port := 0
-	must(t, lab.Within(p.namespace(t, container), func() error {
-		l, err := net.Listen("tcp4", net.JoinHostPort("0.0.0.0", strconv.Itoa(p.config.LoopPort)))
-		if err != nil {
+	return net.JoinHostPort(strings.TrimSpace(addr), strconv.Itoa(p.config.LoopPort))
+}
+
+// serveIn has a web server in a container's network, at its address and at the same
+// port of its loopback as the host's, and returns where. Without root there is none.
+func (p *place) serveIn(t *testing.T, container, site string) string {
+	t.Helper()
+	if os.Getuid() == 0 {
+		must(t, lab.Within(p.namespace(t, container), func() error {
+			l, err := net.Listen("tcp4", net.JoinHostPort("0.0.0.0", strconv.Itoa(p.config.LoopPort)))
+			if err == nil {
+				p.lab.Serve(l, site)
+			}
 			return err
-		}
-		port = p.config.LoopPort
-		p.lab.Serve(l, site)
-		return nil
-	}))
-	return net.JoinHostPort(addr, strconv.Itoa(port))
+		}))
+	}
+	return p.address(t, container)
 }
 
 // openContainer is a container that shuts nothing out. It has canaries in every
@@ -289,11 +298,11 @@ func (p *place) openContainer(t *testing.T) string {
 	for file, text := range map[string]string{
 		"files/a": "x" + base64.StdEncoding.EncodeToString([]byte("user:"+key+"\n")), "files/b": url.QueryEscape(key), "volume/c": "{" + hex.EncodeToString([]byte(key)) + "}", "sock/gate.sock": "",
 	} {
-		path := filepath.Join(p.dir, "w/open", file)
+		path := p.path("w/open/" + file)
 		must(t, os.MkdirAll(filepath.Dir(path), 0o755))
 		must(t, os.WriteFile(path, []byte(text), 0o644))
 	}
-	volume := func(from, to string) string { return "--volume=" + filepath.Join(p.dir, "w", from) + ":" + to }
+	volume := func(from, to string) string { return "--volume=" + p.path("w/"+from) + ":" + to }
 	_, err := p.world.Podman(t.Context(), "run", "--detach", "--name", "open", "--privileged", "--user", "0", "--network", "host", "--pid", "host", "--ipc", "host", "--uts", "host",
 		"--env", podfile.EnvToken+"=any", "--env", "KEY="+key,
 		volume("open/files", "/files"), volume("open/volume", podfile.WorkspaceDir), volume("open/sock", podfile.SocketDir), volume("host", "/host"),
@@ -351,7 +360,11 @@ func (p *place) tryIn(t *testing.T, what, container string, c main.Config) map[s
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	all := results(t, strings.ReplaceAll(log.String(), "}{", "}\n{"))
+	return results(t, log.String())
+}
+
+// seen adds to results what the lab knows of them.
+func (p *place) seen(all map[string]main.Result) map[string]main.Result {
 	for name, r := range all {
 		if r.Token != "" && !r.Reached && p.lab.Saw(r.Token) {
 			r.Reached, r.Detail = true, "the lab saw it"

@@ -16,6 +16,10 @@ import (
 // played says which part a process of [Enter] plays.
 const played = "DEVAIPOD_LAB_PART"
 
+// InsideEnv is the variable of a process that Inside knows as one inside: of one
+// that is started there with an environment of its own.
+const InsideEnv = played + "=inside"
+
 // Enter starts this program again, with the same arguments and more, in network, process,
 // mount, IPC and host name namespaces of its own, where Inside answers true. When
 // it ends, the kernel ends all that it started, so that nothing is left behind
@@ -107,7 +111,7 @@ func beInit() (code int, err error) {
 		return 1, err
 	}
 	cmd := exec.Command(self, os.Args[1:]...)
-	cmd.Env = append(os.Environ(), played+"=inside")
+	cmd.Env = append(os.Environ(), InsideEnv)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Start(); err != nil {
 		return 1, err
