@@ -44,7 +44,11 @@ func onVictim(does string, do func(pid int) error) func(context.Context, *attemp
 	return func(_ context.Context, a *attempt) (string, error) {
 		pid, hidden := a.victim()
 		if hidden != nil {
-			return "", fmt.Errorf("%w (by its number: %v)", hidden, do(a.VictimPID))
+			said := "done, to another"
+			if err := do(a.VictimPID); err != nil {
+				said = err.Error()
+			}
+			return "", fmt.Errorf("%w (by its number: %s)", hidden, said)
 		}
 		return does, do(pid)
 	}
@@ -134,7 +138,7 @@ var processProbes = []probe{
 		pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_NEWUSER|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 		if errno == 0 && pid == 0 {
 			for { // the child can do nothing else
-				unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+				_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 			}
 		}
 		if errno != 0 {
