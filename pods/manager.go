@@ -45,7 +45,8 @@ type Manager struct {
 	cfg    Config
 	podman *podman.Client
 	log    *slog.Logger
-	warned sync.Map               // specifications that can't be read, by file
+	warned sync.Map // specifications that can't be read, by file
+	fence  fence
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 }
 
@@ -160,7 +161,7 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 	if err := m.renewSockets(ctx, s.Key, kept); err != nil {
 		return changed, err
 	}
-	if err := note(m.podman.EnsureNetwork(ctx, name+"-egress", labels)); err != nil {
+	if err := note(m.podman.EnsureNetwork(ctx, name+"-egress", bridge(m.cfg.Instance, s.Key), labels)); err != nil {
 		return changed, err
 	}
 	if err := note(m.podman.EnsurePod(ctx, podman.PodSpec{Name: name, Labels: labels})); err != nil {
@@ -177,6 +178,10 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 		}
 		if err := m.podman.StartContainer(ctx, c.Name); err != nil {
 			return changed, err
+		}
+		if c.Labels[labelRole] == RoleControl {
+			// Without root its network is there only now. No agent runs yet.
+			m.tryFence(ctx)
 		}
 	}
 	return changed, nil
@@ -307,7 +312,11 @@ func (m *Manager) Remove(ctx context.Context, k Key) error {
 		}
 	}
 	m.change("remove run directory", k)
-	return os.RemoveAll(m.RunDir(k))
+	if err := os.RemoveAll(m.RunDir(k)); err != nil {
+		return err
+	}
+	m.tryFence(ctx)
+	return nil
 }
 
 // RemoveAll leaves nothing of any pod of the instance.

@@ -111,6 +111,9 @@ func (m *Manager) finish(c *podman.Container, s Spec, role string) error {
 		return err
 	}
 	c.Name, c.Labels = m.container(s.Key, role), labels
+	if c.Seccomp, err = m.seccompFile(); err != nil {
+		return err
+	}
 	c.NoNewPrivs, c.DropCaps, c.SELinuxDisable, c.Pids, c.StopTimeout = true, true, true, maxPids, stopTime(role)
 	return nil
 }

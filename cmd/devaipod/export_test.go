@@ -23,3 +23,6 @@ func AddressOf(listen, url string) (string, error) {
 	a.cfg.Service.Listen = listen
 	return a.addressOf(url)
 }
+
+// ModelAddress is where a model on this host is, "" for one elsewhere.
+var ModelAddress = modelAddress

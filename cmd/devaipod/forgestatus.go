@@ -10,7 +10,6 @@ import (
 
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror/follow"
-	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
@@ -125,7 +124,7 @@ func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 			if err != nil {
 				return st, err
 			}
-			st.Podman.Version, st.Podman.Lacking = host.Version, append(st.Podman.Lacking, pods.Lacking(host)...)
+			st.Podman.Version, st.Podman.Lacking = host.Version, append(st.Podman.Lacking, lackingOfPods(ctx, host)...)
 		}
 	}
 	return st, nil

@@ -16,7 +16,7 @@ func tellLacking(ctx context.Context, p *podman.Client, say func(string)) error 
 	if err != nil {
 		return err
 	}
-	for _, what := range pods.Lacking(host) {
+	for _, what := range lackingOfPods(ctx, host) {
 		say("pods here have " + what)
 	}
 	_, lacking, err := probeGit(ctx)
@@ -24,6 +24,15 @@ func tellLacking(ctx context.Context, p *podman.Client, say func(string)) error 
 		say(what)
 	}
 	return err
+}
+
+// lackingOfPods names what pods can't be given on this host.
+func lackingOfPods(ctx context.Context, host podman.Host) []string {
+	out := pods.Lacking(host)
+	if what := pods.LackingFence(ctx, host); what != "" {
+		out = append(out, what)
+	}
+	return out
 }
 
 // Git must know how to compare a merge with what its parents make (2.35), and to

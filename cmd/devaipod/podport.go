@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -375,7 +376,7 @@ func (p *podPort) dialModel(w http.ResponseWriter, r *http.Request) {
 	relay.Join(r.Context(), conn, up)
 }
 
-// modelAddress tells the host:port of a model on this host's loopback, ""
+// modelAddress tells the host:port of a model on this host, ""
 // when it is elsewhere.
 func modelAddress(base string) string {
 	u, err := url.Parse(base)
@@ -383,11 +384,24 @@ func modelAddress(base string) string {
 		return ""
 	}
 	host, port := u.Hostname(), u.Port()
-	if ip := net.ParseIP(host); !strings.EqualFold(host, "localhost") && (ip == nil || !ip.IsLoopback()) {
+	if !strings.EqualFold(host, "localhost") && !ofThisHost(net.ParseIP(host)) {
 		return ""
 	}
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
 	return net.JoinHostPort(host, port)
+}
+
+// ofThisHost tells an address of this host's, which pods' networks are fenced off
+// from, loopback or not.
+func ofThisHost(ip net.IP) bool {
+	own, err := net.InterfaceAddrs()
+	if err != nil || ip == nil {
+		return false // then the pod says that it does not reach it
+	}
+	return ip.IsLoopback() || slices.ContainsFunc(own, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(ip)
+	})
 }

@@ -246,6 +246,7 @@ func (s *service) run(ctx context.Context) error {
 			}
 		}()
 	}
+	go s.pods.manager.KeepFence(ctx, s.cfg.Service.Resync)
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	go s.work.Run(ctx)  //nolint:errcheck // the same
 	go s.follow.Run(ctx)

@@ -23,7 +23,7 @@ const (
 	// ServiceDir is where control sees the pod's run directory of the host.
 	ServiceDir = "/run/service"
 	// ServiceSocket is the service's end: git of this repository, and dialling
-	// a model that listens on the host's loopback. Listener: the service.
+	// a model that listens on the host. Listener: the service.
 	ServiceSocket = "service.sock"
 	// ControlSocket is the pod-api's end in the same directory. Listener: control.
 	ControlSocket = "control.sock"
@@ -127,7 +127,7 @@ type Model struct {
 	API     string `json:"api"`      // APIOpenAI, APIAnthropic or APIGemini
 	Name    string `json:"name"`     // as the provider calls it
 	BaseURL string `json:"base_url"` // with the version path: https://api.openai.com/v1
-	// ViaService is set when BaseURL is on the host's loopback, which the
+	// ViaService is set when BaseURL is an address of the host's, which the
 	// gate's own network can't reach: it asks the service to dial it.
 	ViaService bool `json:"via_service"`
 }

@@ -55,8 +55,9 @@ type Container struct {
 	DropCaps       bool // all of them
 	NoNewPrivs     bool
 	SELinuxDisable bool
-	MemoryBytes    int64 // 0 is no limit
-	Pids           int64 // 0 is podman's default
+	Seccomp        string // path of a profile, on podman's host; "" is podman's own
+	MemoryBytes    int64  // 0 is no limit
+	Pids           int64  // 0 is podman's default
 	Restart        string
 	StopTimeout    time.Duration
 	HTTPProxy      bool // pass the host's proxy variables in
@@ -131,7 +132,7 @@ func specOf(c Container) *specgen.SpecGenerator {
 	if c.SELinuxDisable {
 		s.SelinuxOpts = []string{"disable"}
 	}
-	s.NoNewPrivileges = &c.NoNewPrivs
+	s.NoNewPrivileges, s.SeccompProfilePath = &c.NoNewPrivs, c.Seccomp
 	s.ResourceLimits = limits(c)
 	for _, m := range c.Mounts {
 		addMount(s, m)

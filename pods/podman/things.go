@@ -93,18 +93,47 @@ func (c *Client) RemoveVolume(ctx context.Context, name string) error {
 	return nil
 }
 
-// EnsureNetwork makes the bridge network unless one of that name is there. Its
-// containers use the host's name servers: they have no neighbours to resolve,
-// and so need no name server of the network's own.
-func (c *Client) EnsureNetwork(ctx context.Context, name string, labels map[string]string) (created bool, err error) {
+// EnsureNetwork makes the bridge network unless one of that name is there, with
+// its interface on the host called bridge (at most 15 bytes, see netdevice(7)). One
+// whose interface is called otherwise is removed first, with the containers that
+// are on it. Its containers use the host's name servers: they have no neighbours to
+// resolve, and so need no name server of the network's own.
+func (c *Client) EnsureNetwork(ctx context.Context, name, bridge string, labels map[string]string) (created bool, err error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	if ok, err := network.Exists(conn, name, nil); err != nil || ok {
+	have, err := network.Inspect(conn, name, nil)
+	switch {
+	case err == nil && have.NetworkInterface == bridge:
+		return false, nil
+	case err == nil:
+		c.change("remove network", name)
+		if _, err := network.Remove(conn, name, new(network.RemoveOptions).WithForce(true)); err != nil && !notFound(err) {
+			return false, wrap("removing network", name, err)
+		}
+	case !notFound(err):
 		return false, wrap("looking for network", name, err)
 	}
 	c.change("make network", name)
-	_, err = network.Create(conn, &nettypes.Network{Name: name, Driver: "bridge", Labels: labels})
+	_, err = network.Create(conn, &nettypes.Network{Name: name, Driver: "bridge", NetworkInterface: bridge, Labels: labels})
 	return err == nil, wrap("making network", name, err)
+}
+
+// Bridges are the interfaces on the host of all bridge networks that podman has,
+// whoever made them.
+func (c *Client) Bridges(ctx context.Context) ([]string, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	all, err := network.List(conn, nil)
+	if err != nil {
+		return nil, fmt.Errorf("listing networks: %w", err)
+	}
+	var out []string
+	for _, n := range all {
+		if n.Driver == "bridge" && n.NetworkInterface != "" {
+			out = append(out, n.NetworkInterface)
+		}
+	}
+	return out, nil
 }
 
 // A Thing is a container, pod, volume or network found by its labels.

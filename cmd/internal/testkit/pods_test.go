@@ -169,7 +169,7 @@ func TestRemovingByLabelsTakesOnlyWhatCarriesThemAll(t *testing.T) {
 		labels := map[string]string{"devaipod.instance": "x", "devaipod.pod": name}
 		_, err := c.EnsureVolume(ctx, "v-"+name, labels)
 		must(t, err)
-		_, err = c.EnsureNetwork(ctx, "n-"+name, labels)
+		_, err = c.EnsureNetwork(ctx, "n-"+name, "dvtest-"+name, labels)
 		must(t, err)
 		_, err = c.EnsurePod(ctx, podman.PodSpec{Name: "p-" + name, Labels: labels})
 		must(t, err)
@@ -221,6 +221,33 @@ func TestAContainerIsMadeAnewOnlyWhenItsSpecificationChanged(t *testing.T) {
 	spec.Name, spec.Image = "none", "localhost/nowhere:1"
 	if _, err := c.EnsureContainer(ctx, spec); err == nil || !strings.Contains(err.Error(), "localhost/nowhere:1") {
 		t.Errorf("a missing image: %v", err)
+	}
+}
+
+// One that was made before its interface had a name of ours, say.
+func TestANetworkWithAnotherInterfaceIsMadeAnew(t *testing.T) {
+	ctx, c := t.Context(), world.client
+	before := names(t)
+	labels := map[string]string{"devaipod.instance": "net"}
+	for i, tt := range []struct {
+		bridge string
+		made   bool
+	}{{"dvtest-a", true}, {"dvtest-a", false}, {"dvtest-b", true}} {
+		made, err := c.EnsureNetwork(ctx, "n-anew", tt.bridge, labels)
+		if err != nil || made != tt.made {
+			t.Fatalf("time %d: made %v, want %v (%v)", i+1, made, tt.made, err)
+		}
+		bridges, err := c.Bridges(ctx)
+		if err != nil || !slices.Contains(bridges, tt.bridge) || len(bridges) < 2 {
+			t.Errorf("time %d: bridges %v, %v", i+1, bridges, err)
+		}
+		_, err = c.EnsureContainer(ctx, podman.Container{Name: "c-anew", Image: box, Command: []string{"sleep", "1000"}, Labels: labels, Network: "n-anew"})
+		must(t, err)
+		must(t, c.StartContainer(ctx, "c-anew"))
+	}
+	must(t, c.RemoveByLabels(ctx, labels))
+	if after := names(t); after != before {
+		t.Errorf("left:\n%s\nbefore:\n%s", after, before)
 	}
 }
 

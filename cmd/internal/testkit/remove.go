@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -25,6 +27,8 @@ import (
 func (w *World) Remove(ctx context.Context) error {
 	var errs []error
 	var namespaces []string
+	fences, err := w.fences(ctx)
+	errs = append(errs, err)
 	if w.made() {
 		namespaces = w.namespaces(ctx)
 		for _, args := range [][]string{
@@ -40,7 +44,7 @@ func (w *World) Remove(ctx context.Context) error {
 	}
 	errs = append(errs, w.endProcesses(ctx))
 	errs = append(errs, w.unmount(namespaces))
-	errs = append(errs, w.removeBridges(ctx), w.removeRules(ctx), w.removeFiles(ctx))
+	errs = append(errs, w.removeBridges(ctx), w.removeRules(ctx), removeFences(ctx, fences), w.removeFiles(ctx))
 	if left, err := w.Left(ctx); err != nil || len(left) > 0 {
 		return errors.Join(append(errs, err, fmt.Errorf("left behind: %s", strings.Join(left, ", ")))...)
 	}
@@ -107,6 +111,13 @@ func (w *World) Left(ctx context.Context) ([]string, error) {
 	}
 	for _, b := range bridges {
 		left = append(left, "network interface "+b)
+	}
+	fences, err := w.fences(ctx)
+	if err != nil {
+		return left, err
+	}
+	for _, f := range fences {
+		left = append(left, "packet filter's table "+f)
 	}
 	for _, table := range []string{"nat", "filter"} {
 		rules, _, err := w.rules(ctx, table)
@@ -327,6 +338,59 @@ func (w *World) rules(ctx context.Context, table string) (rules [][]string, chai
 		}
 	}
 	return rules, slices.DeleteFunc(chains, func(c string) bool { return shared[c] }), nil
+}
+
+// fences are the tables of the packet filter in which services of this world, that
+// were killed, have fenced off their pods' networks: those that name an interface
+// of one of them, all but its last eight digits.
+func (w *World) fences(ctx context.Context) ([]string, error) {
+	files, err := filepath.Glob(w.path("net/*.json"))
+	if err != nil || os.Getuid() != 0 {
+		return nil, err // without root they are in a namespace that ends
+	}
+	var prefixes []string
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		var network struct {
+			Interface string `json:"network_interface"`
+		}
+		if err != nil || json.Unmarshal(text, &network) != nil {
+			continue // being removed
+		}
+		if len(network.Interface) == 15 && strings.HasPrefix(network.Interface, "dvp") {
+			prefixes = append(prefixes, `"`+network.Interface[:7]+`*"`)
+		}
+	}
+	if len(prefixes) == 0 {
+		return nil, nil
+	}
+	list, err := exec.CommandContext(ctx, "nft", "list", "tables", "inet").Output()
+	if err != nil {
+		return nil, fmt.Errorf("reading the packet filter: %w", err)
+	}
+	var found []string
+	for line := range strings.Lines(string(list)) {
+		name, ours := strings.CutPrefix(strings.TrimSpace(line), "table inet devaipod_")
+		if !ours {
+			continue
+		}
+		rules, err := exec.CommandContext(ctx, "nft", "list", "table", "inet", "devaipod_"+name).Output()
+		if err == nil && slices.ContainsFunc(prefixes, func(p string) bool { return bytes.Contains(rules, []byte(p)) }) {
+			found = append(found, "devaipod_"+name)
+		}
+	}
+	return found, nil
+}
+
+func removeFences(ctx context.Context, tables []string) error {
+	var errs []error
+	for _, t := range tables {
+		// The service may have been quicker.
+		if out, err := exec.CommandContext(ctx, "nft", "delete", "table", "inet", t).CombinedOutput(); err != nil && !bytes.Contains(out, []byte("No such file")) {
+			errs = append(errs, fmt.Errorf("removing the packet filter's table %s: %w: %s", t, err, bytes.TrimSpace(out)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // privateAddr finds an address that a podman network may have.

@@ -1,0 +1,113 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	main "codeberg.org/devaipod/devaipod/cmd/internal/escape"
+	"codeberg.org/devaipod/devaipod/cmd/internal/testkit/lab"
+	"codeberg.org/devaipod/devaipod/pods"
+)
+
+// Files in the user's home by which the two processes speak.
+const (
+	givenFile   = "given.json"
+	resultsFile = "results.json"
+)
+
+// runAsUser runs the pod's part of the test as the ordinary user, in the same
+// namespaces, and returns what the probes said.
+func runAsUser(t *testing.T, p *place) map[string]main.Result {
+	t.Helper()
+	u, err := user.Lookup(os.Getenv(userEnv))
+	must(t, err)
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	must(t, err)
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	must(t, err)
+	given := p.config
+	given.Run += "u"
+	given.Host = lab.HostAddr
+	text, err := json.Marshal(given)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(u.HomeDir, givenFile), text, 0o644))
+	cmd := exec.Command(filepath.Join(p.dir, "bin/self"), "-test.run=^TestEscape$", "-test.v=true", "-test.count=1")
+	cmd.Dir = u.HomeDir
+	cmd.Env = []string{"HOME=" + u.HomeDir, "USER=" + u.Username, "PATH=" + os.Getenv("PATH"), "TMPDIR=" + u.HomeDir, placeEnv + "=" + p.dir, userEnv + "=" + u.Username, lab.InsideEnv}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	t.Logf("as %s:\n%s", u.Username, out)
+	must(t, err)
+	text, err = os.ReadFile(filepath.Join(u.HomeDir, resultsFile))
+	must(t, err)
+	var all map[string]main.Result
+	must(t, json.Unmarshal(text, &all))
+	return all
+}
+
+// escapeAsUser is the ordinary user's part: a pod, and a container beside it.
+func escapeAsUser(t *testing.T) {
+	home := os.Getenv("HOME")
+	p := &place{dir: os.Getenv(placeEnv), base: home, key: pods.Key{Owner: "ann", Repo: "hello", Issue: 3}, canary: []string{"sk+a-key-of-the-users/="}}
+	text, err := os.ReadFile(filepath.Join(home, givenFile))
+	must(t, err)
+	must(t, json.Unmarshal(text, &p.config))
+	p.podman(t)
+	p.config.Sockets = append(p.config.Sockets, p.path("w/podman.sock"))
+	p.twoPods(t)
+	// A container on a network of its own, where the fence has to be: one without a
+	// network of a name, as the forge's, is beyond slirp4netns(1) then.
+	_, err = p.world.Podman(t.Context(), "network", "create", "peers")
+	must(t, err)
+	_, err = p.world.Podman(t.Context(), "run", "--detach", "--name", "forge", "--network", "peers", image, "/bin/escape", "serve", fmt.Sprintf(":%d", p.config.LoopPort), "site=forge lab="+p.config.Nonce)
+	must(t, err)
+	p.config.Forge = p.address(t, "forge")
+	all := p.tryIn(t, "the user's pod", p.agent(), p.config)
+	fenceAsUser(t, p)
+	must(t, p.manager.RemoveAll(t.Context()))
+	must(t, p.world.Remove(t.Context()))
+	text, err = json.Marshal(all)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(home, resultsFile), text, 0o600))
+}
+
+// fenceAsUser tries from another container on control's network, to which the same
+// rules apply.
+func fenceAsUser(t *testing.T, p *place) {
+	t.Helper()
+	get := func(addr string) bool {
+		out, _ := p.world.Podman(t.Context(), "run", "--rm", "--network", p.manager.Name(p.key)+"-egress", image, "/bin/escape", "get", addr)
+		return strings.Contains(out, p.config.Nonce)
+	}
+	want := func(when string, reached bool) {
+		t.Helper()
+		for what, addr := range map[string]string{"the host": net.JoinHostPort(lab.HostAddr, strconv.Itoa(p.config.HostPort)), "another container": p.config.Forge} {
+			if got := get(addr); got != reached {
+				t.Errorf("%s, control reaches %s: %v, want %v", when, what, got, reached)
+			}
+		}
+		if !get(net.JoinHostPort(lab.AllowedName, "80")) {
+			t.Errorf("%s, control does not reach the world", when)
+		}
+	}
+	must(t, p.manager.Fence(t.Context()))
+	want("as it is made", false)
+	command(t, "podman", "unshare", "--rootless-netns", "/usr/sbin/nft", "delete", "table", "inet", "devaipod_escape")
+	want("without the fence", true)
+	must(t, p.manager.Fence(t.Context()))
+	want("when it is made again", false)
+	host, err := p.client.Host(t.Context())
+	must(t, err)
+	if why := pods.LackingFence(t.Context(), host); why != "" || !host.Rootless {
+		t.Errorf("podman without root: %v; there is a fence, and this host lacks: %s", host.Rootless, why)
+	}
+}

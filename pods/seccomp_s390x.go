@@ -1,0 +1,4 @@
+package pods
+
+// cloneFlags is which argument of clone(2) has the flags.
+func cloneFlags() uint { return 1 }
