@@ -109,7 +109,9 @@ func (w watched) allowed(ctx context.Context, log *slog.Logger, hosts []string) 
 	text := "The gate lets these through now, which it refused before: " + strings.Join(hosts, ", ") + ". If you still need them, try again."
 	if err := w.Send(ctx, text); err != nil {
 		log.Warn("the agent was not told of hosts that it may reach now", "hosts", hosts, "err", err)
+		return
 	}
+	log.Info("told the agent of hosts that it may reach now", "hosts", hosts)
 }
 
 // authority is the gate's own certificate authority, made once for the pod's life:

@@ -25,6 +25,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/cmd/internal/testkit"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
@@ -227,16 +228,36 @@ func (c *call) grow() error {
 }
 
 func (c *call) rundir() error {
+	dir, err := c.runDir()
+	c.printf("%s\n", dir)
+	return err
+}
+
+func (c *call) runDir() (string, error) {
 	n, err := c.issueNumber()
 	if err != nil {
-		return err
+		return "", err
 	}
 	m, err := pods.New(pods.Config{Instance: c.Instance, StateDir: c.StateDir, Podman: new(podman.Client), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
+		return "", err
+	}
+	return m.RunDir(pods.Key{Owner: c.env("OWNER"), Repo: c.env("NAME"), Issue: n}), nil
+}
+
+func (c *call) policy() error {
+	dir, err := c.runDir()
+	if err != nil {
 		return err
 	}
-	c.printf("%s\n", m.RunDir(pods.Key{Owner: c.env("OWNER"), Repo: c.env("NAME"), Issue: n}))
-	return nil
+	p, err := podfile.NewPolicyReader(dir).Policy()
+	if err != nil {
+		return err
+	}
+	p.Key, p.Inject = "", nil
+	text, err := json.Marshal(p)
+	c.printf("%s\n", text)
+	return err
 }
 
 func (c *call) reboot() error {

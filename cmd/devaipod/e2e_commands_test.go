@@ -44,6 +44,7 @@ func commands() map[string]func(*call) error {
 		"full":       (*call).full,       // full DIR | -off DIR: a disk that is full
 		"grow":       (*call).grow,       // grow: makes $REPO TEST_BIG_MB large (64)
 		"rundir":     (*call).rundir,     // rundir: the pod's directory
+		"policy":     (*call).policy,     // policy: what the pod may do, without keys
 		"reboot":     (*call).reboot,     // reboot: what a machine without power does
 		"noleak":     (*call).noleak,     // noleak FILE…: none of our secrets in them
 		"processes":  (*call).processes,  // processes: pids of the world's processes

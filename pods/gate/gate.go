@@ -238,6 +238,7 @@ func clean(s string) string { return fmt.Sprintf("%.200q", s) }
 type Traffic struct {
 	InFlight     int
 	Requests     int64
+	FirstRequest time.Time
 	LastRequest  time.Time
 	LastResponse time.Time
 	Received     int64  // bytes of answers that were no errors
@@ -284,7 +285,9 @@ func (t *traffic) begin() {
 	defer t.mu.Unlock()
 	t.t.InFlight++
 	t.t.Requests++
-	t.t.LastRequest = time.Now()
+	if t.t.LastRequest = time.Now(); t.t.FirstRequest.IsZero() {
+		t.t.FirstRequest = t.t.LastRequest
+	}
 }
 
 // received counts what came of an answer, as it comes.

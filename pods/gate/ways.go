@@ -150,7 +150,13 @@ func (g *Gate) released(p podfile.Policy, seen map[string]bool) (hosts []string)
 }
 
 // Blocked lists what the agent was refused and still would be, the newest first.
+// What its program asked for before it had asked the model anything is left out:
+// the task has no need of that (opencode looks for a package of its own).
 func (g *Gate) Blocked() []egress.Block {
+	began := g.Traffic().FirstRequest
+	if began.IsZero() {
+		return nil
+	}
 	p := g.ways.policy.Load()
 	rules, err := egress.Parse(p.Network.Allow)
 	if err != nil {
@@ -158,6 +164,9 @@ func (g *Gate) Blocked() []egress.Block {
 	}
 	var out []egress.Block
 	for _, b := range g.ways.by[Agent].Blocked() {
+		if b.Last.Before(began) {
+			continue
+		}
 		if b.Allow == "" || !p.Network.Open && !rules.Allows(b.Host, b.Port) {
 			out = append(out, b)
 		}

@@ -169,6 +169,13 @@ func TestHostsOnTheListAreReached(t *testing.T) {
 func TestTheAgentIsToldOfWhatIsAllowed(t *testing.T) {
 	o := newOutside(t)
 	time.Sleep(300 * time.Millisecond)
+	o.get(o.agent, agentTok, "https://early.example.org/", nil)
+	if blocked := o.gate.Blocked(); len(blocked) > 0 {
+		t.Errorf("before the model was asked: %+v", blocked)
+	}
+	if resp, body := ask(t, o.agent, "POST", chatRoute, agentTok, goodChat); resp.StatusCode != 200 {
+		t.Fatal(resp.Status, body)
+	}
 	for range 3 {
 		o.get(o.agent, agentTok, "https://a.example.org/", nil)
 	}

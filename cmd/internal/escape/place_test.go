@@ -193,7 +193,7 @@ func (p *place) victims(t *testing.T) {
 	t.Helper()
 	for _, uid := range []uint32{1000, 0} {
 		cmd := exec.Command(filepath.Join(p.dir, "bin/escape"), "victim", p.config.Victim, p.config.Key)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}} // the namespaces end it, if we don't
 		out, err := cmd.StdoutPipe()
 		must(t, err)
 		must(t, cmd.Start())

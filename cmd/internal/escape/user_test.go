@@ -43,7 +43,7 @@ func runAsUser(t *testing.T, p *place) map[string]main.Result {
 	cmd := exec.Command(filepath.Join(p.dir, "bin/self"), "-test.run=^TestEscape$", "-test.v=true", "-test.count=1")
 	cmd.Dir = u.HomeDir
 	cmd.Env = []string{"HOME=" + u.HomeDir, "USER=" + u.Username, "PATH=" + os.Getenv("PATH"), "TMPDIR=" + u.HomeDir, placeEnv + "=" + p.dir, userEnv + "=" + u.Username, lab.InsideEnv}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	out, err := cmd.CombinedOutput()
 	t.Logf("as %s:\n%s", u.Username, out)
 	must(t, err)

@@ -36,6 +36,9 @@ func Enter(stdout, stderr io.Writer, more ...string) error {
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
 	}
+	// The signal comes when the thread ends that has started the process (prctl(2)).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("in namespaces of its own: %w", err)
 	}
