@@ -34,7 +34,7 @@ var allowed = map[string][]string{
 	"pods/secret":      {"pods/podfile"},
 	"pods/egress":      {"pods/redact"},
 	"pods/gate":        {"pods/egress", "pods/podfile", "pods/model", "pods/redact", "pods/usage"},
-	"pods/shim":        {"pods/podfile", "pods/relay"},
+	"pods/shim":        {"pods/egress", "pods/podfile", "pods/relay"},
 	"pods/redact":      {},
 	"pods/relay":       {},
 	"pods/saver":       {"pods/podfile", "pods/relay"},

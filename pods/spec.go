@@ -183,6 +183,7 @@ func (m *Manager) box(s Spec, workspace, sock, token string) podman.Container {
 	}
 	// Here, and not in the shim, so that whoever enters the container has it too.
 	maps.Copy(c.Env, egress.ProxyEnv(podfile.GateAddr, token, podfile.CABundle))
+	c.Env["APT_CONFIG"] = podfile.AptConfig
 	if s.Borrow != "" {
 		c.Mounts = append(c.Mounts, podman.Mount{Kind: podman.Bind, Source: s.Borrow, Target: podfile.BorrowDir, ReadOnly: true})
 	}

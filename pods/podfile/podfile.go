@@ -46,6 +46,8 @@ const (
 	// with the authorities of the container's system before it.
 	CACert   = "gate-ca.pem"
 	CABundle = SocketDir + "/ca-bundle.pem"
+	// AptConfig is made by the shim for apt (APT_CONFIG, apt.conf(5)).
+	AptConfig = SocketDir + "/apt.conf"
 	// AgentSocket is listened on by the agent's shim and leads to the agent's
 	// HTTP server. Hostile: it may be replaced by anything.
 	AgentSocket = "agent.sock"

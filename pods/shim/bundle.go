@@ -6,13 +6,47 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
+	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
 
 // systemCAs are where distributions keep the authorities that a container trusts:
 // Debian and Alpine, Fedora, openSUSE.
 var systemCAs = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"}
+
+// tellPrograms gives programs what they need to find the gate's proxy beside the
+// variables that the container has: a file of authorities, and settings of their
+// own where those don't do.
+func (c *Config) tellPrograms() error {
+	home := c.Home
+	if home == "" {
+		home = os.Getenv("HOME")
+	}
+	errs := []error{c.bundle()}
+	for path, text := range egress.ProxyFiles(c.GateAddr, c.Token, podfile.CABundle) {
+		rest, ofHome := strings.CutPrefix(path, "~/")
+		switch {
+		case ofHome && home != "":
+			errs = append(errs, leave(filepath.Join(home, rest), text))
+		case strings.HasPrefix(path, "/etc/apt/"):
+			errs = append(errs, leave(filepath.Join(c.SocketDir, filepath.Base(podfile.AptConfig)), text))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// leave writes a file for its user alone, unless there is one.
+func leave(path, text string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return podfile.Replace(path, []byte(text))
+}
 
 // bundle makes one file of the authorities that this container trusts and the
 // gate's own, for programs that take one file in place of the system's. There is

@@ -89,8 +89,8 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 		}
 		return 1, err
 	}
-	if err := cfg.bundle(); err != nil {
-		cfg.Log.Warn("programs in this container will not trust the gate's own authority: requests that secrets are put into fail", "err", err)
+	if err := cfg.tellPrograms(); err != nil {
+		cfg.Log.Warn("some programs in this container will not find the gate's proxy, or not trust it where it puts secrets in", "err", err)
 	}
 	if len(cfg.Command) == 0 {
 		if err := cfg.tellGit(); err != nil {
