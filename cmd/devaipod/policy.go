@@ -27,10 +27,11 @@ type policies struct {
 
 	mu     sync.Mutex
 	orders map[pods.Key]reconcile.Orders
+	wrong  map[pods.Key][]string // what was not understood when the policy was worked out last
 }
 
 func newPolicies(cfg config, ofRepo func(pods.Key) (repoConfig, error), runDir func(pods.Key) string) *policies {
-	return &policies{cfg: cfg, secrets: cfg.secrets(), ofRepo: ofRepo, runDir: runDir, orders: map[pods.Key]reconcile.Orders{}}
+	return &policies{cfg: cfg, secrets: cfg.secrets(), ofRepo: ofRepo, runDir: runDir, orders: map[pods.Key]reconcile.Orders{}, wrong: map[pods.Key][]string{}}
 }
 
 // secrets is where they are kept.
@@ -60,9 +61,16 @@ func (p *policies) of(k pods.Key) (podfile.Policy, error) {
 	p.mu.Lock()
 	o, known := p.orders[k]
 	p.mu.Unlock()
-	out.Network, _ = p.network(k, o)
-	if out.Budget, _, err = p.budget(o); err != nil || known {
+	var notHosts, notAmounts []string
+	out.Network, notHosts = p.network(k, o)
+	if out.Budget, notAmounts, err = p.budget(o); err != nil {
 		return out, err
+	}
+	if known {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.wrong[k] = append(notAmounts, notHosts...)
+		return out, nil
 	}
 	// The service has just started: until the issue has been read, what holds is
 	// what held.
@@ -139,12 +147,14 @@ func (p *podPort) Steer(_ context.Context, k reconcile.Key, o reconcile.Orders) 
 	if err := p.manager.Steer(key); err != nil {
 		return out, err
 	}
-	budget, wrong, err := p.policies.budget(o)
+	budget, _, err := p.policies.budget(o)
 	if err != nil {
 		return out, err
 	}
-	_, notHosts := p.policies.network(key, o)
-	if wrong = append(wrong, notHosts...); len(wrong) > 0 {
+	p.policies.mu.Lock()
+	wrong := p.policies.wrong[key]
+	p.policies.mu.Unlock()
+	if len(wrong) > 0 {
 		out.Note = "Not understood: " + strings.Join(wrong, "; ") + "."
 	}
 	entries, err := usage.Read(p.manager.UsageDir(key))

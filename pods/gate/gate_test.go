@@ -65,6 +65,11 @@ func TestWhatIsAdmittedGoesOnByteForByte(t *testing.T) {
 
 func newPlace(t *testing.T, api string, model http.HandlerFunc) *place {
 	t.Helper()
+	return newPlaceFor(t, api, model)
+}
+
+func newPlaceFor(t testing.TB, api string, model http.HandlerFunc) *place {
+	t.Helper()
 	p := &place{policy: podfile.Policy{Key: key}}
 	m := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.modelSaw = append(p.modelSaw, r)
@@ -105,7 +110,7 @@ func newPlace(t *testing.T, api string, model http.HandlerFunc) *place {
 
 func keyed() (podfile.Policy, error) { return podfile.Policy{Key: key}, nil }
 
-func account(t *testing.T) *usage.Journal {
+func account(t testing.TB) *usage.Journal {
 	t.Helper()
 	j, err := usage.Open(t.TempDir())
 	if err != nil {
