@@ -33,7 +33,9 @@ type CA struct {
 const (
 	caLife   = 10 * 365 * 24 * time.Hour
 	leafLife = 24 * time.Hour
-	backdate = time.Hour // clocks differ
+	// Clocks differ, and jump.
+	caBackdate = 365 * 24 * time.Hour
+	backdate   = time.Hour
 )
 
 // maxLeaves bounds the certificates that are kept.
@@ -54,7 +56,7 @@ func NewCA(hosts ...string) (*CA, error) {
 	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: "devaipod gate"},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(caLife),
+		NotBefore: now.Add(-caBackdate), NotAfter: now.Add(caLife),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage: x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
@@ -120,7 +122,7 @@ func (c *CA) leaf(name string) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
-	if leaf := c.leaves[name]; leaf != nil && now.Add(time.Hour).Before(leaf.Leaf.NotAfter) {
+	if leaf := c.leaves[name]; leaf != nil && now.Add(time.Hour).Before(leaf.Leaf.NotAfter) && now.After(leaf.Leaf.NotBefore) {
 		return leaf, nil
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
