@@ -115,6 +115,13 @@ func (m *Manager) Fence(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if host.Rootless {
+		// With nobody in it, podman's namespace is not there, and to enter it would
+		// make it, and leave a slirp4netns(1) behind.
+		if runs, err := m.controlRuns(ctx); err != nil || !runs {
+			return err
+		}
+	}
 	if !slices.ContainsFunc(bridges, func(b string) bool { return strings.HasPrefix(b, bridgePrefix(m.cfg.Instance)) }) {
 		if host.Rootless {
 			return nil // it is gone with the last network, or goes
@@ -126,6 +133,11 @@ func (m *Manager) Fence(ctx context.Context) error {
 		return err
 	}
 	return nft(ctx, host, f.rules())
+}
+
+func (m *Manager) controlRuns(ctx context.Context) (bool, error) {
+	found, err := m.podman.Containers(ctx, map[string]string{labelInstance: m.cfg.Instance, labelRole: RoleControl})
+	return slices.ContainsFunc(found, func(t podman.Thing) bool { return t.Running }), err
 }
 
 // KeepFence calls Fence now and at every interval, until ctx ends.
@@ -162,7 +174,7 @@ func (m *Manager) tryFence(ctx context.Context) {
 func LackingFence(ctx context.Context, h podman.Host) string {
 	f, err := newFencing("probe", h, []string{"probe0"})
 	if err == nil {
-		err = nft(ctx, h, f.rules(), "--check")
+		err = nft(ctx, h, f.rules(), checkOnly)
 	}
 	if err != nil {
 		return fmt.Sprintf("no fence: their control containers can reach services of this host that listen on all addresses, and other containers (%s)", err)
@@ -220,7 +232,12 @@ func nameServers(conf io.Reader) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// nft runs nft(8) where podman's networks are.
+// checkOnly has nft look at rules, and change nothing.
+const checkOnly = "--check"
+
+// nft runs nft(8) where podman's networks are. What is only to be checked is looked
+// at in a namespace of its own, where that is without root: it makes none of
+// podman's.
 func nft(ctx context.Context, host podman.Host, rules string, args ...string) error {
 	program, err := exec.LookPath("nft")
 	if err != nil {
@@ -230,6 +247,8 @@ func nft(ctx context.Context, host podman.Host, rules string, args ...string) er
 	switch {
 	case host.Rootless && os.Getuid() == 0, !host.Rootless && os.Getuid() != 0:
 		return errors.New("podman runs as another user than the service, who can't make rules where its networks are")
+	case host.Rootless && slices.Contains(args, checkOnly):
+		command = append([]string{"podman", "unshare", "unshare", "--net"}, command...)
 	case host.Rootless:
 		command = append([]string{"podman", "unshare", "--rootless-netns"}, command...)
 	}

@@ -325,6 +325,20 @@ func TestARenamedRepositoryKeepsItsPods(t *testing.T) {
 		w.label("ann")
 		l.Kick(w.issue.Key)
 		until(t, "begun anew", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.begun == 2 })
+		// Also while its pod can't be started.
+		w.unlabel()
+		l.Kick(w.issue.Key)
+		until(t, "stopped", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.pod.Stopped })
+		w.set(func() { w.beginErr = errors.New("no room") })
+		w.label("ann")
+		l.Kick(w.issue.Key)
+		until(t, "waiting", func() bool { v, _ := l.View(w.issue.Key); return v.State == reconcile.Queued })
+		if l.PodKey(w.issue.Key) != old {
+			t.Errorf("%s belongs to %s", l.PodKey(w.issue.Key), w.issue.Key)
+		}
+		w.set(func() { w.beginErr = nil })
+		l.Kick(w.issue.Key)
+		until(t, "at work", func() bool { v, _ := l.View(w.issue.Key); return v.State == reconcile.Working })
 	})
 	if w.task.Key != old || v.State != reconcile.Working || !strings.Contains(w.task.Prompt, "ann/welcome") {
 		t.Errorf("the pod is %s, %+v", w.task.Key, v.State)

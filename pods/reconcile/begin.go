@@ -90,7 +90,7 @@ func (l *Loop) unstarted(ctx context.Context, i Issue, t Task, err error) error 
 		since = l.cfg.Now()
 		l.stuck[i.Key] = since
 	}
-	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User,
+	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User, pod: t.Key,
 		Why: "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."}
 	if l.cfg.Deadline > 0 && l.cfg.Now().Sub(since) >= l.cfg.Deadline {
 		l.cfg.Log.Error("the pod could not be started", "issue", i.Key.String(), "for", l.cfg.Deadline, "err", err)
@@ -195,7 +195,7 @@ func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 // queue tells that an issue waits for its turn.
 func (l *Loop) queue(ctx context.Context, i Issue, t Task) error {
 	return l.show(ctx, i, View{
-		State: Queued, Labeler: t.Trigger.User, Branch: t.Branch, limit: true,
+		State: Queued, Labeler: t.Trigger.User, Branch: t.Branch, limit: true, pod: t.Key,
 		Why: fmt.Sprintf("%d agents are working, and no more may at a time (agent.max).", l.cfg.Max),
 	})
 }
