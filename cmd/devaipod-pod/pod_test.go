@@ -84,6 +84,8 @@ type pod struct {
 	dir      string
 	upstream string
 	script   *scriptedmodel.Server
+	model    podfile.Model
+	npm      string // opencode's package for the model, "" for that of its API
 	opencode string
 	log      *lockedBuffer
 }
@@ -95,7 +97,13 @@ func newPod(t *testing.T, issue string) *pod {
 
 func newPodThatStalls(t *testing.T, issue string, stall time.Duration) *pod {
 	t.Helper()
-	p := &pod{t: t, dir: t.TempDir(), opencode: opencodeBinary(t), log: &lockedBuffer{}}
+	return newPodOf(t, issue, stall, podfile.Model{API: podfile.APIOpenAI, Name: scriptedmodel.Name, BaseURL: "/v1"})
+}
+
+// newPodOf is one of a model, whose URL lacks the host.
+func newPodOf(t *testing.T, issue string, stall time.Duration, model podfile.Model) *pod {
+	t.Helper()
+	p := &pod{t: t, dir: t.TempDir(), model: model, opencode: opencodeBinary(t), log: &lockedBuffer{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(p.log.String())
@@ -108,13 +116,14 @@ func newPodThatStalls(t *testing.T, issue string, stall time.Duration) *pod {
 	}
 	p.seed()
 	p.script = scriptedmodel.New(realKey, scriptedmodel.Tasks())
-	model := httptest.NewServer(p.script)
-	t.Cleanup(model.Close)
-	p.serve(model.Listener.Addr().String())
+	server := httptest.NewServer(p.script)
+	t.Cleanup(server.Close)
+	p.serve(server.Listener.Addr().String())
+	p.model.BaseURL, p.model.ViaService = server.URL+model.BaseURL, true
 	err := podfile.Write(p.path("run"), &podfile.File{
 		Instance: "test", Pod: "test", Repo: "ann/hello", Issue: 3, Branch: branch, BranchPrefix: "agent/3-", Base: "main",
 		AgentToken: agentTok, WorkspaceToken: "token-of-the-workspace",
-		Model: podfile.Model{API: podfile.APIOpenAI, Name: scriptedmodel.Name, BaseURL: model.URL + "/v1", ViaService: true},
+		Model: p.model,
 		Task:  podfile.Task{Key: taskKey, Stall: stall, Prompt: "THE-TASK: push it with: git push origin HEAD:" + branch + "\n\n" + issue + "\n"},
 	})
 	if err != nil {
@@ -265,7 +274,10 @@ func (p *pod) startShim(command ...string) *process {
 	if len(command) == 0 {
 		command = []string{"opencode", "serve", "--hostname", "127.0.0.1", "--port", "4096"}
 	}
-	config := pods.OpencodeConfig(podfile.Model{API: podfile.APIOpenAI, Name: scriptedmodel.Name}, agentTok)
+	config := pods.OpencodeConfig(p.model, agentTok)
+	if p.npm != "" {
+		config = strings.ReplaceAll(config, "@ai-sdk/openai-compatible", p.npm)
+	}
 	env := append(p.shimEnv(agentTok, "home"),
 		"OPENCODE_CONFIG_CONTENT="+strings.ReplaceAll(config, podfile.RepoDir, p.path("agent/repo")),
 		"OPENCODE_DISABLE_PROJECT_CONFIG=1", "OPENCODE_DISABLE_MODELS_FETCH=1", "OPENCODE_DISABLE_AUTOUPDATE=1",

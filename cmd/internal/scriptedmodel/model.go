@@ -1,8 +1,13 @@
 // Package scriptedmodel is a stand-in for a language model, for demo and tests
-// alone: nothing in it thinks. It speaks OpenAI's chat completions API, so that
-// a real agent runs real tools, and answers from a script that decides by what
-// the agent's tools have answered so far. It says what it is in every reply's
-// model name.
+// alone: nothing in it thinks. It speaks the APIs that a pod's gate admits, so
+// that a real agent runs real tools, and answers from a script that decides by
+// what the agent's tools have answered so far. It says what it is in every
+// reply's model name.
+//
+// Each API has a file of its own, after its reference: OpenAI's chat completions
+// and responses below /v1, Anthropic's messages there too, and Gemini's
+// generateContent below /v1beta. Each wants the key in its own header, and in no
+// other.
 package scriptedmodel
 
 import (
@@ -15,6 +20,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
 // Name is the model's name.
@@ -23,6 +30,7 @@ const Name = "scripted-model"
 // A Request is one question to the model, with the whole conversation in it.
 type Request struct {
 	At           time.Time // when it came
+	API          string    // Chat, Responses, Messages or Gemini
 	System, User string
 	HasTools     bool // without tools it asks for a title, or the like
 	Calls        []ToolCall
@@ -67,6 +75,7 @@ type Server struct {
 	mu       sync.Mutex
 	requests []Request
 	calls    int
+	used     usage.Totals
 	waiting  map[chan struct{}]string // what the request was about
 	released []string
 }
@@ -74,40 +83,79 @@ type Server struct {
 // New returns a model that answers who shows key, by script.
 func New(key string, script Script) *Server {
 	s := &Server{key: key, script: script, mux: http.NewServeMux(), waiting: map[chan struct{}]string{}}
-	s.mux.HandleFunc("POST /v1/chat/completions", s.complete)
-	s.mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, "", map[string]any{"object": "list", "data": []any{map[string]string{"id": Name, "object": "model"}}})
+	for pattern, a := range map[string]api{
+		"POST /v1/chat/completions":  chat{},
+		"POST /v1/responses":         responses{},
+		"POST /v1/messages":          messages{},
+		"POST /v1beta/models/{call}": gemini{},
+	} {
+		s.mux.HandleFunc(pattern, s.guard(a, func(w http.ResponseWriter, r *http.Request) { s.complete(a, w, r) }))
+	}
+	list := func(a api) http.HandlerFunc {
+		return s.guard(a, func(w http.ResponseWriter, _ *http.Request) { whole(w, a.models()) })
+	}
+	s.mux.HandleFunc("GET /v1beta/models", list(gemini{}))
+	s.mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(versionHeader) != "" {
+			list(messages{})(w, r)
+			return
+		}
+		list(chat{})(w, r)
 	})
 	return s
 }
 
 // ServeHTTP answers one request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), []byte("Bearer "+s.key)) != 1 {
-		fail(w, http.StatusUnauthorized, "the scripted model's key is wrong")
-		return
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+// guard lets requests through that show the key as a wants it.
+func (s *Server) guard(a api, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if subtle.ConstantTimeCompare([]byte(a.key(r.Header)), []byte(s.key)) != 1 {
+			a.fail(w, http.StatusUnauthorized, "the scripted model's key is wrong")
+			return
+		}
+		next(w, r)
 	}
-	s.mux.ServeHTTP(w, r)
 }
 
-func fail(w http.ResponseWriter, status int, text string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	writeJSON(w, "", map[string]any{"error": map[string]any{"message": text, "type": "scripted", "code": status}})
+// An api is a way to speak to the model. Its methods have no state.
+type api interface {
+	// key is what h shows as the key, "" for none.
+	key(h http.Header) string
+	// read turns the wire's form into what a script reads.
+	read(r *http.Request, body []byte) (req Request, stream bool, err error)
+	// send writes a reply, streamed as it is asked for, or whole.
+	send(w http.ResponseWriter, r *http.Request, a answer)
+	// half begins a stream.
+	half(w http.ResponseWriter, id string)
+	fail(w http.ResponseWriter, status int, text string)
+	models() any
+	// said is what each reply says that it used: 110 tokens in all.
+	said() usage.Tokens
 }
 
-func (s *Server) complete(w http.ResponseWriter, r *http.Request) {
-	var in wireRequest
+// An answer is a reply on its way.
+type answer struct {
+	id     string // of the call, if it is one
+	stream bool
+	text   string
+	tool   string
+	args   string // JSON
+}
+
+func (s *Server) complete(a api, w http.ResponseWriter, r *http.Request) {
 	at := time.Now()
+	var req Request
+	var stream bool
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<20))
 	if err == nil {
-		err = json.Unmarshal(body, &in)
+		req, stream, err = a.read(r, body)
 	}
 	if err != nil {
-		fail(w, http.StatusBadRequest, err.Error())
+		a.fail(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	req := in.request()
 	req.At = at
 	s.mu.Lock()
 	s.requests = append(s.requests, req)
@@ -120,28 +168,43 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case reply.Broken != "":
-		broken(w, r, reply, id)
+		broken(a, w, r, reply, id)
 		return
 	case reply.Status != 0:
-		fail(w, reply.Status, reply.Text)
+		a.fail(w, reply.Status, reply.Text)
 		return
 	}
-	send(w, in.Stream, reply, id)
+	args, err := json.Marshal(reply.Arguments)
+	if err != nil {
+		a.fail(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	s.mu.Lock()
+	s.used = s.used.Add(usage.Totals{Requests: 1, Tokens: a.said()})
+	s.mu.Unlock()
+	a.send(w, r, answer{id: id, stream: stream, text: reply.Text, tool: reply.Tool, args: string(args)})
 }
 
 // broken answers as no model should.
-func broken(w http.ResponseWriter, r *http.Request, reply Reply, id string) {
+func broken(a api, w http.ResponseWriter, r *http.Request, reply Reply, id string) {
 	if reply.Broken == Hang {
 		<-r.Context().Done()
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	if reply.Broken == Half {
-		writeJSON(w, "data: ", map[string]any{"id": id, "object": "chat.completion.chunk", "model": Name,
-			"choices": []any{map[string]any{"index": 0, "delta": map[string]any{"role": "assistant", "content": "I was about to"}}}})
+		a.half(w, id)
 		panic(http.ErrAbortHandler)
 	}
 	fmt.Fprint(w, "data: {{{ this is no JSON\n\n")
+}
+
+// Used is what its replies said so far that they used; broken ones and errors say
+// nothing.
+func (s *Server) Used() usage.Totals {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
 }
 
 // Requests are all that came so far.

@@ -7,40 +7,32 @@ import (
 	"strings"
 )
 
-// The part of OpenAI's chat completions API (platform.openai.com/docs/
-// api-reference/chat) that opencode uses.
+// The APIs by their names in a [Request].
+const (
+	Chat      = "chat"      // OpenAI's chat completions
+	Responses = "responses" // OpenAI's responses
+	Messages  = "messages"  // Anthropic's messages
+	Gemini    = "gemini"    // Gemini's generateContent
+)
 
-type wireRequest struct {
-	Model    string            `json:"model"`
-	Stream   bool              `json:"stream"`
-	Messages []wireMessage     `json:"messages"`
-	Tools    []json.RawMessage `json:"tools"`
+// begun is what a stream that breaks off has said.
+const begun = "I was about to"
+
+func bearer(h http.Header) string {
+	key, _ := strings.CutPrefix(h.Get("Authorization"), "Bearer ")
+	return key
 }
 
-type wireMessage struct {
-	Role       string          `json:"role"`
-	Content    json.RawMessage `json:"content"` // a string, or a list of parts
-	ToolCallID string          `json:"tool_call_id"`
-	ToolCalls  []struct {
-		ID       string       `json:"id"`
-		Function wireFunction `json:"function"`
-	} `json:"tool_calls"`
-}
-
-type wireFunction struct {
-	Name      string `json:"name"`
-	Arguments string `json:"arguments"`
-}
-
-func (m wireMessage) text() string {
+// text is a string, or the texts of a list of parts.
+func text(content json.RawMessage) string {
 	var s string
-	if json.Unmarshal(m.Content, &s) == nil {
+	if json.Unmarshal(content, &s) == nil {
 		return s
 	}
 	var parts []struct {
 		Text string `json:"text"`
 	}
-	if json.Unmarshal(m.Content, &parts) != nil {
+	if json.Unmarshal(content, &parts) != nil {
 		return ""
 	}
 	var b strings.Builder
@@ -50,62 +42,50 @@ func (m wireMessage) text() string {
 	return b.String()
 }
 
-// request turns the wire's form into what a script reads.
-func (w wireRequest) request() Request {
-	r := Request{HasTools: len(w.Tools) > 0}
-	results := map[string]string{}
-	for _, m := range w.Messages {
-		if m.Role == "tool" {
-			results[m.ToolCallID] = m.text()
+// answered notes the result of the first call that has none and that is says is
+// meant.
+func (r *Request) answered(result string, is func(ToolCall) bool) error {
+	for i, c := range r.Calls {
+		if !c.Answered && is(c) {
+			r.Calls[i].Answered, r.Calls[i].Result = true, result
+			return nil
 		}
 	}
-	for _, m := range w.Messages {
-		switch m.Role {
-		case "system":
-			r.System += m.text() + "\n"
-		case "user":
-			r.User += m.text() + "\n"
-		}
-		for _, c := range m.ToolCalls {
-			result, answered := results[c.ID]
-			r.Calls = append(r.Calls, ToolCall{ID: c.ID, Tool: c.Function.Name, Arguments: c.Function.Arguments, Answered: answered, Result: result})
-		}
-	}
-	return r
+	return fmt.Errorf("a tool's result %.60q belongs to no call", result)
 }
 
-// send writes a reply, streamed as server-sent events or whole.
-func send(w http.ResponseWriter, stream bool, r Reply, id string) {
-	delta := map[string]any{"role": "assistant", "content": r.Text}
-	finish := "stop"
-	if r.Tool != "" {
-		args, err := json.Marshal(r.Arguments)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		delta["tool_calls"] = []map[string]any{{"index": 0, "id": id, "type": "function", "function": wireFunction{r.Tool, string(args)}}}
-		finish = "tool_calls"
-	}
-	usage := map[string]int{"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-	if !stream {
-		w.Header().Set("Content-Type", "application/json")
-		writeJSON(w, "", map[string]any{
-			"id": id, "object": "chat.completion", "model": Name, "usage": usage,
-			"choices": []any{map[string]any{"index": 0, "message": delta, "finish_reason": finish}},
-		})
-		return
-	}
+func byID(id string) func(ToolCall) bool {
+	return func(c ToolCall) bool { return c.ID == id }
+}
+
+// pieces are s as it comes in a stream: in two parts.
+func pieces(s string) []string {
+	r := []rune(s)
+	return []string{string(r[:len(r)/2]), string(r[len(r)/2:])}
+}
+
+// whole writes an answer that is no stream.
+func whole(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	writeJSON(w, "", v)
+}
+
+// events begins a stream of server-sent events (html.spec.whatwg.org/multipage/
+// server-sent-events.html); the function writes one, of a type or of none.
+func events(w http.ResponseWriter) func(kind string, v any) {
 	w.Header().Set("Content-Type", "text/event-stream")
-	chunk := func(delta map[string]any, finish any, usage any) {
-		writeJSON(w, "data: ", map[string]any{
-			"id": id, "object": "chat.completion.chunk", "model": Name, "usage": usage,
-			"choices": []any{map[string]any{"index": 0, "delta": delta, "finish_reason": finish}},
-		})
+	return func(kind string, v any) {
+		if kind != "" {
+			fmt.Fprintf(w, "event: %s\n", kind)
+		}
+		writeJSON(w, "data: ", v)
 	}
-	chunk(delta, nil, nil)
-	chunk(map[string]any{}, finish, usage)
-	fmt.Fprint(w, "data: [DONE]\n\n")
+}
+
+func failure(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	writeJSON(w, "", v)
 }
 
 func writeJSON(w http.ResponseWriter, prefix string, v any) {
