@@ -108,8 +108,11 @@ func (r *Request) part(role string, p geminiPart) error {
 	return nil
 }
 
+// thoughts are tokens of an answer that nobody sees, and that cost.
+const thoughts = 4
+
 // chunk is a part of an answer; more are fields of the candidate.
-func (g gemini) chunk(id string, output, thoughts int64, part, more map[string]any) map[string]any {
+func (g gemini) chunk(id string, output int64, part, more map[string]any) map[string]any {
 	t := g.said()
 	candidate := map[string]any{"index": 0, "content": map[string]any{"role": "model", "parts": []any{part}}}
 	for key, value := range more {
@@ -125,11 +128,10 @@ func (g gemini) chunk(id string, output, thoughts int64, part, more map[string]a
 }
 
 func (g gemini) half(w http.ResponseWriter, id string) {
-	events(w)("", g.chunk(id, 1, 4, map[string]any{"text": begun}, nil))
+	events(w)("", g.chunk(id, 1, map[string]any{"text": begun}, nil))
 }
 
 func (g gemini) send(w http.ResponseWriter, r *http.Request, a answer) {
-	thoughts := int64(4)
 	output := g.said().Output - thoughts
 	end := map[string]any{"finishReason": "STOP"}
 	call := map[string]any{
@@ -141,15 +143,15 @@ func (g gemini) send(w http.ResponseWriter, r *http.Request, a answer) {
 		if a.tool != "" {
 			part = call
 		}
-		whole(w, g.chunk(a.id, output, thoughts, part, end))
+		whole(w, g.chunk(a.id, output, part, end))
 		return
 	}
 	var chunks []any
 	if a.tool != "" {
-		chunks = append(chunks, g.chunk(a.id, 1, thoughts, call, nil), g.chunk(a.id, output, thoughts, map[string]any{"text": ""}, end))
+		chunks = append(chunks, g.chunk(a.id, 1, call, nil), g.chunk(a.id, output, map[string]any{"text": ""}, end))
 	} else {
 		halves := pieces(a.text)
-		chunks = append(chunks, g.chunk(a.id, 1, thoughts, map[string]any{"text": halves[0]}, nil), g.chunk(a.id, output, thoughts, map[string]any{"text": halves[1]}, end))
+		chunks = append(chunks, g.chunk(a.id, 1, map[string]any{"text": halves[0]}, nil), g.chunk(a.id, output, map[string]any{"text": halves[1]}, end))
 	}
 	if r.URL.Query().Get("alt") != "sse" {
 		whole(w, chunks) // a list, as it comes
