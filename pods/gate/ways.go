@@ -17,6 +17,7 @@ import (
 type ways struct {
 	by     map[Role]*egress.Proxy
 	policy atomic.Pointer[podfile.Policy]
+	rules  atomic.Pointer[egress.Rules] // that the policy makes
 	// private are the addresses that the configuration names although they are not
 	// public.
 	private atomic.Pointer[[]netip.Prefix]
@@ -25,6 +26,7 @@ type ways struct {
 func newWays(cfg Config) (*ways, error) {
 	w := &ways{by: map[Role]*egress.Proxy{}}
 	w.policy.Store(&podfile.Policy{})
+	w.rules.Store(&egress.Rules{})
 	w.private.Store(&[]netip.Prefix{})
 	for role, token := range map[Role]string{Agent: cfg.File.AgentToken, Workspace: cfg.File.WorkspaceToken} {
 		c := egress.Config{Authorized: egress.Token(token), Reachable: w.reachable, Resolve: cfg.Resolve, Dial: cfg.Dial, Roots: cfg.Roots, Log: cfg.Log.With("role", role)}
@@ -84,6 +86,7 @@ func (w *ways) steer(p podfile.Policy) (wrong error) {
 		private = append(private, prefix)
 	}
 	w.policy.Store(&p)
+	w.rules.Store(&rules)
 	w.private.Store(&private)
 	for _, proxy := range w.by {
 		proxy.SetRules(rules)
@@ -116,7 +119,7 @@ func (g *Gate) Watch(ctx context.Context, tell func(hosts []string)) {
 				g.cfg.Log.Error("gate: the rules for the network can't be read; nothing is let through", "err", wrong)
 			}
 			if tell != nil && !first {
-				if hosts := g.released(p, seen); len(hosts) > 0 {
+				if hosts := g.released(seen); len(hosts) > 0 {
 					tell(hosts)
 				}
 			}
@@ -131,14 +134,8 @@ func (g *Gate) Watch(ctx context.Context, tell func(hosts []string)) {
 }
 
 // released are hosts that the agent was refused and that are allowed now.
-func (g *Gate) released(p podfile.Policy, seen map[string]bool) (hosts []string) {
-	rules, err := egress.Parse(p.Network.Allow)
-	if err != nil {
-		return nil
-	}
-	if p.Network.Open {
-		rules = egress.Open()
-	}
+func (g *Gate) released(seen map[string]bool) (hosts []string) {
+	rules := g.ways.rules.Load()
 	for _, b := range g.ways.by[Agent].Blocked() {
 		allowed := b.Allow != "" && rules.Allows(b.Host, b.Port)
 		if allowed && !seen[b.Allow] {
@@ -157,17 +154,13 @@ func (g *Gate) Blocked() []egress.Block {
 	if began.IsZero() {
 		return nil
 	}
-	p := g.ways.policy.Load()
-	rules, err := egress.Parse(p.Network.Allow)
-	if err != nil {
-		rules = egress.Rules{}
-	}
+	rules := g.ways.rules.Load()
 	var out []egress.Block
 	for _, b := range g.ways.by[Agent].Blocked() {
 		if b.Last.Before(began) {
 			continue
 		}
-		if b.Allow == "" || !p.Network.Open && !rules.Allows(b.Host, b.Port) {
+		if b.Allow == "" || !rules.Allows(b.Host, b.Port) {
 			out = append(out, b)
 		}
 	}
