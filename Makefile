@@ -35,9 +35,9 @@ modules:
 	@go mod download </dev/null
 
 .PHONY: build
-build: modules ## compile bin/devaipod and bin/devaipod-pod, static
+build: modules ## compile bin/devaipod, -pod and -box, static
 	@echo "Compiling devaipod $(VERSION) (about a minute the first time)" >&2
-	@$(BUILD) -o bin/ ./cmd/devaipod ./cmd/devaipod-pod
+	@$(BUILD) -o bin/ ./cmd/devaipod ./cmd/devaipod-box ./cmd/devaipod-pod
 
 .PHONY: images
 images: install ## build the forge's and the agent's image into the cache

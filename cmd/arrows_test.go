@@ -22,7 +22,7 @@ var allowed = map[string][]string{
 	"forge":            {},
 	"mirror":           {"mirror/gitproc", "mirror/smarthttp"},
 	"mirror/cache":     {"mirror/gitproc", "mirror/smarthttp"},
-	"mirror/gitproc":   {"mirror/smarthttp"},
+	"mirror/gitproc":   {},
 	"mirror/follow":    {"mirror/cache"},
 	"mirror/smarthttp": {},
 	"podapi":           {"podapi"},
@@ -121,12 +121,19 @@ func mayImport(rules []string, to string) bool {
 	return false
 }
 
-func TestThePodBinaryIsThin(t *testing.T) {
-	for _, p := range list(t, "./cmd/devaipod-pod") {
+func TestThePodBinaryIsThin(t *testing.T) { linksNone(t, "./cmd/devaipod-pod", heavy) }
+
+// Every push waits for it to start, some four times.
+func TestTheBoxIsThin(t *testing.T) {
+	linksNone(t, "./cmd/devaipod-box", append([]string{"net/http", "github.com/gin-gonic/"}, heavy...))
+}
+
+func linksNone(t *testing.T, program string, heavy []string) {
+	for _, p := range list(t, program) {
 		for _, dep := range p.Deps {
 			for _, h := range heavy {
 				if strings.HasPrefix(dep, h) {
-					t.Errorf("devaipod-pod links %s", dep)
+					t.Errorf("%s links %s", program, dep)
 				}
 			}
 		}

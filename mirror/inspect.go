@@ -12,7 +12,7 @@ import (
 	"strings"
 	"sync"
 
-	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 )
 
 // A violation is one reason not to take a push.
@@ -382,7 +382,7 @@ func (s *searcher) flush() error {
 	for _, f := range found {
 		v := violation{
 			rule: "secret", path: s.path, commit: s.commit, lift: s.path != "",
-			why:  fmt.Sprintf("it looks like a secret (%s); whoever reads the repository could use it", smarthttp.Printable(f.kind)),
+			why:  fmt.Sprintf("it looks like a secret (%s); whoever reads the repository could use it", gitproc.Printable(f.kind)),
 			next: "take it out of that commit (git rebase -i, or git commit --amend) and push again",
 		}
 		if f.line >= 0 && f.line < len(lines) && s.path != "" {

@@ -46,7 +46,7 @@ func serveWork() error {
 		return err
 	}
 	work, err := mirror.NewWork(mirror.WorkConfig{
-		ForgeURL: os.Getenv(serviceForge), User: "bot", Token: func() string { return token }, Wait: time.Second, Dir: filepath.Join(dir, "work"), Launcher: []string{os.Getenv(serviceLauncher), "box"},
+		ForgeURL: os.Getenv(serviceForge), User: "bot", Token: func() string { return token }, Wait: time.Second, Dir: filepath.Join(dir, "work"), Launcher: []string{os.Getenv(serviceLauncher)},
 		Known: func(ctx context.Context, repo string) (string, error) { return c.Here(ctx, address(repo)) },
 		Copy: func(repo string, _ int64) (string, bool) {
 			dir, ok, err := c.Copy(address(repo), "")

@@ -10,7 +10,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
-	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 )
 
 // Bounds on a push's command list. A pod pushes one branch, or a few.
@@ -78,7 +78,7 @@ func (l *commandList) add(line []byte) error {
 		}
 	}
 	f := strings.SplitN(strings.TrimSuffix(string(text), "\n"), " ", 3)
-	if len(f) != 3 || !isObjectID(f[0]) || !isObjectID(f[1]) || len(f[0]) != len(f[1]) || smarthttp.Printable(f[2]) != f[2] {
+	if len(f) != 3 || !isObjectID(f[0]) || !isObjectID(f[1]) || len(f[0]) != len(f[1]) || gitproc.Printable(f[2]) != f[2] {
 		return fmt.Errorf("%w: not a ref update: %.80q", errMalformed, text)
 	}
 	l.commands = append(l.commands, command{old: f[0], new: f[1], ref: f[2]})

@@ -307,12 +307,12 @@ func answer(rw http.ResponseWriter, list *commandList, reasons map[string]string
 		if !bad {
 			why = "not pushed, as another ref of the same push was refused"
 		} else {
-			messages = fmt.Appendf(messages, "devaipod: refused %s: %s\n", smarthttp.Printable(c.ref), smarthttp.Printable(why))
+			messages = fmt.Appendf(messages, "devaipod: refused %s: %s\n", gitproc.Printable(c.ref), gitproc.Printable(why))
 		}
-		report = appendPktLine(report, fmt.Sprintf("ng %s %s\n", c.ref, smarthttp.Printable(why)))
+		report = appendPktLine(report, fmt.Sprintf("ng %s %s\n", c.ref, gitproc.Printable(why)))
 	}
 	for _, line := range more {
-		messages = fmt.Appendf(messages, "  %s\n", smarthttp.Printable(line))
+		messages = fmt.Appendf(messages, "  %s\n", gitproc.Printable(line))
 	}
 	report = append(report, "0000"...)
 

@@ -1,7 +1,6 @@
 // Command devaipod-pod is what runs inside pods: the shim that is PID 1 of
 // agent and workspace, the control container's gate and pod-api, the saver, and
-// the relay beside the forge. On the host it is the box in which the service has
-// git read what pods push. People never call it.
+// the relay beside the forge. People never call it.
 package main
 
 import (

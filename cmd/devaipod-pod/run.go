@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 
-	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
 	"codeberg.org/devaipod/devaipod/pods/shim"
@@ -22,7 +21,6 @@ var version = "devel"
 const help = `usage: devaipod-pod control [flags]
        devaipod-pod shim agent|workspace [flags] [-- COMMAND...]
        devaipod-pod saver --issue N [--once] [flags]
-       devaipod-pod box BOX GIT-ARGUMENT...
        devaipod-pod relay --listen ADDR --to SOCKET
        devaipod-pod version`
 
@@ -42,8 +40,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		code, err = runShim(ctx, args[1:], stderr, log)
 	case "saver":
 		code, err = runSaver(ctx, args[1:], stdout, stderr, log)
-	case "box":
-		err = gitproc.Enter(args[1:])
 	case "relay":
 		err = runRelay(ctx, args[1:], stderr, log)
 	case "version":

@@ -20,10 +20,6 @@ import (
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 )
 
-// pushRounds is how often each way of a push is gone, in turn, after one round that
-// does not count.
-const pushRounds = 7
-
 // BenchmarkPush pushes through the receive gate, and with the same account straight
 // to the same forge: a commit of one line, and one of 50 files of 1 MB that don't
 // compress.
@@ -44,13 +40,14 @@ func BenchmarkPush(b *testing.B) {
 		s.benchGit(b, "/", "clone", "-q", way, clones[i])
 	}
 	for _, tt := range []struct {
-		name  string
-		files int
-	}{{"small", 0}, {"50MB", 50}} {
+		name   string
+		files  int
+		rounds int // each way in turn, after one that does not count
+	}{{"small", 0, 40}, {"50MB", 50, 7}} {
 		b.Run(tt.name, func(b *testing.B) {
 			var took [2][]float64
 			var ratios []float64
-			for round := range 1 + pushRounds {
+			for round := range 1 + tt.rounds {
 				var now [2]float64
 				for i := range ways {
 					way := (i + round) % 2
@@ -110,7 +107,7 @@ func (s *suite) benchGate(b *testing.B, repo, token string) string {
 	})
 	address := func(repo string) cache.Address { return cache.Address{Host: "forge", Path: repo} }
 	work, err := mirror.NewWork(mirror.WorkConfig{
-		ForgeURL: s.ForgeURL(), User: person, Token: func() string { return token }, Dir: b.TempDir(), Launcher: []string{filepath.Join(s.Bin, "devaipod-pod"), "box"},
+		ForgeURL: s.ForgeURL(), User: person, Token: func() string { return token }, Dir: b.TempDir(), Launcher: []string{filepath.Join(s.Bin, "devaipod-box")},
 		Known: func(ctx context.Context, repo string) (string, error) { return c.Here(ctx, address(repo)) },
 		Copy: func(repo string, _ int64) (string, bool) {
 			dir, ok, err := c.Copy(address(repo), "")

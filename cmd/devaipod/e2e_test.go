@@ -255,7 +255,7 @@ func (s *suite) build(ctx context.Context) error {
 	if dir := os.Getenv("TEST_BIN"); dir != "" {
 		return os.CopyFS(s.Bin, os.DirFS(dir))
 	}
-	return compile(ctx, s.Root, s.Bin, "./cmd/devaipod", "./cmd/devaipod-pod")
+	return compile(ctx, s.Root, s.Bin, "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod")
 }
 
 // compile does as the Makefile does, but with fault points.

@@ -41,11 +41,11 @@ const gitMajor, gitMinor = 2, 37
 
 // probeGit looks at git, and at what keeps it in its box.
 func probeGit(ctx context.Context) (version string, lacking []string, err error) {
-	binary, err := podBinary()
+	binary, err := beside("devaipod-box")
 	if err != nil {
 		return "", nil, err
 	}
-	if version, lacking, err = gitproc.Probe(ctx, []string{binary, "box"}); err != nil {
+	if version, lacking, err = gitproc.Probe(ctx, []string{binary}); err != nil {
 		return "", nil, fmt.Errorf("running git: %w; install git %d.%d or newer", err, gitMajor, gitMinor)
 	}
 	var major, minor int

@@ -67,13 +67,13 @@ func (a *app) saveAll(ctx context.Context, m *pods.Manager, force bool) error {
 // savesAlone is a work store that takes saves, and nothing else: no forge is
 // needed for it.
 func (a *app) savesAlone() (*mirror.Work, error) {
-	binary, err := podBinary()
+	binary, err := beside("devaipod-box")
 	if err != nil {
 		return nil, err
 	}
 	errNoForge := errors.New("the forge is not asked")
 	return mirror.NewWork(mirror.WorkConfig{
-		ForgeURL: a.cfg.forgeURL(), Dir: a.cfg.file("work"), Launcher: []string{binary, "box"}, Log: a.log,
+		ForgeURL: a.cfg.forgeURL(), Dir: a.cfg.file("work"), Launcher: []string{binary}, Log: a.log,
 		Token: func() string { return "" },
 		Known: func(context.Context, string) (string, error) { return "", errNoForge },
 		Copy:  func(string, int64) (string, bool) { return "", false },

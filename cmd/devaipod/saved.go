@@ -31,11 +31,11 @@ func (a *app) storeFlag(cmd *cobra.Command) *cobra.Command {
 }
 
 func (a *app) openSaved() (*mirror.Saved, error) {
-	binary, err := podBinary()
+	binary, err := beside("devaipod-box")
 	if err != nil {
 		return nil, err
 	}
-	return mirror.OpenSaved(a.cfg.file("work"), []string{binary, "box"}), nil
+	return mirror.OpenSaved(a.cfg.file("work"), []string{binary}), nil
 }
 
 // A foundWork is what was saved of an issue's agent.

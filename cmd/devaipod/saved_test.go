@@ -40,14 +40,14 @@ func newLeftWorld(t *testing.T) *leftWorld {
 	} {
 		t.Setenv(name, value)
 	}
-	build := exec.Command("go", "build", "-tags", "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion", "-o", w.bin+"/", "codeberg.org/devaipod/devaipod/cmd/devaipod", "codeberg.org/devaipod/devaipod/cmd/devaipod-pod")
+	build := exec.Command("go", "build", "-tags", "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion", "-o", w.bin+"/", "codeberg.org/devaipod/devaipod/cmd/devaipod", "codeberg.org/devaipod/devaipod/cmd/devaipod-pod", "codeberg.org/devaipod/devaipod/cmd/devaipod-box")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "HOME="+home)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
 	var err error
 	w.work, err = mirror.NewWork(mirror.WorkConfig{
-		ForgeURL: "http://127.0.0.1:9", Dir: filepath.Join(w.state, "work"), Launcher: []string{filepath.Join(w.bin, "devaipod-pod"), "box"},
+		ForgeURL: "http://127.0.0.1:9", Dir: filepath.Join(w.state, "work"), Launcher: []string{filepath.Join(w.bin, "devaipod-box")},
 		Token: func() string { return "" }, Log: slog.New(slog.DiscardHandler),
 		Copy:  func(string, int64) (string, bool) { return "", false },
 		Known: func(context.Context, string) (string, error) { return "", errors.New("no cache") },

@@ -51,15 +51,15 @@ func (a *app) revivePodman(ctx context.Context) error {
 
 // tools makes the image that holds devaipod-pod, which lies beside this binary.
 func (a *app) tools(ctx context.Context, m *pods.Manager) (string, error) {
-	binary, err := podBinary()
+	binary, err := beside("devaipod-pod")
 	if err != nil {
 		return "", err
 	}
 	return m.EnsureTools(ctx, binary)
 }
 
-// podBinary is devaipod-pod, beside this program.
-func podBinary() (string, error) {
+// beside is a program of ours, beside this one.
+func beside(name string) (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
@@ -67,9 +67,9 @@ func podBinary() (string, error) {
 	if self, err = filepath.EvalSymlinks(self); err != nil {
 		return "", err
 	}
-	binary := filepath.Join(filepath.Dir(self), "devaipod-pod")
+	binary := filepath.Join(filepath.Dir(self), name)
 	if _, err := os.Stat(binary); err != nil {
-		return "", fmt.Errorf("devaipod-pod must lie beside devaipod: %w; build both with `make build`", err)
+		return "", fmt.Errorf("%s must lie beside devaipod: %w; build all with `make build`", name, err)
 	}
 	return binary, nil
 }

@@ -18,7 +18,7 @@ const maxObjects = 1_000_000
 
 // newWork is the work store, where pods push.
 func (s *service) newWork(a *app, transport http.RoundTripper) (*mirror.Work, error) {
-	binary, err := podBinary()
+	binary, err := beside("devaipod-box")
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +32,7 @@ func (s *service) newWork(a *app, transport http.RoundTripper) (*mirror.Work, er
 	limits.Unpacked = 10 * limits.Push
 	return mirror.NewWork(mirror.WorkConfig{
 		ForgeURL: s.cfg.forgeURL(), User: s.creds.Bot, Token: func() string { return s.creds.BotToken }, Transport: transport,
-		Dir: a.cfg.file("work"), Launcher: []string{binary, "box"}, Limits: limits, Protected: s.cfg.Work.Protected,
+		Dir: a.cfg.file("work"), Launcher: []string{binary}, Limits: limits, Protected: s.cfg.Work.Protected,
 		Known: func(ctx context.Context, repo string) (string, error) { return s.cache.Here(ctx, forgeAddress(repo)) },
 		Copy: func(repo string, id int64) (string, bool) {
 			dir, ok, err := s.cache.Copy(forgeAddress(repo), s.cfg.identity(id))

@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"codeberg.org/devaipod/devaipod/mirror/gitproc"
-	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // What lets a repository of a host of our own follow one of the cache: a look at
@@ -184,7 +183,7 @@ func refusedRefs(result *bytes.Buffer) (refused []string) {
 		}
 		if n++; n <= most {
 			_, name, _ := strings.Cut(col[1], ":")
-			refused = append(refused, clip(smarthttp.Printable(name))+" "+clip(smarthttp.Printable(col[2])))
+			refused = append(refused, clip(gitproc.Printable(name))+" "+clip(gitproc.Printable(col[2])))
 		}
 	}
 	if n > most {
@@ -198,7 +197,7 @@ func remoteWords(said *gitproc.Tail) string {
 	var words []string
 	for line := range strings.Lines(string(said.Bytes)) {
 		if text, ok := strings.CutPrefix(line, "remote: "); ok && strings.TrimSpace(text) != "" {
-			words = append(words, clip(smarthttp.Printable(strings.TrimSpace(text))))
+			words = append(words, clip(gitproc.Printable(strings.TrimSpace(text))))
 		}
 	}
 	if len(words) == 0 {

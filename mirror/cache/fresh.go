@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror/gitproc"
-	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // A flight is one refresh, for all who wait for it.
@@ -127,7 +126,7 @@ func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
 	var away *unreachableError
 	switch {
 	case errors.As(err, &away):
-		st.Error = clip(smarthttp.Printable(away.err.Error()))
+		st.Error = clip(gitproc.Printable(away.err.Error()))
 	case denied(err):
 		// Nobody was asked for first: it is not public, or no more.
 		st.Public, st.Ours = false, st.Ours && !a.ours
@@ -395,7 +394,7 @@ func (r *repo) pointHead(ctx context.Context, to string) error {
 		return nil
 	}
 	if err := (gitproc.Child{Dir: r.git(), Args: []string{"symbolic-ref", "HEAD", to}}).Run(ctx); err != nil {
-		return fmt.Errorf("pointing HEAD at %s: %w", clip(smarthttp.Printable(to)), err)
+		return fmt.Errorf("pointing HEAD at %s: %w", clip(gitproc.Printable(to)), err)
 	}
 	return nil
 }

@@ -48,17 +48,17 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !c.calledRightly(r.Host) {
 		// A page of some website, whose name leads here, must not read with this
 		// machine's access.
-		refuse(w, http.StatusForbidden, fmt.Sprintf("devaipod: this server is not called %s; use localhost, or add the name to mirror.hostnames", clip(smarthttp.Printable(r.Host))))
+		refuse(w, http.StatusForbidden, fmt.Sprintf("devaipod: this server is not called %s; use localhost, or add the name to mirror.hostnames", clip(gitproc.Printable(r.Host))))
 		return
 	}
 	addr, route, err := parsePath(r.URL)
 	if err != nil {
-		refuse(w, http.StatusBadRequest, "devaipod: "+smarthttp.Printable(err.Error()))
+		refuse(w, http.StatusBadRequest, "devaipod: "+gitproc.Printable(err.Error()))
 		return
 	}
 	if v := c.cfg.Allow.check(addr); v == refused {
 		_, err := c.upstream(addr)
-		refuse(w, http.StatusForbidden, "devaipod: "+smarthttp.Printable(err.Error()))
+		refuse(w, http.StatusForbidden, "devaipod: "+gitproc.Printable(err.Error()))
 		return
 	}
 	q := c.request(w, r, addr, c.accessOf(r))
@@ -142,7 +142,7 @@ func (c *Cache) PublicReads(allow Allow) http.Handler {
 			_, err = c.upstream(addr)
 		}
 		if err != nil {
-			refuse(w, http.StatusForbidden, "devaipod: "+smarthttp.Printable(err.Error()))
+			refuse(w, http.StatusForbidden, "devaipod: "+gitproc.Printable(err.Error()))
 			return
 		}
 		c.request(w, r, addr, access{}).readsOnly(route)
@@ -467,7 +467,7 @@ func (q *request) fail(err error) {
 	} else {
 		q.repo.c.cfg.Log.Warn("no answer for git", "repo", addr.String(), "err", err)
 	}
-	refuse(q.w, status, smarthttp.Printable(text))
+	refuse(q.w, status, gitproc.Printable(text))
 }
 
 type readCloser struct {

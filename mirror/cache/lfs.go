@@ -21,7 +21,7 @@ import (
 	"strings"
 	"time"
 
-	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 )
 
 // Git LFS (git-lfs's docs/api/batch.md and basic-transfers.md): downloads come
@@ -92,7 +92,7 @@ func (q *request) lfsBatch() {
 		err = json.Unmarshal(body, &batch)
 	}
 	if err != nil {
-		refuse(q.w, http.StatusBadRequest, "devaipod: reading the question for LFS objects: "+smarthttp.Printable(err.Error()))
+		refuse(q.w, http.StatusBadRequest, "devaipod: reading the question for LFS objects: "+gitproc.Printable(err.Error()))
 		return
 	}
 	if batch.Operation != "download" || batch.HashAlgo != "" && batch.HashAlgo != "sha256" {
@@ -107,7 +107,7 @@ func (q *request) lfsBatch() {
 	for _, o := range batch.Objects {
 		switch {
 		case !lfsOID.MatchString(o.OID) || o.Size < 0:
-			answer.Objects = append(answer.Objects, lfsObject{OID: clip(smarthttp.Printable(o.OID)), Error: &lfsError{422, "no sha256, or no size"}})
+			answer.Objects = append(answer.Objects, lfsObject{OID: clip(gitproc.Printable(o.OID)), Error: &lfsError{422, "no sha256, or no size"}})
 		case q.repo.lfsHas(o.OID, o.Size):
 			answer.Objects = append(answer.Objects, q.lfsOurs(o))
 		default:
@@ -135,7 +135,7 @@ func (q *request) lfsTold(o lfsObject, told map[string]lfsObject) lfsObject {
 	get, has := there.Actions["download"]
 	switch {
 	case ok && there.Error != nil:
-		return lfsObject{OID: o.OID, Size: o.Size, Error: &lfsError{there.Error.Code, clip(smarthttp.Printable(there.Error.Message))}}
+		return lfsObject{OID: o.OID, Size: o.Size, Error: &lfsError{there.Error.Code, clip(gitproc.Printable(there.Error.Message))}}
 	case !has || there.Size != o.Size:
 		return lfsObject{OID: o.OID, Size: o.Size, Error: &lfsError{404, "the upstream does not have it"}}
 	}
@@ -218,7 +218,7 @@ func (r *repo) lfsFetch(ctx context.Context, at lfsAction, oid string, size int6
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return &unreachableError{fmt.Errorf("for an LFS object it says %s", smarthttp.Printable(resp.Status))}
+		return &unreachableError{fmt.Errorf("for an LFS object it says %s", gitproc.Printable(resp.Status))}
 	}
 	dir := filepath.Dir(r.lfsFile(oid))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -270,7 +270,7 @@ func (r *repo) lfsGet(ctx context.Context, at lfsAction) (*http.Response, error)
 		}
 	}
 	if to.Scheme != "https" && (to.Scheme != "http" || u.url.Scheme != "http" || v != named) {
-		return nil, &RefusedError{What: r.addr.String(), Why: "it has LFS objects at " + clip(smarthttp.Printable(to.Scheme+"://"+to.Host)) + ", which is not https"}
+		return nil, &RefusedError{What: r.addr.String(), Why: "it has LFS objects at " + clip(gitproc.Printable(to.Scheme+"://"+to.Host)) + ", which is not https"}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, to.String(), nil)
 	if err != nil {
@@ -313,7 +313,7 @@ func (q *request) lfsAsk(objects []lfsObject) (map[string]lfsObject, error) {
 	case http.StatusNotFound:
 		return nil, errNotFound
 	default:
-		return nil, &unreachableError{fmt.Errorf("asked for LFS objects, it says %s", smarthttp.Printable(resp.Status))}
+		return nil, &unreachableError{fmt.Errorf("asked for LFS objects, it says %s", gitproc.Printable(resp.Status))}
 	}
 	var answer lfsAnswer
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBatch)).Decode(&answer); err != nil {

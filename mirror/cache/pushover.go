@@ -168,7 +168,7 @@ func (p *receiver) end(err error) error {
 	if said := p.said.Complaints(); err != nil && said != "" {
 		return errors.New(said)
 	} else if err != nil && len(p.said.Bytes) > 0 {
-		return errors.New(clip(smarthttp.Printable(strings.TrimSpace(string(p.said.Bytes)))))
+		return errors.New(clip(gitproc.Printable(strings.TrimSpace(string(p.said.Bytes)))))
 	}
 	return err
 }

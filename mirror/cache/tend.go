@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/mirror/gitproc"
-	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // When repositories are looked after.
@@ -180,7 +179,7 @@ func (c *Cache) List() ([]Entry, error) {
 		}
 		addr, err := ParseAddress(st.Address)
 		if err != nil || addr.dir() != d.Name() {
-			return nil, fmt.Errorf("%s: its state.json tells of %q; remove the directory", dir, clip(smarthttp.Printable(st.Address)))
+			return nil, fmt.Errorf("%s: its state.json tells of %q; remove the directory", dir, clip(gitproc.Printable(st.Address)))
 		}
 		e := Entry{State: st, addr: addr, Used: st.Changed}
 		if info, err := os.Stat(filepath.Join(dir, "used")); err == nil {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
@@ -444,7 +445,7 @@ func judge(resp *http.Response, service, path string) error {
 	case resp.StatusCode != http.StatusOK:
 		return &unreachableError{fmt.Errorf("it says %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))}
 	case got != want:
-		return &unreachableError{fmt.Errorf("what it sends is %q and not git's smart protocol", clip(smarthttp.Printable(got)))}
+		return &unreachableError{fmt.Errorf("what it sends is %q and not git's smart protocol", clip(gitproc.Printable(got)))}
 	}
 	return nil
 }
@@ -460,7 +461,7 @@ func (s *session) move(resp *http.Response) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	refuse := func(why string) error {
-		return &RefusedError{What: s.at.base.Redacted(), Why: fmt.Sprintf("it redirects to %s://%s, %s", clip(smarthttp.Printable(to.Scheme)), clip(smarthttp.Printable(to.Host)), why)}
+		return &RefusedError{What: s.at.base.Redacted(), Why: fmt.Sprintf("it redirects to %s://%s, %s", clip(gitproc.Printable(to.Scheme)), clip(gitproc.Printable(to.Host)), why)}
 	}
 	if !ok || to.User != nil {
 		return refuse("which is no repository")

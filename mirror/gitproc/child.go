@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"codeberg.org/devaipod/devaipod/mirror/smarthttp"
 )
 
 // A Child is one call of git.
@@ -175,8 +173,8 @@ func (t *Tail) Write(p []byte) (int, error) {
 func (t *Tail) Complaints() string {
 	var keep []string
 	for line := range strings.FieldsFuncSeq(string(t.Bytes), func(r rune) bool { return r == '\n' || r == '\r' }) {
-		line = smarthttp.Printable(strings.TrimSpace(line))
-		for _, prefix := range []string{"fatal: ", "error: ", "remote: error: ", "remote: fatal: ", "devaipod-pod: ", "fatal error: "} {
+		line = Printable(strings.TrimSpace(line))
+		for _, prefix := range []string{"fatal: ", "error: ", "remote: error: ", "remote: fatal: ", "devaipod-box: ", "fatal error: "} {
 			if rest, ok := strings.CutPrefix(line, prefix); ok {
 				keep = append(keep, rest)
 				break
@@ -187,4 +185,15 @@ func (t *Tail) Complaints() string {
 		keep = keep[n-3:]
 	}
 	return strings.Join(keep, "; ")
+}
+
+// Printable replaces what a terminal might take as an order, and what is no
+// UTF-8.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
 }

@@ -16,19 +16,19 @@ var Launcher []string
 
 // Main runs a package's tests and returns their exit code.
 func Main(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "devaipod-pod-*")
+	dir, err := os.MkdirTemp("", "devaipod-box-*")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
-	program := filepath.Join(dir, "devaipod-pod")
-	build := exec.Command("go", "build", "-o", program, "codeberg.org/devaipod/devaipod/cmd/devaipod-pod")
+	program := filepath.Join(dir, "devaipod-box")
+	build := exec.Command("go", "build", "-o", program, "codeberg.org/devaipod/devaipod/cmd/devaipod-box")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintln(os.Stderr, errors.Join(err, errors.New(string(out))))
 		return 1
 	}
-	Launcher = []string{program, "box"}
+	Launcher = []string{program}
 	return m.Run()
 }
