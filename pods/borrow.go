@@ -60,16 +60,17 @@ func (m *Manager) borrowed(ctx context.Context, k Key) (dir string, old bool, er
 		return s.Borrow, true, nil
 	}
 	// Lost, or never written: its volumes know.
-	vols, err := m.podman.Volumes(ctx, map[string]string{labelInstance: m.cfg.Instance, labelPod: Name(m.cfg.Instance, k)})
+	things, err := m.runs.Find(ctx, m.own(k))
 	if err != nil {
 		return "", false, err
 	}
-	for _, v := range vols {
-		if v.Labels[labelBorrow] != "" {
-			dir = v.Labels[labelBorrow]
+	for _, t := range things {
+		old = old || t.Volume
+		if t.Labels[labelBorrow] != "" {
+			dir = t.Labels[labelBorrow]
 		}
 	}
-	return dir, len(vols) > 0, nil
+	return dir, old, nil
 }
 
 // Borrowed tells which directories the clones of all pods borrow from, of those
@@ -91,12 +92,12 @@ func (m *Manager) Borrowed(ctx context.Context) (map[string]bool, error) {
 		}
 		dirs[s.Borrow] = true
 	}
-	vols, err := m.podman.Volumes(ctx, map[string]string{labelInstance: m.cfg.Instance})
+	things, err := m.runs.Find(ctx, map[string]string{labelInstance: m.cfg.Instance})
 	if err != nil {
 		return nil, err
 	}
-	for _, v := range vols {
-		dirs[v.Labels[labelBorrow]] = true
+	for _, t := range things {
+		dirs[t.Labels[labelBorrow]] = true
 	}
 	delete(dirs, "")
 	return dirs, nil

@@ -8,24 +8,23 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 
+	"codeberg.org/devaipod/devaipod/pods/backend"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
-	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
 // Config is what a [Manager] is made from.
 type Config struct {
 	Instance string
 	StateDir string // the instance's, 0700
-	Podman   *podman.Client
+	Backend  backend.Backend
+	Images   Images
 	// Lend, when not nil, gives a directory with the objects of a pod's repository
 	// for its clones to borrow, or "". It stays at least until done is called, and
 	// then for as long as Borrowed tells of it. Ensure ends with Lend's error.
@@ -33,7 +32,7 @@ type Config struct {
 	// Policy is what a pod may do now; nil for a policy without bounds.
 	Policy func(k Key) (podfile.Policy, error)
 	// Fault, when not nil, is called with a name before each change of a file;
-	// tests end the process there. Podman has its own.
+	// tests end the process there. Backends have their own.
 	Fault func(point string)
 	Log   *slog.Logger
 }
@@ -43,19 +42,19 @@ type Config struct {
 // repeated after a kill at any point.
 type Manager struct {
 	cfg    Config
-	podman *podman.Client
+	runs   backend.Backend
+	images Images
 	log    *slog.Logger
-	warned sync.Map // specifications that can't be read, by file
-	fence  fence
+	warned sync.Map               // specifications that can't be read, by file
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 }
 
 // New returns a manager. It makes no call.
 func New(cfg Config) (*Manager, error) {
-	if cfg.Instance == "" || cfg.StateDir == "" || cfg.Podman == nil || cfg.Log == nil {
-		return nil, errors.New("pods: Instance, StateDir, Podman and Log must be set")
+	if cfg.Instance == "" || cfg.StateDir == "" || cfg.Backend == nil || cfg.Images == nil || cfg.Log == nil {
+		return nil, errors.New("pods: Instance, StateDir, Backend, Images and Log must be set")
 	}
-	return &Manager{cfg: cfg, podman: cfg.Podman, log: cfg.Log}, nil
+	return &Manager{cfg: cfg, runs: cfg.Backend, images: cfg.Images, log: cfg.Log}, nil
 }
 
 func (m *Manager) change(what string, k Key) {
@@ -139,86 +138,27 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	return m.build(ctx, s, t)
 }
 
-// build makes what the pod consists of and starts its containers.
+// build has the pod made of s made, and started.
 func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, err error) {
-	name, labels := Name(m.cfg.Instance, s.Key), m.labels(s.Key)
-	note := func(created bool, err error) error {
-		changed = changed || created
-		return err
-	}
 	if err := m.needImage(ctx, s.AgentImage); err != nil {
 		return false, err
 	}
-	kept := maps.Clone(labels)
+	p := backend.Pod{Name: m.Name(s.Key), Labels: m.labels(s.Key)}
+	kept := map[string]string{}
 	if s.Borrow != "" {
 		kept[labelBorrow] = s.Borrow
 	}
-	for _, v := range volumes(name) {
-		if err := note(m.podman.EnsureVolume(ctx, v, kept)); err != nil {
-			return changed, err
-		}
+	for _, v := range volumes(p.Name) {
+		p.Volumes = append(p.Volumes, backend.Volume{Name: v, Labels: kept, Sockets: strings.HasSuffix(v, "-sock")})
 	}
-	if err := m.renewSockets(ctx, s.Key, kept); err != nil {
-		return changed, err
+	if p.Containers, err = m.containers(s, t); err != nil {
+		return false, err
 	}
-	if err := note(m.podman.EnsureNetwork(ctx, name+"-egress", bridge(m.cfg.Instance, s.Key), labels)); err != nil {
-		return changed, err
-	}
-	if err := note(m.podman.EnsurePod(ctx, podman.PodSpec{Name: name, Labels: labels})); err != nil {
-		return changed, err
-	}
-	all, err := m.containers(s, t)
-	if err != nil {
-		return changed, err
-	}
-	// One after the other: the agent begins while the workspace is made.
-	for _, c := range all {
-		if err := note(m.podman.EnsureContainer(ctx, c)); err != nil {
-			return changed, err
-		}
-		if err := m.podman.StartContainer(ctx, c.Name); err != nil {
-			return changed, err
-		}
-		if c.Labels[labelRole] == RoleControl {
-			// Without root its network is there only now. No agent runs yet.
-			m.tryFence(ctx)
-		}
-	}
-	return changed, nil
-}
-
-// renewSockets makes volumes of sockets anew that podman made by itself, for a
-// container: somebody had removed ours a moment before. They may belong to the
-// wrong user, and nothing is lost with them. Other volumes of that kind stay: an
-// agent may have worked in them.
-func (m *Manager) renewSockets(ctx context.Context, k Key, labels map[string]string) error {
-	name := Name(m.cfg.Instance, k)
-	ours, err := m.podman.Volumes(ctx, m.labels(k))
-	if err != nil {
-		return err
-	}
-	for _, v := range volumes(name) {
-		if !strings.HasSuffix(v, "-sock") || slices.ContainsFunc(ours, func(t podman.Thing) bool { return t.Name == v }) {
-			continue
-		}
-		m.log.Warn("a volume is not as it was made; making it, and the pod's containers, anew", "volume", v)
-		for _, role := range []string{RoleAgent, RoleSaver, RoleWorkspace, RoleControl} {
-			if err := m.podman.RemoveContainer(ctx, m.container(k, role)); err != nil {
-				return err
-			}
-		}
-		if err := m.podman.RemoveVolume(ctx, v); err != nil {
-			return err
-		}
-		if _, err := m.podman.EnsureVolume(ctx, v, labels); err != nil {
-			return err
-		}
-	}
-	return nil
+	return m.runs.Ensure(ctx, p)
 }
 
 func (m *Manager) needImage(ctx context.Context, ref string) error {
-	ok, err := m.podman.ImageExists(ctx, ref)
+	ok, err := m.images.ImageExists(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -235,6 +175,11 @@ func (m *Manager) Spec(k Key) (Spec, error) {
 		err = fmt.Errorf("the specification of %s is lost (%w): put its label on again", k, err)
 	}
 	return s, err
+}
+
+// own are the labels of a pod's things, whatever else they are labeled with.
+func (m *Manager) own(k Key) map[string]string {
+	return map[string]string{labelInstance: m.cfg.Instance, labelPod: m.Name(k)}
 }
 
 // Name is what a pod is called.
@@ -257,7 +202,7 @@ func (m *Manager) Resume(ctx context.Context, k Key) error {
 // renewTools takes the tools image of today where the one that a pod was made
 // with is gone: an older devaipod's, after an upgrade.
 func (m *Manager) renewTools(ctx context.Context, s *Spec) error {
-	ok, err := m.podman.ImageExists(ctx, s.ToolsImage)
+	ok, err := m.images.ImageExists(ctx, s.ToolsImage)
 	if tools := m.tools.Load(); err == nil && !ok && tools != nil {
 		s.ToolsImage = *tools
 	}
@@ -291,32 +236,20 @@ func (m *Manager) Sweep() error {
 // Stop ends a pod's containers and keeps everything. The saver ends after the
 // agent: it saves what the agent did last.
 func (m *Manager) Stop(ctx context.Context, k Key) error {
+	var all []backend.Ending
 	for _, role := range []string{RoleAgent, RoleSaver, RoleWorkspace, RoleControl} {
-		if err := m.podman.StopContainer(ctx, m.container(k, role), stopTime(role)); err != nil {
-			return err
-		}
+		all = append(all, backend.Ending{Container: m.container(k, role), Patience: stopTime(role)})
 	}
-	return nil
+	return m.runs.Stop(ctx, all...)
 }
 
 // Remove leaves nothing of a pod.
 func (m *Manager) Remove(ctx context.Context, k Key) error {
-	own := map[string]string{labelInstance: m.cfg.Instance, labelPod: Name(m.cfg.Instance, k)}
-	if err := m.podman.RemoveByLabels(ctx, own); err != nil {
+	if err := m.runs.Remove(ctx, backend.Remains{Labels: m.own(k), Volumes: volumes(m.Name(k))}); err != nil {
 		return err
-	}
-	// One that podman made by itself has no labels ([Manager.renewSockets]).
-	for _, v := range volumes(Name(m.cfg.Instance, k)) {
-		if err := m.podman.RemoveVolume(ctx, v); err != nil {
-			return err
-		}
 	}
 	m.change("remove run directory", k)
-	if err := os.RemoveAll(m.RunDir(k)); err != nil {
-		return err
-	}
-	m.tryFence(ctx)
-	return nil
+	return os.RemoveAll(m.RunDir(k))
 }
 
 // RemoveAll leaves nothing of any pod of the instance.
@@ -340,8 +273,8 @@ type Pod struct {
 	Name                      string
 	Pin                       Pin
 	Branch, Base              string
-	Agent, Control, Workspace podman.ContainerState
-	Saver                     podman.ContainerState
+	Agent, Control, Workspace backend.State
+	Saver                     backend.State
 }
 
 // List finds the instance's pods, by the specifications kept of them and by the
@@ -362,29 +295,24 @@ func (m *Manager) List(ctx context.Context) ([]Pod, error) {
 	if err := m.kept(see); err != nil {
 		return nil, err
 	}
-	vols, err := m.podman.Volumes(ctx, own)
+	things, err := m.runs.Find(ctx, own)
 	if err != nil {
 		return nil, err
 	}
-	for _, v := range vols {
-		if k, ok := keyOf(v.Labels); ok { // others are the forge's, for one
-			see(k)
+	for _, t := range things {
+		k, ok := keyOf(t.Labels)
+		if !ok {
+			continue // the forge's, for one
 		}
-	}
-	containers, err := m.podman.Containers(ctx, own)
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range containers {
-		if k, ok := keyOf(c.Labels); ok {
-			see(k).take(c)
+		if p := see(k); !t.Volume {
+			p.take(t.State)
 		}
 	}
 	var out []Pod
 	for _, name := range order {
 		p := found[name]
 		if p.Agent.Exited && p.Control.Running { // by itself: only a look at it tells why
-			if p.Agent, err = m.podman.State(ctx, m.container(p.Key, RoleAgent)); err != nil {
+			if p.Agent, err = m.runs.State(ctx, m.container(p.Key, RoleAgent)); err != nil {
 				return nil, err
 			}
 		}
@@ -419,9 +347,8 @@ func (m *Manager) kept(see func(Key) *Pod) error {
 
 // take notes one container of the pod. The agent's pin beats the one that is
 // kept: in a pod that is being made anew it tells what the pod still is.
-func (p *Pod) take(c podman.Thing) {
-	st := podman.ContainerState{Exists: true, Running: c.Running, Exited: c.Exited, ExitCode: c.ExitCode, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, Labels: c.Labels}
-	switch c.Labels[labelRole] {
+func (p *Pod) take(st backend.State) {
+	switch st.Labels[labelRole] {
 	case RoleControl:
 		p.Control = st
 	case RoleWorkspace:
@@ -430,10 +357,10 @@ func (p *Pod) take(c podman.Thing) {
 		p.Saver = st
 	case RoleAgent:
 		p.Agent = st
-		p.Branch, p.Base = c.Labels[labelBranch], c.Labels[labelBase]
-		p.RepoID, _ = strconv.ParseInt(c.Labels[labelRepoID], 10, 64)
+		p.Branch, p.Base = st.Labels[labelBranch], st.Labels[labelBase]
+		p.RepoID, _ = strconv.ParseInt(st.Labels[labelRepoID], 10, 64)
 		// A label that can't be read leaves the zero pin, which matches no event.
-		_ = json.Unmarshal([]byte(c.Labels[labelPin]), &p.Pin)
+		_ = json.Unmarshal([]byte(st.Labels[labelPin]), &p.Pin)
 	}
 }
 

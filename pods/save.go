@@ -1,7 +1,6 @@
 package pods
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"codeberg.org/devaipod/devaipod/pods/backend"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
 
@@ -54,16 +54,16 @@ func (m *Manager) Save(ctx context.Context, k Key) (podfile.Saved, error) {
 		return saved, err
 	}
 	usual := m.container(k, RoleSaver)
-	was, err := m.podman.State(ctx, usual)
+	was, err := m.runs.State(ctx, usual)
 	if err != nil {
 		return saved, err
 	}
-	if err := m.podman.StopContainer(ctx, usual, saverPatience); err != nil {
+	if err := m.runs.Stop(ctx, backend.Ending{Container: usual, Patience: saverPatience}); err != nil {
 		return saved, err
 	}
 	saved, err = m.saveOnce(ctx, s)
 	if was.Running {
-		err = errors.Join(err, m.podman.StartContainer(ctx, usual))
+		err = errors.Join(err, m.runs.Start(ctx, usual))
 	}
 	return saved, err
 }
@@ -71,7 +71,7 @@ func (m *Manager) Save(ctx context.Context, k Key) (podfile.Saved, error) {
 // HasWork tells whether the volume with the agent's work is there.
 func (m *Manager) HasWork(ctx context.Context, k Key) (bool, error) {
 	name := Name(m.cfg.Instance, k)
-	found, err := m.podman.Volumes(ctx, map[string]string{labelInstance: m.cfg.Instance, labelPod: name})
+	found, err := m.runs.Find(ctx, m.own(k))
 	for _, v := range found {
 		if v.Name == agentVolume(name) {
 			return true, err
@@ -83,34 +83,17 @@ func (m *Manager) HasWork(ctx context.Context, k Key) (bool, error) {
 // saveOnce runs the saver to its end, in a container outside of the pod, which
 // may be half removed.
 func (m *Manager) saveOnce(ctx context.Context, s Spec) (saved podfile.Saved, err error) {
-	if _, err := m.podman.EnsureVolume(ctx, Name(m.cfg.Instance, s.Key)+"-saver", m.labels(s.Key)); err != nil {
-		return saved, err
-	}
 	c := m.saver(s)
 	c.Command, c.Restart = append(c.Command, "--once"), ""
 	if err := m.finish(&c, s, roleSaverOnce); err != nil {
 		return saved, err
 	}
-	if err := m.podman.RemoveContainer(ctx, c.Name); err != nil { // of a Save that was killed
+	name := m.Name(s.Key)
+	log, err := m.runs.Run(ctx, backend.Pod{Name: name, Labels: m.labels(s.Key), Volumes: []backend.Volume{{Name: name + "-saver"}}}, c)
+	if err != nil {
 		return saved, err
 	}
-	if _, err := m.podman.EnsureContainer(ctx, c); err != nil {
-		return saved, err
-	}
-	defer func() {
-		err = errors.Join(err, m.podman.RemoveContainer(context.WithoutCancel(ctx), c.Name))
-	}()
-	if err := m.podman.StartContainer(ctx, c.Name); err != nil {
-		return saved, err
-	}
-	if _, err := m.podman.WaitContainer(ctx, c.Name); err != nil {
-		return saved, err
-	}
-	var log bytes.Buffer
-	if err := m.podman.Logs(ctx, c.Name, false, 0, &log); err != nil {
-		return saved, err
-	}
-	return lastWord(s.Key, log.String())
+	return lastWord(s.Key, string(log))
 }
 
 // lastWord is what the saver says at its end, the line that is JSON.

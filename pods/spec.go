@@ -6,9 +6,9 @@ import (
 	"maps"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/pods/backend"
 	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
-	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
 // A Pin is what a pod was started for: the label event and the text that its
@@ -93,19 +93,18 @@ const (
 )
 
 // containers are the pod's four, in the order in which they start.
-func (m *Manager) containers(s Spec, t tokens) ([]podman.Container, error) {
-	out := []podman.Container{m.control(s), m.agent(s, t), m.workspace(s, t), m.saver(s)}
+func (m *Manager) containers(s Spec, t tokens) ([]backend.Container, error) {
+	out := []backend.Container{m.control(s), m.agent(s, t), m.workspace(s, t), m.saver(s)}
 	for i, role := range []string{RoleControl, RoleAgent, RoleWorkspace, RoleSaver} {
 		if err := m.finish(&out[i], s, role); err != nil {
 			return nil, err
 		}
-		out[i].Pod = Name(m.cfg.Instance, s.Key)
 	}
 	return out, nil
 }
 
 // finish adds what all containers have.
-func (m *Manager) finish(c *podman.Container, s Spec, role string) error {
+func (m *Manager) finish(c *backend.Container, s Spec, role string) error {
 	labels, err := m.containerLabels(s, role)
 	if err != nil {
 		return err
@@ -129,23 +128,23 @@ func stopTime(role string) time.Duration {
 func (m *Manager) container(k Key, role string) string { return Name(m.cfg.Instance, k) + "-" + role }
 
 // control holds the keys and is the pod's only way out.
-func (m *Manager) control(s Spec) podman.Container {
+func (m *Manager) control(s Spec) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
-	c := podman.Container{
+	c := backend.Container{
 		Image: s.ToolsImage, Entrypoint: []string{"/devaipod-pod"}, Command: []string{"control"},
-		Network: name + "-egress",
-		Mounts: []podman.Mount{
-			{Kind: podman.Bind, Source: m.RunDir(s.Key), Target: podfile.ServiceDir},
-			{Kind: podman.Bind, Source: m.UsageDir(s.Key), Target: podfile.UsageDir},
-			{Kind: podman.Volume, Source: name + "-agent-sock", Target: podfile.AgentSocketDir},
-			{Kind: podman.Volume, Source: name + "-workspace-sock", Target: podfile.WorkspaceSocketDir},
+		Network: backend.Egress,
+		Mounts: []backend.Mount{
+			{Kind: backend.BindMount, Source: m.RunDir(s.Key), Target: podfile.ServiceDir},
+			{Kind: backend.BindMount, Source: m.UsageDir(s.Key), Target: podfile.UsageDir},
+			{Kind: backend.VolumeMount, Source: name + "-agent-sock", Target: podfile.AgentSocketDir},
+			{Kind: backend.VolumeMount, Source: name + "-workspace-sock", Target: podfile.WorkspaceSocketDir},
 		},
 	}
 	return c
 }
 
 // agent runs the model's tool calls: hostile.
-func (m *Manager) agent(s Spec, t tokens) podman.Container {
+func (m *Manager) agent(s Spec, t tokens) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := m.box(s, agentVolume(name), name+"-agent-sock", t.Agent)
 	c.Command = []string{"shim", "agent", "--", "opencode", "serve", "--hostname", "127.0.0.1", "--port", "4096"}
@@ -153,12 +152,12 @@ func (m *Manager) agent(s Spec, t tokens) podman.Container {
 	for k, v := range opencodeEnv(s, t.Agent) {
 		c.Env[k] = v
 	}
-	c.Mounts = append(c.Mounts, podman.Mount{Kind: podman.Volume, Source: name + "-agent-home", Target: "/home/agent"})
+	c.Mounts = append(c.Mounts, backend.Mount{Kind: backend.VolumeMount, Source: name + "-agent-home", Target: "/home/agent"})
 	return c
 }
 
 // workspace is for people: editors, and trying things.
-func (m *Manager) workspace(s Spec, t tokens) podman.Container {
+func (m *Manager) workspace(s Spec, t tokens) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := m.box(s, name+"-workspace", name+"-workspace-sock", t.Workspace)
 	c.Command = []string{"shim", "workspace"}
@@ -167,47 +166,47 @@ func (m *Manager) workspace(s Spec, t tokens) podman.Container {
 
 // box is what agent and workspace have in common: no network, no privileges,
 // a volume to work in, and a socket to the gate.
-func (m *Manager) box(s Spec, workspace, sock, token string) podman.Container {
-	c := podman.Container{
-		Image: s.AgentImage, Entrypoint: []string{podfile.BinaryPath}, Network: "none", User: agentUser, WorkDir: "/workspace",
+func (m *Manager) box(s Spec, workspace, sock, token string) backend.Container {
+	c := backend.Container{
+		Image: s.AgentImage, Entrypoint: []string{podfile.BinaryPath}, Network: backend.NoNetwork, User: agentUser, WorkDir: "/workspace",
 		Env: map[string]string{
 			"HOME": "/home/agent", "TERM": "dumb", "LANG": "C.UTF-8",
 			podfile.EnvToken: token, podfile.EnvRepo: s.Owner + "/" + s.Repo, podfile.EnvBranch: s.Branch, podfile.EnvBase: s.Base,
 			"GIT_AUTHOR_NAME": s.GitName, "GIT_AUTHOR_EMAIL": s.GitEmail, "GIT_COMMITTER_NAME": s.GitName, "GIT_COMMITTER_EMAIL": s.GitEmail,
 		},
-		Mounts: []podman.Mount{
-			{Kind: podman.Image, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
-			{Kind: podman.Volume, Source: workspace, Target: "/workspace"},
-			{Kind: podman.Volume, Source: sock, Target: podfile.SocketDir},
+		Mounts: []backend.Mount{
+			{Kind: backend.ImageMount, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
+			{Kind: backend.VolumeMount, Source: workspace, Target: "/workspace"},
+			{Kind: backend.VolumeMount, Source: sock, Target: podfile.SocketDir},
 		},
 	}
 	// Here, and not in the shim, so that whoever enters the container has it too.
 	maps.Copy(c.Env, egress.ProxyEnv(podfile.GateAddr, token, podfile.CABundle))
 	c.Env["APT_CONFIG"] = podfile.AptConfig
 	if s.Borrow != "" {
-		c.Mounts = append(c.Mounts, podman.Mount{Kind: podman.Bind, Source: s.Borrow, Target: podfile.BorrowDir, ReadOnly: true})
+		c.Mounts = append(c.Mounts, backend.Mount{Kind: backend.BindMount, Source: s.Borrow, Target: podfile.BorrowDir, ReadOnly: true})
 	}
 	return c
 }
 
 // saver saves what the agent has, which it may only read. It holds nothing of
 // the pod's: no token, no way to the gate, only its own way to the service.
-func (m *Manager) saver(s Spec) podman.Container {
+func (m *Manager) saver(s Spec) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
-	c := podman.Container{
+	c := backend.Container{
 		Image: s.AgentImage, // for git
 		// It is started again when the kernel or a fault of git ended it.
 		Entrypoint: []string{podfile.BinaryPath}, Command: []string{"saver", "--issue", fmt.Sprint(s.Issue)}, Restart: "on-failure",
-		Network: "none", User: agentUser, WorkDir: podfile.SaverDir, MemoryBytes: saverMemory,
-		Mounts: []podman.Mount{
-			{Kind: podman.Image, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
-			{Kind: podman.Volume, Source: agentVolume(name), Target: podfile.WorkspaceDir, ReadOnly: true},
-			{Kind: podman.Volume, Source: name + "-saver", Target: podfile.SaverDir, Chown: true},
-			{Kind: podman.Bind, Source: m.saveDir(s.Key), Target: podfile.SaveDir, ReadOnly: true},
+		Network: backend.NoNetwork, User: agentUser, WorkDir: podfile.SaverDir, MemoryBytes: saverMemory,
+		Mounts: []backend.Mount{
+			{Kind: backend.ImageMount, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
+			{Kind: backend.VolumeMount, Source: agentVolume(name), Target: podfile.WorkspaceDir, ReadOnly: true},
+			{Kind: backend.VolumeMount, Source: name + "-saver", Target: podfile.SaverDir, Chown: true},
+			{Kind: backend.BindMount, Source: m.saveDir(s.Key), Target: podfile.SaveDir, ReadOnly: true},
 		},
 	}
 	if s.Borrow != "" {
-		c.Mounts = append(c.Mounts, podman.Mount{Kind: podman.Bind, Source: s.Borrow, Target: podfile.BorrowDir, ReadOnly: true})
+		c.Mounts = append(c.Mounts, backend.Mount{Kind: backend.BindMount, Source: s.Borrow, Target: podfile.BorrowDir, ReadOnly: true})
 		c.Command = append(c.Command, "--borrow", podfile.BorrowDir+"/objects")
 	}
 	return c

@@ -16,6 +16,19 @@ import (
 // caBundles are where systems keep their certificate authorities.
 var caBundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"}
 
+// Images are where a backend finds the images of containers.
+type Images interface {
+	// ImageExists tells whether an image is there.
+	ImageExists(ctx context.Context, ref string) (bool, error)
+	// ImageImport makes one of a root file system. changes are instructions like
+	// `ENTRYPOINT ["/x"]` (podman-import(1)).
+	ImageImport(ctx context.Context, ref string, tar io.Reader, changes []string) error
+	// Images lists the names that begin with prefix.
+	Images(ctx context.Context, prefix string) ([]string, error)
+	// ImageRemove removes one that no container uses.
+	ImageRemove(ctx context.Context, ref string) error
+}
+
 func (m *Manager) toolsPrefix() string { return "localhost/" + m.cfg.Instance + "/tools:" }
 
 // EnsureTools makes the image that holds devaipod-pod and the certificate
@@ -39,23 +52,23 @@ func (m *Manager) EnsureTools(ctx context.Context, binary string) (ref string, e
 	}
 	ref = m.toolsPrefix() + hex.EncodeToString(sum.Sum(nil)[:6])
 	m.tools.Store(&ref)
-	ok, err := m.podman.ImageExists(ctx, ref)
+	ok, err := m.images.ImageExists(ctx, ref)
 	if err != nil || ok {
 		return ref, err
 	}
 	archive, w := io.Pipe()
 	go func() { w.CloseWithError(toolsTar(w, program, ca)) }()
-	err = m.podman.ImageImport(ctx, ref, archive, []string{`ENTRYPOINT ["/devaipod-pod"]`})
+	err = m.images.ImageImport(ctx, ref, archive, []string{`ENTRYPOINT ["/devaipod-pod"]`})
 	if err = errors.Join(err, archive.Close()); err != nil {
 		return "", err
 	}
-	old, err := m.podman.Images(ctx, m.toolsPrefix())
+	old, err := m.images.Images(ctx, m.toolsPrefix())
 	if err != nil {
 		return "", err
 	}
 	for _, o := range old {
 		if o != ref {
-			if err := m.podman.ImageRemove(ctx, o); err != nil {
+			if err := m.images.ImageRemove(ctx, o); err != nil {
 				return "", err
 			}
 		}
@@ -65,12 +78,12 @@ func (m *Manager) EnsureTools(ctx context.Context, binary string) (ref string, e
 
 // RemoveTools removes the instance's tools images.
 func (m *Manager) RemoveTools(ctx context.Context) error {
-	all, err := m.podman.Images(ctx, m.toolsPrefix())
+	all, err := m.images.Images(ctx, m.toolsPrefix())
 	if err != nil {
 		return err
 	}
 	for _, ref := range all {
-		if err := m.podman.ImageRemove(ctx, ref); err != nil {
+		if err := m.images.ImageRemove(ctx, ref); err != nil {
 			return err
 		}
 	}

@@ -238,7 +238,7 @@ func (c *call) runDir() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	m, err := pods.New(pods.Config{Instance: c.Instance, StateDir: c.StateDir, Podman: new(podman.Client), Log: slog.New(slog.DiscardHandler)})
+	m, err := pods.New(pods.Config{Instance: c.Instance, StateDir: c.StateDir, Backend: new(podman.Pods), Images: new(podman.Client), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return "", err
 	}

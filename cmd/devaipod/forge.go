@@ -123,7 +123,7 @@ func (a *app) bringUp(ctx context.Context, who person) (*podman.Client, error) {
 		a.step("service  %s", a.cfg.serviceURL())
 		return p, nil
 	}
-	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: p, Log: a.log})
+	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: podman.NewPods(p, a.cfg.Instance, a.log), Images: p, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +288,7 @@ func (a *app) forgeDown(ctx context.Context, e ending) error {
 	if err != nil {
 		return err
 	}
-	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: p, Log: a.log})
+	manager, err := pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: podman.NewPods(p, a.cfg.Instance, a.log), Images: p, Log: a.log})
 	if err != nil {
 		return err
 	}

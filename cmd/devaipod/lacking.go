@@ -29,7 +29,7 @@ func tellLacking(ctx context.Context, p *podman.Client, say func(string)) error 
 // lackingOfPods names what pods can't be given on this host.
 func lackingOfPods(ctx context.Context, host podman.Host) []string {
 	out := pods.Lacking(host)
-	if what := pods.LackingFence(ctx, host); what != "" {
+	if what := podman.LackingFence(ctx, host); what != "" {
 		out = append(out, what)
 	}
 	return out

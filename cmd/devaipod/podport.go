@@ -22,8 +22,8 @@ import (
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/backend"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
-	"codeberg.org/devaipod/devaipod/pods/podman"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
 	"codeberg.org/devaipod/devaipod/pods/usage"
@@ -97,7 +97,7 @@ const killed = 128 + int(syscall.SIGKILL)
 
 // exitWords says how a container ended. Not every runtime tells podman that it
 // was for memory.
-func exitWords(st podman.ContainerState) string {
+func exitWords(st backend.State) string {
 	switch {
 	case st.OOMKilled:
 		return "the agent's container ran out of memory (agent.memory)"

@@ -41,6 +41,7 @@ type service struct {
 	ready  atomic.Bool // the first pass over everything is done
 
 	repos chan struct{} // capacity 1: a repository may be new
+	runs  *podman.Pods
 }
 
 func (a *app) serveCmd() *cobra.Command {
@@ -97,10 +98,10 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
-	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1)}
+	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1), runs: podman.NewPods(pod, a.cfg.Instance, a.log)}
 	var manager *pods.Manager
 	rules := newPolicies(a.cfg, func(k pods.Key) (repoConfig, error) { return s.repoConfig(ctx, k, manager) }, func(k pods.Key) string { return manager.RunDir(k) })
-	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Podman: pod, Lend: s.lend, Policy: rules.of, Fault: fault, Log: a.log})
+	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: s.runs, Images: pod, Lend: s.lend, Policy: rules.of, Fault: fault, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +247,7 @@ func (s *service) run(ctx context.Context) error {
 			}
 		}()
 	}
-	go s.pods.manager.KeepFence(ctx, s.cfg.Service.Resync)
+	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	go s.work.Run(ctx)  //nolint:errcheck // the same
 	go s.follow.Run(ctx)

@@ -14,53 +14,27 @@ import (
 	"github.com/containers/podman/v5/pkg/specgen"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	nettypes "go.podman.io/common/libnetwork/types"
+
+	"codeberg.org/devaipod/devaipod/pods/backend"
 )
 
-// MountKind says what a [Mount] mounts.
-type MountKind string
+// A Container says what one container shall be.
+type Container = backend.Container
 
-// The kinds of mount: a named volume, a path of the host, an image's content.
+// A Mount puts something into a container.
+type Mount = backend.Mount
+
+// The kinds of mount.
 const (
-	Volume MountKind = "volume"
-	Bind   MountKind = "bind"
-	Image  MountKind = "image"
+	Volume = backend.VolumeMount
+	Bind   = backend.BindMount
+	Image  = backend.ImageMount
 )
-
-// A Mount puts something at Target in a container.
-type Mount struct {
-	Kind     MountKind
-	Source   string
-	Target   string
-	ReadOnly bool // images always are
-	Chown    bool // the volume becomes the container's user's
-}
 
 // A Port is published on a host address.
 type Port struct {
 	HostIP          string
 	Host, Container uint16
-}
-
-// A Container says what one container shall be.
-type Container struct {
-	Name, Pod, Image    string
-	Entrypoint, Command []string
-	Env                 map[string]string
-	Labels              map[string]string
-	User                string
-	WorkDir             string
-	// Network is "none", a network's name, or "" for the pod's.
-	Network        string
-	Mounts         []Mount
-	DropCaps       bool // all of them
-	NoNewPrivs     bool
-	SELinuxDisable bool
-	Seccomp        string // path of a profile, on podman's host; "" is podman's own
-	MemoryBytes    int64  // 0 is no limit
-	Pids           int64  // 0 is podman's default
-	Restart        string
-	StopTimeout    time.Duration
-	HTTPProxy      bool // pass the host's proxy variables in
 }
 
 // specLabel carries the hash of what a container was made from.
@@ -228,26 +202,18 @@ func (c *Client) RemoveContainer(ctx context.Context, name string) error {
 	return nil
 }
 
-// A ContainerState is how a container is.
-type ContainerState struct {
-	Exists, Running, Exited, OOMKilled bool
-	ExitCode                           int
-	CreatedAt, StartedAt               time.Time
-	Labels                             map[string]string
-}
-
 // State tells how a container is; one that is not there is no error.
-func (c *Client) State(ctx context.Context, name string) (ContainerState, error) {
+func (c *Client) State(ctx context.Context, name string) (backend.State, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	d, err := containers.Inspect(conn, name, nil)
 	if notFound(err) {
-		return ContainerState{}, nil
+		return backend.State{}, nil
 	}
 	if err != nil {
-		return ContainerState{}, fmt.Errorf("looking at container %s: %w", name, err)
+		return backend.State{}, fmt.Errorf("looking at container %s: %w", name, err)
 	}
-	st := ContainerState{Exists: true, CreatedAt: d.Created}
+	st := backend.State{Exists: true, CreatedAt: d.Created}
 	if d.State != nil {
 		st.Running, st.OOMKilled, st.ExitCode, st.StartedAt = d.State.Running, d.State.OOMKilled, int(d.State.ExitCode), d.State.StartedAt
 	}

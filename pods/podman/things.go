@@ -15,6 +15,8 @@ import (
 	"github.com/containers/podman/v5/pkg/domain/entities/types"
 	"github.com/containers/podman/v5/pkg/specgen"
 	nettypes "go.podman.io/common/libnetwork/types"
+
+	"codeberg.org/devaipod/devaipod/pods/backend"
 )
 
 // A PodSpec says what a pod shall be. Without Infra its containers share no
@@ -136,29 +138,21 @@ func (c *Client) Bridges(ctx context.Context) ([]string, error) {
 	return out, nil
 }
 
-// A Thing is a container, pod, volume or network found by its labels.
-type Thing struct {
-	Name      string
-	Labels    map[string]string
-	Running   bool // containers alone
-	Exited    bool // it has run and does no more
-	ExitCode  int
-	CreatedAt time.Time
-	StartedAt time.Time
-}
-
 // Containers lists those that carry all of labels, running or not.
-func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]Thing, error) {
+func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	found, err := containers.List(conn, new(containers.ListOptions).WithAll(true).WithFilters(filter(labels)))
 	if err != nil {
 		return nil, fmt.Errorf("listing containers: %w", err)
 	}
-	var out []Thing
+	var out []backend.Thing
 	for _, f := range found {
 		if len(f.Names) > 0 && carries(f.Labels, labels) {
-			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", Exited: exited(f.State, time.Unix(f.StartedAt, 0)), ExitCode: int(f.ExitCode), CreatedAt: f.Created, StartedAt: time.Unix(f.StartedAt, 0)})
+			out = append(out, backend.Thing{Name: f.Names[0], State: backend.State{
+				Exists: true, Labels: f.Labels, Running: f.State == "running", Exited: exited(f.State, time.Unix(f.StartedAt, 0)),
+				ExitCode: int(f.ExitCode), CreatedAt: f.Created, StartedAt: time.Unix(f.StartedAt, 0),
+			}})
 		}
 	}
 	return out, nil
@@ -178,17 +172,17 @@ func exited(state string, started time.Time) bool {
 }
 
 // Volumes lists those that carry all of labels.
-func (c *Client) Volumes(ctx context.Context, labels map[string]string) ([]Thing, error) {
+func (c *Client) Volumes(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	found, err := volumes.List(conn, new(volumes.ListOptions).WithFilters(filter(labels)))
 	if err != nil {
 		return nil, fmt.Errorf("listing volumes: %w", err)
 	}
-	var out []Thing
+	var out []backend.Thing
 	for _, f := range found {
 		if carries(f.Labels, labels) {
-			out = append(out, Thing{Name: f.Name, Labels: f.Labels})
+			out = append(out, backend.Thing{Name: f.Name, Volume: true, State: backend.State{Exists: true, Labels: f.Labels}})
 		}
 	}
 	return out, nil

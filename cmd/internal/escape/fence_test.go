@@ -16,13 +16,14 @@ import (
 
 	"codeberg.org/devaipod/devaipod/cmd/internal/testkit/lab"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
 // fence tries to reach from a control container's network what it must not: first
 // as it is, then without the fence, to see that it could, and then after what may
 // befall rules of the packet filter.
 func fence(t *testing.T, p *place) {
-	must(t, p.manager.Fence(t.Context()))
+	must(t, p.runs.Fence(t.Context()))
 	beyond := map[string]string{
 		"the host, at its bridge":       net.JoinHostPort(p.gateway(t, p.key), strconv.Itoa(p.config.HostPort)),
 		"the host, at its own address":  net.JoinHostPort(lab.HostAddr, strconv.Itoa(p.config.HostPort)),
@@ -48,11 +49,11 @@ func fence(t *testing.T, p *place) {
 	command(t, "nft", "delete", "table", "inet", "devaipod_escape")
 	command(t, "iptables", "-P", "FORWARD", "ACCEPT")
 	want("without the fence", true)
-	must(t, p.manager.Fence(t.Context()))
+	must(t, p.runs.Fence(t.Context()))
 	want("when it is made again", false)
 	host, err := p.client.Host(t.Context())
 	must(t, err)
-	if why := pods.LackingFence(t.Context(), host); why != "" {
+	if why := podman.LackingFence(t.Context(), host); why != "" {
 		t.Errorf("there is a fence, and this host lacks: %s", why)
 	}
 }

@@ -45,6 +45,7 @@ type place struct {
 	world   *testkit.World
 	client  *podman.Client
 	manager *pods.Manager
+	runs    *podman.Pods
 	tools   string
 	key     pods.Key // of the pod
 	config  main.Config
@@ -114,7 +115,8 @@ func (p *place) podman(t *testing.T) {
 	must(t, p.client.ImageImport(ctx, image, bytes.NewReader(archive), nil))
 	state := filepath.Join(dir, "s")
 	must(t, os.MkdirAll(state, 0o700))
-	p.manager, err = pods.New(pods.Config{Instance: "escape", StateDir: state, Podman: p.client, Policy: p.policy, Log: log})
+	p.runs = podman.NewPods(p.client, "escape", log)
+	p.manager, err = pods.New(pods.Config{Instance: "escape", StateDir: state, Backend: p.runs, Images: p.client, Policy: p.policy, Log: log})
 	must(t, err)
 	p.tools, err = p.manager.EnsureTools(ctx, filepath.Join(p.dir, "bin/devaipod-pod"))
 	must(t, err)

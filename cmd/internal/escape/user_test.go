@@ -16,6 +16,7 @@ import (
 	main "codeberg.org/devaipod/devaipod/cmd/internal/escape"
 	"codeberg.org/devaipod/devaipod/cmd/internal/testkit/lab"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
 // Files in the user's home by which the two processes speak.
@@ -99,15 +100,15 @@ func fenceAsUser(t *testing.T, p *place) {
 			t.Errorf("%s, control does not reach the world", when)
 		}
 	}
-	must(t, p.manager.Fence(t.Context()))
+	must(t, p.runs.Fence(t.Context()))
 	want("as it is made", false)
 	command(t, "podman", "unshare", "--rootless-netns", "/usr/sbin/nft", "delete", "table", "inet", "devaipod_escape")
 	want("without the fence", true)
-	must(t, p.manager.Fence(t.Context()))
+	must(t, p.runs.Fence(t.Context()))
 	want("when it is made again", false)
 	host, err := p.client.Host(t.Context())
 	must(t, err)
-	if why := pods.LackingFence(t.Context(), host); why != "" || !host.Rootless {
+	if why := podman.LackingFence(t.Context(), host); why != "" || !host.Rootless {
 		t.Errorf("podman without root: %v; there is a fence, and this host lacks: %s", host.Rootless, why)
 	}
 }

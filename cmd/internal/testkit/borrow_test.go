@@ -12,6 +12,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
 // A lender is what a manager borrows from, in the cache's stead.
@@ -58,7 +59,7 @@ func (l *lender) wantBorrowed(m *pods.Manager, want ...string) {
 func (l *lender) manager(instance string) (*pods.Manager, string) {
 	l.t.Helper()
 	_, tools := podManager(l.t, instance)
-	m, err := pods.New(pods.Config{Instance: instance, StateDir: filepath.Join(world.Dir, instance), Podman: world.client, Lend: l.lend, Log: world.log})
+	m, err := pods.New(pods.Config{Instance: instance, StateDir: filepath.Join(world.Dir, instance), Backend: podman.NewPods(world.client, instance, world.log), Images: world.client, Lend: l.lend, Log: world.log})
 	must(l.t, err)
 	return m, tools
 }

@@ -1,4 +1,4 @@
-package pods
+package podman
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 	"sync"
 	"time"
 
-	"codeberg.org/devaipod/devaipod/pods/podman"
+	"codeberg.org/devaipod/devaipod/pods/backend"
 )
 
 // The fence keeps control containers, the only ones of a pod with a network, from
@@ -39,7 +39,10 @@ func bridgePrefix(instance string) string {
 }
 
 // bridge is the interface on the host of a pod's network.
-func bridge(instance string, k Key) string { return bridgePrefix(instance) + id(instance, k)[:8] }
+func bridge(instance, pod string) string {
+	sum := sha256.Sum256([]byte(pod))
+	return bridgePrefix(instance) + hex.EncodeToString(sum[:4])
+}
 
 // fence is what is known of it.
 type fence struct {
@@ -104,48 +107,49 @@ func family(a netip.Addr) string {
 
 // Fence makes the fence what it has to be now, or removes it when the instance has
 // no pod. It is cheap, and may be called at any time.
-func (m *Manager) Fence(ctx context.Context) error {
-	m.fence.mu.Lock()
-	defer m.fence.mu.Unlock()
-	host, err := m.podman.Host(ctx)
+func (p *Pods) Fence(ctx context.Context) error {
+	p.fence.mu.Lock()
+	defer p.fence.mu.Unlock()
+	host, err := p.Host(ctx)
 	if err != nil {
 		return err
 	}
-	bridges, err := m.podman.Bridges(ctx)
+	bridges, err := p.Bridges(ctx)
 	if err != nil {
 		return err
 	}
 	if host.Rootless {
 		// With nobody in it, podman's namespace is not there, and to enter it would
 		// make it, and leave a slirp4netns(1) behind.
-		if runs, err := m.controlRuns(ctx); err != nil || !runs {
+		if runs, err := p.egressRuns(ctx); err != nil || !runs {
 			return err
 		}
 	}
-	if !slices.ContainsFunc(bridges, func(b string) bool { return strings.HasPrefix(b, bridgePrefix(m.cfg.Instance)) }) {
+	if !slices.ContainsFunc(bridges, func(b string) bool { return strings.HasPrefix(b, bridgePrefix(p.instance)) }) {
 		if host.Rootless {
 			return nil // it is gone with the last network, or goes
 		}
-		return nft(ctx, host, noFence(m.cfg.Instance))
+		return nft(ctx, host, noFence(p.instance))
 	}
-	f, err := newFencing(m.cfg.Instance, host, bridges)
+	f, err := newFencing(p.instance, host, bridges)
 	if err != nil {
 		return err
 	}
 	return nft(ctx, host, f.rules())
 }
 
-func (m *Manager) controlRuns(ctx context.Context) (bool, error) {
-	found, err := m.podman.Containers(ctx, map[string]string{labelInstance: m.cfg.Instance, labelRole: RoleControl})
-	return slices.ContainsFunc(found, func(t podman.Thing) bool { return t.Running }), err
+// egressRuns tells whether a container with a network of ours runs.
+func (p *Pods) egressRuns(ctx context.Context) (bool, error) {
+	found, err := p.Containers(ctx, map[string]string{labelEgress: bridgePrefix(p.instance)})
+	return slices.ContainsFunc(found, func(t backend.Thing) bool { return t.Running }), err
 }
 
 // KeepFence calls Fence now and at every interval, until ctx ends.
-func (m *Manager) KeepFence(ctx context.Context, every time.Duration) {
+func (p *Pods) KeepFence(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		m.tryFence(ctx)
+		p.tryFence(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -156,22 +160,22 @@ func (m *Manager) KeepFence(ctx context.Context, every time.Duration) {
 
 // tryFence is Fence; a failure is logged when it is new. LackingFence says at the
 // service's start what that means.
-func (m *Manager) tryFence(ctx context.Context) {
-	err := m.Fence(ctx)
-	m.fence.mu.Lock()
-	defer m.fence.mu.Unlock()
+func (p *Pods) tryFence(ctx context.Context) {
+	err := p.Fence(ctx)
+	p.fence.mu.Lock()
+	defer p.fence.mu.Unlock()
 	switch {
 	case err == nil:
-		m.fence.told = ""
-	case ctx.Err() == nil && err.Error() != m.fence.told:
-		m.fence.told = err.Error()
-		m.log.Warn("pods' control containers are not fenced off from this host and other containers", "err", err)
+		p.fence.told = ""
+	case ctx.Err() == nil && err.Error() != p.fence.told:
+		p.fence.told = err.Error()
+		p.log.Warn("pods' control containers are not fenced off from this host and other containers", "err", err)
 	}
 }
 
 // LackingFence says, as Lacking does, that this host can't keep control containers
 // from itself and other containers; "" when it can.
-func LackingFence(ctx context.Context, h podman.Host) string {
+func LackingFence(ctx context.Context, h Host) string {
 	f, err := newFencing("probe", h, []string{"probe0"})
 	if err == nil {
 		err = nft(ctx, h, f.rules(), checkOnly)
@@ -182,7 +186,7 @@ func LackingFence(ctx context.Context, h podman.Host) string {
 	return ""
 }
 
-func newFencing(instance string, host podman.Host, bridges []string) (fencing, error) {
+func newFencing(instance string, host Host, bridges []string) (fencing, error) {
 	f := fencing{instance: instance, others: bridges}
 	conf, err := os.Open("/etc/resolv.conf")
 	if err == nil {
@@ -238,7 +242,7 @@ const checkOnly = "--check"
 // nft runs nft(8) where podman's networks are. What is only to be checked is looked
 // at in a namespace of its own, where that is without root: it makes none of
 // podman's.
-func nft(ctx context.Context, host podman.Host, rules string, args ...string) error {
+func nft(ctx context.Context, host Host, rules string, args ...string) error {
 	program, err := exec.LookPath("nft")
 	if err != nil {
 		program = "/usr/sbin/nft" // where an ordinary user's PATH does not lead
