@@ -55,8 +55,8 @@ test-fast: modules ## the tests that need no forge, no podman and no image
 	@$(TEST) $(FAST) </dev/null
 
 .PHONY: fuzz
-fuzz: modules ## throw garbage at every parser of what others send, 60 s each, four at a time
-	@echo "Fuzzing (about three minutes)" >&2
+fuzz: modules ## throw garbage at every parser of what others send, FUZZTIME=60s each, four at a time
+	@echo "Fuzzing ($${FUZZTIME:-60s} for each target)" >&2
 	@.ci/fuzz
 
 .PHONY: soak

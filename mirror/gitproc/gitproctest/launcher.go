@@ -23,7 +23,7 @@ func Main(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
 	program := filepath.Join(dir, "devaipod-box")
-	build := exec.Command("go", "build", "-o", program, "codeberg.org/devaipod/devaipod/cmd/devaipod-box")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "codeberg.org/devaipod/devaipod/cmd/devaipod-box")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintln(os.Stderr, errors.Join(err, errors.New(string(out))))
