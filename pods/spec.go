@@ -132,7 +132,7 @@ func (m *Manager) container(k Key, role string) string { return Name(m.cfg.Insta
 func (m *Manager) control(s Spec) podman.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := podman.Container{
-		Image: s.ToolsImage, Entrypoint: []string{"/devaipod-pod"}, Command: []string{"control"},
+		Image: m.gateImage(s), Entrypoint: []string{"/devaipod-pod"}, Command: []string{"control"},
 		Network: name + "-egress",
 		Mounts: []podman.Mount{
 			{Kind: podman.Bind, Source: m.RunDir(s.Key), Target: podfile.ServiceDir},

@@ -139,6 +139,7 @@ func (c *Client) Bridges(ctx context.Context) ([]string, error) {
 // A Thing is a container, pod, volume or network found by its labels.
 type Thing struct {
 	Name      string
+	Image     string // containers alone
 	Labels    map[string]string
 	Running   bool // containers alone
 	Exited    bool // it has run and does no more
@@ -158,7 +159,7 @@ func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]Th
 	var out []Thing
 	for _, f := range found {
 		if len(f.Names) > 0 && carries(f.Labels, labels) {
-			out = append(out, Thing{Name: f.Names[0], Labels: f.Labels, Running: f.State == "running", Exited: exited(f.State, time.Unix(f.StartedAt, 0)), ExitCode: int(f.ExitCode), CreatedAt: f.Created, StartedAt: time.Unix(f.StartedAt, 0)})
+			out = append(out, Thing{Name: f.Names[0], Image: f.Image, Labels: f.Labels, Running: f.State == "running", Exited: exited(f.State, time.Unix(f.StartedAt, 0)), ExitCode: int(f.ExitCode), CreatedAt: f.Created, StartedAt: time.Unix(f.StartedAt, 0)})
 		}
 	}
 	return out, nil
