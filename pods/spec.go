@@ -131,7 +131,7 @@ func (m *Manager) container(k Key, role string) string { return Name(m.cfg.Insta
 func (m *Manager) control(s Spec) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := backend.Container{
-		Image: s.ToolsImage, Entrypoint: []string{"/devaipod-pod"}, Command: []string{"control"},
+		Image: m.gateImage(s), Entrypoint: []string{"/devaipod-pod"}, Command: []string{"control"},
 		Network: backend.Egress,
 		Mounts: []backend.Mount{
 			{Kind: backend.BindMount, Source: m.RunDir(s.Key), Target: podfile.ServiceDir},

@@ -45,12 +45,19 @@ func newLone(t testing.TB, model http.HandlerFunc) *lone {
 		Model: podfile.Model{API: podfile.APIOpenAI, Name: "m", BaseURL: m.URL + "/v1"}, Task: podfile.Task{Key: "k", Prompt: "p"},
 	}))
 	l.must(podfile.WritePolicy(l.path("run"), podfile.Policy{Key: "sk-the-key"}))
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", l.path("devaipod-pod"), ".")
+	buildPod(t, l.path("devaipod-pod"))
+	return l
+}
+
+// buildPod builds the program as it is shipped.
+func buildPod(t testing.TB, path string) string {
+	t.Helper()
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return l
+	return path
 }
 
 func (l *lone) path(name string) string { return filepath.Join(l.dir, name) }

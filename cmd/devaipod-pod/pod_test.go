@@ -236,7 +236,13 @@ func (p *pod) start(alone bool, env []string, args ...string) *process {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	cmd := exec.Command(self, args...)
+	return p.startProgram(self, alone, env, args...)
+}
+
+// startProgram runs another build of devaipod-pod, or this one.
+func (p *pod) startProgram(program string, alone bool, env []string, args ...string) *process {
+	p.t.Helper()
+	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = append([]string{"PATH=" + filepath.Dir(p.opencode) + ":" + os.Getenv("PATH"), asPod + "=1"}, env...)
@@ -264,8 +270,11 @@ func (p *pod) start(alone bool, env []string, args ...string) *process {
 
 func (p *pod) startControl() *process {
 	p.t.Helper()
-	return p.start(false, nil, "control", "--service", p.path("run"), "--agent", p.path("a"), "--workspace", p.path("w"),
-		"--usage", p.path("usage"), "--repo", p.path("agent/repo"))
+	return p.start(false, nil, p.controlArgs()...)
+}
+
+func (p *pod) controlArgs() []string {
+	return []string{"control", "--service", p.path("run"), "--agent", p.path("a"), "--workspace", p.path("w"), "--usage", p.path("usage"), "--repo", p.path("agent/repo")}
 }
 
 // startShim starts the agent's container with command, or with opencode.

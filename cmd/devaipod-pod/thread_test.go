@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
 const nonce = "5a1f0c77d9"
@@ -158,6 +159,43 @@ func TestAControlThatIsKilledTakesUpTheTurn(t *testing.T) {
 	requests := p.script.Requests()
 	if n := strings.Count(requests[len(requests)-1].User, "THE-TASK"); n != 1 {
 		t.Errorf("the task was given %d times", n)
+	}
+}
+
+// An upgrade replaces control by another build while the agent waits for its model.
+func TestAGateIsUpgradedUnderAnAgentAtWork(t *testing.T) {
+	t.Parallel()
+	p := newPod(t, "scenario: slow\nnonce: "+nonce)
+	next := buildPod(t, p.path("upgraded"))
+	p.startShim()
+	control := p.startControl()
+	p.wait("waiting for the model", func(s podapi.Summary) bool {
+		requests := p.script.Requests()
+		return s.Model.InFlight > 0 && len(requests) > 0 && strings.Contains(lastResult(requests[len(requests)-1].Calls), "committed:")
+	})
+	before := len(p.script.Requests())
+	if code := control.kill(t, syscall.SIGTERM); code != 0 { // as podman stops it
+		t.Errorf("control ended with %d", code)
+	}
+	p.startProgram(next, false, nil, p.controlArgs()...)
+	p.script.Release("")
+	p.wait("done", done)
+	p.mustHoldTheProof()
+	requests := p.script.Requests()
+	if n := strings.Count(requests[len(requests)-1].User, "THE-TASK"); n != 1 {
+		t.Errorf("the task was given %d times", n)
+	}
+	// The account goes on, and has what was cut off.
+	entries, err := usage.Read(p.path("usage"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, counted := p.script.Used(), usage.Sum(entries)
+	if counted.Requests != int64(len(requests)) || len(requests) <= before {
+		t.Errorf("counted %d requests, the model had %d, %d of them before", counted.Requests, len(requests), before)
+	}
+	if counted.Tokens.Input < said.Tokens.Input || counted.Tokens.Output < said.Tokens.Output {
+		t.Errorf("counted %+v, the model said %+v", counted, said)
 	}
 }
 

@@ -224,6 +224,9 @@ func (s *service) run(ctx context.Context) error {
 	if err := s.pods.openAll(ctx); err != nil {
 		return fmt.Errorf("finding the pods that run: %w", err)
 	}
+	if err := s.pods.manager.RenewGates(ctx); err != nil { // theirs go on as they are
+		s.log.Warn("gates of running pods are of an older devaipod", "err", err)
+	}
 	s.pods.release(ctx)
 	defer s.pods.shutAll() //nolint:errcheck // the process ends
 	public, err := listenTCP(s.cfg.Service.Listen, "service.listen")

@@ -40,8 +40,8 @@ import (
 // A Backend runs pods.
 type Backend interface {
 	// Ensure makes the pod what p says, and starts it. A container that differs from
-	// what p says is made anew; a volume that is there stays as it is. changed tells
-	// whether anything was made.
+	// what p says is made anew; a volume that is there stays as it is, and so does
+	// what p does not name. changed tells whether anything was made.
 	Ensure(ctx context.Context, p Pod) (changed bool, err error)
 	// Start starts a container that was made and does not run.
 	Start(ctx context.Context, container string) error
@@ -156,5 +156,6 @@ type State struct {
 	OOMKilled            bool
 	ExitCode             int
 	CreatedAt, StartedAt time.Time
+	Image                string
 	Labels               map[string]string
 }

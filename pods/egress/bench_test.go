@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -19,7 +20,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"codeberg.org/devaipod/devaipod/pods/egress"
+	"codeberg.org/devaipod/devaipod/pods/relay"
 )
 
 // `make bench`: a tunnel of ours beside no proxy, beside tinyproxy, and beside
@@ -29,8 +33,12 @@ import (
 // benchHost is on loopback, for the proxy of the benchmark alone.
 const benchHost = "origin.example.com"
 
-// benchAt makes this binary the proxy, as a process of its own.
-const benchAt = "TEST_EGRESS_LISTEN"
+// benchAt makes this binary the proxy, as a process of its own, and benchTo the
+// relay of a shim to a proxy on a unix socket.
+const (
+	benchAt = "TEST_EGRESS_LISTEN"
+	benchTo = "TEST_EGRESS_RELAY"
+)
 
 func TestMain(m *testing.M) {
 	if at := os.Getenv(benchAt); at != "" {
@@ -40,7 +48,29 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// listenAt listens at a path or an address.
+func listenAt(at string) (net.Listener, error) {
+	if strings.HasPrefix(at, "/") {
+		return net.Listen("unix", at)
+	}
+	return net.Listen("tcp", at)
+}
+
+func dialAt(at string) (net.Conn, error) {
+	if strings.HasPrefix(at, "/") {
+		return net.Dial("unix", at)
+	}
+	return net.Dial("tcp", at)
+}
+
 func serveBench(at string) error {
+	l, err := listenAt(at)
+	if err != nil {
+		return err
+	}
+	if to := os.Getenv(benchTo); to != "" {
+		return relay.Serve(context.Background(), l, relay.Unix(to), slog.New(slog.DiscardHandler))
+	}
 	rules, err := egress.Parse([]string{benchHost + ":" + os.Getenv("TEST_EGRESS_PORT")})
 	if err != nil {
 		return err
@@ -55,10 +85,6 @@ func serveBench(at string) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", at)
-	if err != nil {
-		return err
-	}
 	return egress.Server(p, log).Serve(l)
 }
 
@@ -70,7 +96,7 @@ type way struct {
 }
 
 // open is a connection to the origin that has begun with a ClientHello.
-func (w way) open(b *testing.B, hello []byte) net.Conn {
+func (w way) open(b testing.TB, hello []byte) net.Conn {
 	b.Helper()
 	c, err := net.Dial("tcp", w.addr)
 	if err != nil {
@@ -89,7 +115,7 @@ func (w way) open(b *testing.B, hello []byte) net.Conn {
 	return c
 }
 
-func freeAddr(b *testing.B) string {
+func freeAddr(b testing.TB) string {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -100,7 +126,7 @@ func freeAddr(b *testing.B) string {
 }
 
 // begin runs a process until the benchmark's end, and waits until it listens.
-func begin(b *testing.B, addr string, cmd *exec.Cmd) {
+func begin(b testing.TB, addr string, cmd *exec.Cmd) {
 	b.Helper()
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -112,7 +138,7 @@ func begin(b *testing.B, addr string, cmd *exec.Cmd) {
 		_ = cmd.Wait()
 	})
 	eventually(b, addr+" listens", func() bool {
-		c, err := net.Dial("tcp", addr)
+		c, err := dialAt(addr)
 		if err == nil {
 			c.Close()
 		}
@@ -120,7 +146,33 @@ func begin(b *testing.B, addr string, cmd *exec.Cmd) {
 	})
 }
 
-func ways(b *testing.B, origin string) []way {
+// ours begins the proxy at an address or a path, or a relay to one.
+func ours(b testing.TB, at, origin, relayTo string) *exec.Cmd {
+	b.Helper()
+	_, port, err := net.SplitHostPort(origin)
+	if err != nil {
+		b.Fatal(err)
+	}
+	self := exec.Command(os.Args[0])
+	self.Env = append(os.Environ(), benchAt+"="+at, "TEST_EGRESS_PORT="+port, benchTo+"="+relayTo)
+	begin(b, at, self)
+	return self
+}
+
+func askOurs(origin string) string {
+	_, port, _ := strings.Cut(origin, ":")
+	return "CONNECT " + benchHost + ":" + port + " HTTP/1.1\r\nHost: x\r\n" + authorization + "\r\n"
+}
+
+// inPod is the way of a pod: the shim's relay, and the gate behind its socket.
+func inPod(b testing.TB, origin string) (w way, shim, gate *exec.Cmd) {
+	b.Helper()
+	socket, at := filepath.Join(b.TempDir(), "s"), freeAddr(b)
+	gate = ours(b, socket, origin, "")
+	return way{"pod", at, askOurs(origin)}, ours(b, at, origin, socket), gate
+}
+
+func ways(b testing.TB, origin string) []way {
 	b.Helper()
 	dir := b.TempDir()
 	_, port, err := net.SplitHostPort(origin)
@@ -134,10 +186,9 @@ func ways(b *testing.B, origin string) []way {
 		}
 		return path
 	}
-	ours, tiny, nginx := freeAddr(b), freeAddr(b), freeAddr(b)
-	self := exec.Command(os.Args[0])
-	self.Env = append(os.Environ(), benchAt+"="+ours, "TEST_EGRESS_PORT="+port)
-	begin(b, ours, self)
+	gate, tiny, nginx := freeAddr(b), freeAddr(b), freeAddr(b)
+	ours(b, gate, origin, "")
+	pod, _, _ := inPod(b, origin)
 	_, tinyPort, _ := strings.Cut(tiny, ":")
 	begin(b, tiny, exec.Command("tinyproxy", "-d", "-c", conf("tinyproxy.conf", "Port "+tinyPort+
 		"\nListen 127.0.0.1\nTimeout 600\nMaxClients 500\nAllow 127.0.0.1\nLogLevel Critical\nLogFile \""+dir+"/log\"\nConnectPort "+port+"\n")))
@@ -149,7 +200,8 @@ stream { server { listen %[2]s; ssl_preread on; proxy_pass %[3]s; } }
 	begin(b, nginx, exec.Command("nginx", "-e", "stderr", "-c", conf("nginx.conf", text)))
 	return []way{
 		{"direct", origin, ""},
-		{"devaipod", ours, "CONNECT " + benchHost + ":" + port + " HTTP/1.1\r\nHost: x\r\n" + authorization + "\r\n"},
+		{"devaipod", gate, askOurs(origin)},
+		pod,
 		{"tinyproxy", tiny, "CONNECT " + origin + " HTTP/1.1\r\nHost: x\r\n\r\n"},
 		{"nginx", nginx, ""},
 	}
@@ -162,9 +214,17 @@ const (
 	benchConns  = 300  // connections, in a round
 )
 
-// startOrigin answers a ClientHello and one more byte: "d" with benchBytes, "e"
-// with an echo of all that comes.
-func startOrigin(b *testing.B) string {
+// links are what the origin sends over, by the byte that asks for them: "1" and
+// "2" are links of 1 and 10 Gbit/s (SO_MAX_PACING_RATE, socket(7)).
+var links = map[string]struct {
+	name  string
+	rate  int // bytes a second, 0 for none
+	bytes int
+}{"d": {"loopback", 0, benchBytes}, "1": {"1 Gbit/s", 125_000_000, 128 << 20}, "2": {"10 Gbit/s", 1_250_000_000, 512 << 20}}
+
+// startOrigin answers a ClientHello and one more byte: that of a link with as much
+// as is sent over it, "e" with an echo of all that comes.
+func startOrigin(b testing.TB) string {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -184,8 +244,12 @@ func startOrigin(b *testing.B) string {
 			echo(c)
 			return
 		}
+		link := links[string(what[:])]
+		if link.rate > 0 && pace(c, link.rate) != nil {
+			return // its client misses it
+		}
 		buf := make([]byte, 256<<10)
-		for range benchBytes / len(buf) {
+		for range link.bytes / len(buf) {
 			if _, err := c.Write(buf); err != nil {
 				return
 			}
@@ -201,6 +265,61 @@ func startOrigin(b *testing.B) string {
 		}
 	}()
 	return l.Addr().String()
+}
+
+// pace has the kernel send no faster.
+func pace(c net.Conn, rate int) error {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, rate) })
+	return errors.Join(err, set)
+}
+
+// download takes what comes over a link, and tells how fast it came, in MB/s.
+func (w way) download(b testing.TB, hello []byte, link string, waste []byte) float64 {
+	b.Helper()
+	c := w.open(b, hello)
+	defer c.Close()
+	say(c, link)
+	start := time.Now()
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, waste)
+	if err != nil || n != int64(links[link].bytes) {
+		b.Fatal(w.name, n, err)
+	}
+	return float64(n) / 1e6 / time.Since(start).Seconds()
+}
+
+// On a link that is slower than a machine's memory a tunnel takes nothing away.
+func BenchmarkEgressOverALink(b *testing.B) {
+	hello := clientHello(b, &tls.Config{ServerName: benchHost})
+	all := ways(b, startOrigin(b))
+	waste := make([]byte, 256<<10)
+	var table strings.Builder
+	for b.Loop() {
+		for _, link := range []string{"1", "2"} {
+			speeds, ratios := map[string][]float64{}, map[string][]float64{}
+			for range benchRounds {
+				for _, w := range all {
+					speed := w.download(b, hello, link, waste)
+					speeds[w.name] = append(speeds[w.name], speed)
+					ratios[w.name] = append(ratios[w.name], speed/speeds["direct"][len(speeds["direct"])-1])
+				}
+			}
+			for _, w := range all {
+				s, r := speeds[w.name], ratios[w.name]
+				slices.Sort(s)
+				slices.Sort(r)
+				fmt.Fprintf(&table, "%-10s %-10s %6.0f MB/s, of direct %.3f (%.3f to %.3f)\n", links[link].name, w.name, s[len(s)/2], r[len(r)/2], r[0], r[len(r)-1])
+			}
+			r := ratios["pod"]
+			b.ReportMetric(r[len(r)/2], "of-direct-at-"+strings.ReplaceAll(links[link].name, " ", ""))
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	b.Logf("medians of %d rounds, in turn:\n%s", benchRounds, table.String())
 }
 
 func quantile(all []time.Duration, q float64) time.Duration {
@@ -226,17 +345,9 @@ func BenchmarkEgress(b *testing.B) {
 	for b.Loop() {
 		for range benchRounds {
 			for _, w := range all {
-				c := w.open(b, hello)
-				say(c, "d")
-				start := time.Now()
-				n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, waste)
-				if err != nil || n != benchBytes {
-					b.Fatal(w.name, n, err)
-				}
-				speeds[w.name] = append(speeds[w.name], float64(n)/1e6/time.Since(start).Seconds())
-				c.Close()
+				speeds[w.name] = append(speeds[w.name], w.download(b, hello, "d", waste))
 
-				c = w.open(b, hello)
+				c := w.open(b, hello)
 				say(c, "e")
 				trip(c)
 				for range benchTrips {
@@ -276,10 +387,11 @@ func report(b *testing.B, all []way, speeds map[string][]float64, kept, fresh ma
 	}
 	b.Logf("a tunnel of %d MB, %d round trips of 200 bytes and %d connections each, in %d rounds:\n%s", benchBytes>>20, benchTrips, benchConns, benchRounds, table.String())
 	added := func(times map[string][]time.Duration, q float64) float64 {
-		return float64((quantile(times["devaipod"], q) - quantile(times["direct"], q)).Microseconds())
+		return float64((quantile(times["pod"], q) - quantile(times["direct"], q)).Microseconds())
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(median["devaipod"]/max(median["tinyproxy"], median["nginx"]), "of-best-MB/s")
+	b.ReportMetric(median["pod"]/max(median["tinyproxy"], median["nginx"]), "pod-of-best-MB/s")
 	b.ReportMetric(added(kept, 0.99), "added-p99-µs")
 	b.ReportMetric(added(fresh, 0.99), "added-p99-new-µs")
 }

@@ -71,6 +71,9 @@ func asRefusal(to target, err error) *refusal {
 	if no := new(refusal); errors.As(err, &no) {
 		return no
 	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return unanswered(to, "it ended the connection without an answer")
+	}
 	return unanswered(to, err.Error())
 }
 

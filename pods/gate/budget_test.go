@@ -184,7 +184,7 @@ func TestRequestsThatComeTooFastWait(t *testing.T) {
 }
 
 func TestGemini(t *testing.T) {
-	p := newPlace(t, podfile.APIGemini, says("data: {\"usageMetadata\":{\"promptTokenCount\":10,\"candidatesTokenCount\":6}}\n\n"))
+	p := newPlace(t, podfile.APIGemini, says("data: {\"candidates\":[{\"finishReason\":\"STOP\"}],\"usageMetadata\":{\"promptTokenCount\":10,\"candidatesTokenCount\":6}}\n\n"))
 	post := func(path string) int {
 		req, err := http.NewRequest("POST", p.agent.URL+path, strings.NewReader(`{"contents":[]}`))
 		if err != nil {
@@ -213,6 +213,25 @@ func TestGemini(t *testing.T) {
 	waitIdle(t, p)
 	if used := p.gate.Traffic().Used; used.Tokens != (usage.Tokens{Input: 10, Output: 6}) {
 		t.Errorf("%+v", used)
+	}
+}
+
+// Every piece of Gemini's says what was used up to there: only the last one is
+// believed.
+func TestAGeminiStreamThatIsCutOff(t *testing.T) {
+	p := newPlace(t, podfile.APIGemini, cutOff("data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\""+strings.Repeat("x", 1000)+"\"}]}}],\"usageMetadata\":{\"promptTokenCount\":10,\"candidatesTokenCount\":6}}\n\n"))
+	req, err := http.NewRequest("POST", p.agent.URL+"/model/v1/models/m:streamGenerateContent?alt=sse", strings.NewReader(`{"contents":[]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Goog-Api-Key", agentTok)
+	if resp, err := http.DefaultClient.Do(req); err == nil {
+		_, _ = io.Copy(io.Discard, resp.Body) // it is cut off
+		resp.Body.Close()
+	}
+	waitIdle(t, p)
+	if used := p.gate.Traffic().Used; used.Tokens.Input != 10 || used.Tokens.Output < 500 || used.Tokens.Output > 700 {
+		t.Errorf("%+v, want two bytes for a token of what came", used)
 	}
 }
 

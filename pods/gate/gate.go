@@ -56,7 +56,10 @@ type Config struct {
 	// Backoff is the pause before a model that has too much to do is asked again,
 	// and then twice as much; a second when 0.
 	Backoff time.Duration
-	Log     *slog.Logger
+	// Now is the clock, [time.Now] when nil. Its wall clock may jump: spans are
+	// measured by what is monotonic in it.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // A Gate admits what a pod may reach. Its handlers are safe for concurrent use.
@@ -88,8 +91,11 @@ func New(cfg Config) (*Gate, error) {
 	if cfg.Backoff == 0 {
 		cfg.Backoff = time.Second
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	cfg.Service = patient(cfg.Service, cfg.Patience)
-	g := &Gate{cfg: cfg, model: base, limiter: limiter{rate.NewLimiter(rate.Inf, 1)}}
+	g := &Gate{cfg: cfg, model: base, limiter: limiter{rate.NewLimiter(rate.Inf, 1), cfg.Now}, traffic: traffic{now: cfg.Now}}
 	if g.ways, err = newWays(cfg); err != nil {
 		return nil, err
 	}
@@ -250,6 +256,7 @@ type Traffic struct {
 }
 
 type traffic struct {
+	now     func() time.Time
 	mu      sync.Mutex
 	t       Traffic
 	refused *usage.Entry // the last request, when the budget had no room for it
@@ -285,7 +292,7 @@ func (t *traffic) begin() {
 	defer t.mu.Unlock()
 	t.t.InFlight++
 	t.t.Requests++
-	if t.t.LastRequest = time.Now(); t.t.FirstRequest.IsZero() {
+	if t.t.LastRequest = t.now(); t.t.FirstRequest.IsZero() {
 		t.t.FirstRequest = t.t.LastRequest
 	}
 }
@@ -301,7 +308,7 @@ func (t *traffic) end(status int, failure string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.t.InFlight--
-	t.t.LastResponse, t.t.LastStatus, t.t.LastError = time.Now(), status, failure
+	t.t.LastResponse, t.t.LastStatus, t.t.LastError = t.now(), status, failure
 	if t.t.Failures++; failure == "" {
 		t.t.Failures = 0
 	}

@@ -69,10 +69,10 @@ func (g *Gate) forwardModel(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.traffic.begin()
-	began := time.Now()
+	began := g.cfg.Now()
 	status, failure, used := g.relayModel(w, r, req, policy.Key)
 	if !req.Free {
-		used.At, used.Model, used.Agent, used.Time = time.Now().UTC(), g.cfg.File.Model.Name, g.cfg.File.Agent, time.Since(began)
+		used.At, used.Model, used.Agent, used.Time = g.cfg.Now().UTC(), g.cfg.File.Model.Name, g.cfg.File.Agent, g.cfg.Now().Sub(began)
 		used.Cost = policy.Prices.Of(used.Tokens)
 		if err := g.cfg.Usage.Settle(n, used); err != nil {
 			g.cfg.Log.Error("gate: a request stays counted as it was reserved", "err", err)
@@ -103,7 +103,7 @@ func (g *Gate) reserve(w http.ResponseWriter, policy podfile.Policy, req model.R
 	if req.Free {
 		return 0, true
 	}
-	most := usage.Entry{At: time.Now().UTC(), Model: g.cfg.File.Model.Name, Agent: g.cfg.File.Agent, Tokens: reserved(req)}
+	most := usage.Entry{At: g.cfg.Now().UTC(), Model: g.cfg.File.Model.Name, Agent: g.cfg.File.Agent, Tokens: reserved(req)}
 	most.Cost = policy.Prices.Of(most.Tokens)
 	n, why, err := g.cfg.Usage.Reserve(policy.Budget, most)
 	if err != nil {
@@ -274,7 +274,10 @@ func retryAfter(h http.Header, usual time.Duration) (pause time.Duration, ok boo
 }
 
 // A limiter holds requests back that come too fast.
-type limiter struct{ *rate.Limiter }
+type limiter struct {
+	*rate.Limiter
+	now func() time.Time
+}
 
 // wait waits for the turn of a request, of perMinute; 0 for no bound.
 func (l *limiter) wait(ctx context.Context, perMinute int) error {
@@ -282,11 +285,19 @@ func (l *limiter) wait(ctx context.Context, perMinute int) error {
 	if perMinute > 0 {
 		limit = rate.Every(time.Minute / time.Duration(perMinute))
 	}
+	now := l.now()
 	if l.Limit() != limit {
-		l.SetLimit(limit)
-		l.SetBurst(max(1, perMinute/4))
+		l.SetLimitAt(now, limit)
+		l.SetBurstAt(now, max(1, perMinute/4))
 	}
-	return l.Wait(ctx)
+	turn := l.ReserveN(now, 1)
+	select {
+	case <-time.After(turn.DelayFrom(now)):
+		return nil
+	case <-ctx.Done():
+		turn.CancelAt(l.now())
+		return ctx.Err()
+	}
 }
 
 // A counter shows what is read through it.

@@ -29,7 +29,7 @@ func newWays(cfg Config) (*ways, error) {
 	w.rules.Store(&egress.Rules{})
 	w.private.Store(&[]netip.Prefix{})
 	for role, token := range map[Role]string{Agent: cfg.File.AgentToken, Workspace: cfg.File.WorkspaceToken} {
-		c := egress.Config{Authorized: egress.Token(token), Reachable: w.reachable, Resolve: cfg.Resolve, Dial: cfg.Dial, Roots: cfg.Roots, Log: cfg.Log.With("role", role)}
+		c := egress.Config{Authorized: egress.Token(token), Reachable: w.reachable, Resolve: cfg.Resolve, Dial: cfg.Dial, Roots: cfg.Roots, Now: cfg.Now, Log: cfg.Log.With("role", role)}
 		if role == Agent && cfg.CA != nil {
 			c.CA, c.Inject = cfg.CA, w.inject
 		}

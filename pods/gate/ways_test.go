@@ -33,6 +33,7 @@ type outside struct {
 	mu     sync.Mutex
 	policy podfile.Policy
 	saw    []*http.Request
+	config gate.Config
 	gate   *gate.Gate
 	agent  *httptest.Server
 	work   *httptest.Server
@@ -75,6 +76,7 @@ func newOutside(t *testing.T) *outside {
 	cfg.Dial = func(ctx context.Context, _ netip.AddrPort) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", o.server.Listener.Addr().String())
 	}
+	o.config = cfg
 	if o.gate, err = gate.New(cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,9 @@ type Meter struct {
 	tokens   usage.Tokens
 	seen     bool
 	output   bool // what it says of the output is final
+	// Gemini's candidates, by their numbers as bits: those that have begun, and those
+	// that have come to their end.
+	begun, ended uint64
 }
 
 // Write looks at the next bytes. It keeps a line at a time: events of a stream
@@ -97,16 +100,22 @@ type details struct {
 
 // geminiCounts are Gemini's usageMetadata.
 type geminiCounts struct {
-	Prompt     int64  `json:"promptTokenCount"`
-	Cached     int64  `json:"cachedContentTokenCount"`
-	ToolUse    int64  `json:"toolUsePromptTokenCount"`
-	Candidates *int64 `json:"candidatesTokenCount"`
-	Thoughts   int64  `json:"thoughtsTokenCount"`
+	Prompt     int64 `json:"promptTokenCount"`
+	Cached     int64 `json:"cachedContentTokenCount"`
+	ToolUse    int64 `json:"toolUsePromptTokenCount"`
+	Candidates int64 `json:"candidatesTokenCount"`
+	Thoughts   int64 `json:"thoughtsTokenCount"`
+}
+
+// A candidate is one of Gemini's answers, or a piece of it.
+type candidate struct {
+	Index        int64  `json:"index"`
+	FinishReason string `json:"finishReason"` // in its last piece
 }
 
 // event looks for counts in an event's data, or in a whole answer.
 func (m *Meter) event(data []byte) {
-	if !bytes.Contains(data, []byte(`"usage`)) { // most have none
+	if !bytes.Contains(data, []byte(`"usage`)) && !bytes.Contains(data, []byte(`"candidates`)) { // most have none
 		return
 	}
 	var list []json.RawMessage // Gemini's stream without events
@@ -127,7 +136,11 @@ func (m *Meter) event(data []byte) {
 		Response struct {
 			Usage *counts `json:"usage"`
 		} `json:"response"`
-		Metadata *geminiCounts `json:"usageMetadata"`
+		Metadata   *geminiCounts `json:"usageMetadata"`
+		Candidates []candidate   `json:"candidates"`
+		Feedback   struct {
+			BlockReason string `json:"blockReason"`
+		} `json:"promptFeedback"`
 	}
 	if json.Unmarshal(data, &answer) != nil {
 		return
@@ -142,11 +155,22 @@ func (m *Meter) event(data []byte) {
 		}
 	}
 	if c := answer.Metadata; c != nil {
-		var output int64
-		if c.Candidates != nil {
-			output, m.output = *c.Candidates, true
+		m.most(usage.Tokens{Input: c.Prompt + c.ToolUse - c.Cached, CacheRead: c.Cached, Output: c.Candidates + c.Thoughts})
+	}
+	m.candidates(answer.Candidates, answer.Feedback.BlockReason != "")
+}
+
+// candidates notes how far Gemini has come: every piece has counts, of what was
+// made up to there.
+func (m *Meter) candidates(all []candidate, blocked bool) {
+	for _, c := range all {
+		bit := uint64(1) << min(max(c.Index, 0), 63)
+		if m.begun |= bit; c.FinishReason != "" && c.FinishReason != "FINISH_REASON_UNSPECIFIED" {
+			m.ended |= bit
 		}
-		m.most(usage.Tokens{Input: c.Prompt + c.ToolUse - c.Cached, CacheRead: c.Cached, Output: output + c.Thoughts})
+	}
+	if blocked || len(all) > 0 {
+		m.output = m.begun == m.ended
 	}
 }
 

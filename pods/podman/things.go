@@ -150,7 +150,7 @@ func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]ba
 	for _, f := range found {
 		if len(f.Names) > 0 && carries(f.Labels, labels) {
 			out = append(out, backend.Thing{Name: f.Names[0], State: backend.State{
-				Exists: true, Labels: f.Labels, Running: f.State == "running", Exited: exited(f.State, time.Unix(f.StartedAt, 0)),
+				Exists: true, Image: f.Image, Labels: f.Labels, Running: f.State == "running", Exited: exited(f.State, time.Unix(f.StartedAt, 0)),
 				ExitCode: int(f.ExitCode), CreatedAt: f.Created, StartedAt: time.Unix(f.StartedAt, 0),
 			}})
 		}

@@ -183,6 +183,7 @@ func escape(t *testing.T) {
 	open := p.seen(p.tryIn(t, "open", p.openContainer(t), p.openConfig(t)))
 	sealed := p.seen(p.tryIn(t, "sealed", p.agent(), p.sealedConfig(t)))
 	judge(t, open, sealed)
+	t.Run("faults", func(t *testing.T) { faults(t, p) })
 	t.Run("fence", func(t *testing.T) { fence(t, p) })
 	p.end(t)
 	t.Run("without root", func(t *testing.T) { judge(t, open, p.seen(runAsUser(t, p))) })

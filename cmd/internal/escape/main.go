@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +34,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return playGit(args)
 	}
 	if len(args) < 2 {
-		return errors.New("want configure, get, serve, victim, or to be called opencode or git")
+		return errors.New("want configure, get, fetch, serve, victim, or to be called opencode or git")
 	}
 	switch args[1] {
 	case "configure":
@@ -43,6 +45,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return os.WriteFile(ConfigPath, text, 0o644)
 	case "get":
 		return get(ctx, args[2:], stdout)
+	case "fetch":
+		return fetch(ctx, args[2:], stdin, stdout)
 	case "serve":
 		return serve(args[2:])
 	case "victim":
@@ -71,6 +75,37 @@ func get(ctx context.Context, args []string, stdout io.Writer) error {
 	if text != "" {
 		return nil
 	}
+	return err
+}
+
+// fetch prints what comes of a URL, as programs in a pod ask for one: by the proxy
+// that their environment names, trusting the authorities that it names, and more
+// that are given on stdin.
+func fetch(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
+	if len(args) != 1 {
+		return errors.New("want fetch URL")
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		return err
+	}
+	more, err := io.ReadAll(stdin)
+	if err != nil {
+		return err
+	}
+	roots.AppendCertsFromPEM(more)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, args[0], nil)
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	fmt.Fprintf(stdout, "%s\n%s", resp.Status, text)
 	return err
 }
 

@@ -50,6 +50,7 @@ type place struct {
 	key     pods.Key // of the pod
 	config  main.Config
 	canary  []string
+	inject  []podfile.Injection // into the pod's requests
 }
 
 func newPlace(t *testing.T) *place {
@@ -61,6 +62,7 @@ func newPlace(t *testing.T) *place {
 	must(t, err)
 	t.Cleanup(func() { must(t, p.lab.Close()) })
 	p.resolver(t)
+	p.trust(t)
 	// In memory: it is gone with the namespaces.
 	must(t, os.MkdirAll(p.path("w"), 0o755))
 	must(t, unix.Mount("tmpfs", p.path("w"), "tmpfs", 0, "mode=755"))
@@ -86,6 +88,17 @@ func (p *place) resolver(t *testing.T) {
 	conf := filepath.Join(p.dir, "resolv.conf")
 	must(t, os.WriteFile(conf, []byte("nameserver "+lab.ResolverAddr+"\noptions timeout:1 attempts:1\n"), 0o644))
 	must(t, unix.Mount(conf, "/etc/resolv.conf", "", unix.MS_BIND, ""))
+}
+
+// trust makes the lab's authority one of those of this machine, which gates trust.
+func (p *place) trust(t *testing.T) {
+	t.Helper()
+	const bundle = "/etc/ssl/certs/ca-certificates.crt"
+	all, err := os.ReadFile(bundle)
+	must(t, err)
+	file := filepath.Join(p.dir, "authorities.pem")
+	must(t, os.WriteFile(file, append(all, p.lab.CA()...), 0o644))
+	must(t, unix.Mount(file, bundle, "", unix.MS_BIND, ""))
 }
 
 // path is one below the directory that the world is in.
@@ -126,13 +139,13 @@ func (p *place) podman(t *testing.T) {
 // lead elsewhere later. The lab's addresses are not public, so they are named.
 func (p *place) policy(pods.Key) (podfile.Policy, error) {
 	n := podfile.Network{
-		Allow:   []string{lab.AllowedName, main.RebindMetadata, lab.MetadataName, fmt.Sprintf("%s:%d", main.RebindHost, p.config.HostPort)},
+		Allow:   []string{lab.AllowedName, "*.tls.test", main.RebindMetadata, lab.MetadataName, fmt.Sprintf("%s:%d", main.RebindHost, p.config.HostPort)},
 		Private: []string{"198.51.100.0/24", "2001:db8::/32"},
 	}
 	for _, name := range []string{main.RebindForge, main.RebindLoopback} { // the forge's is the same port
 		n.Allow = append(n.Allow, fmt.Sprintf("%s:%d", name, p.config.LoopPort))
 	}
-	return podfile.Policy{Key: p.canary[0], Network: n}, nil
+	return podfile.Policy{Key: p.canary[0], Network: n, Inject: p.inject}, nil
 }
 
 // rootFS is an agent's image with nothing in it but the program.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -353,6 +354,65 @@ func TestThePodsLife(t *testing.T) {
 		t.Errorf("the run directory: %v", err)
 	}
 	must(t, other.RemoveAll(ctx))
+	if after := names(t); after != before {
+		t.Errorf("left:\n%s\nwant:\n%s", after, before)
+	}
+}
+
+// An upgrade reaches the gates of pods that are at work, and nothing else of them.
+func TestGatesAreRenewedUnderRunningAgents(t *testing.T) {
+	ctx := t.Context()
+	m, tools := podManager(t, "renew")
+	before := names(t)
+	k, stopped := pods.Key{Owner: "ann", Repo: "hello", Issue: 5}, pods.Key{Owner: "ann", Repo: "hello", Issue: 6}
+	for _, k := range []pods.Key{k, stopped} {
+		_, err := m.Ensure(ctx, spec(tools, k))
+		must(t, err)
+	}
+	must(t, m.Stop(ctx, stopped))
+	ids := func(k pods.Key) map[string]string {
+		all := map[string]string{}
+		for _, role := range []string{pods.RoleControl, pods.RoleAgent, pods.RoleWorkspace, pods.RoleSaver} {
+			out, err := world.Podman(ctx, "inspect", "--format", "{{.Id}} {{.State.StartedAt}} {{.ImageName}}", m.Name(k)+"-"+role)
+			must(t, err)
+			all[role] = out
+		}
+		return all
+	}
+	was, wasStopped := ids(k), ids(stopped)
+	must(t, m.RenewGates(ctx))
+	if now := ids(k); !maps.Equal(now, was) {
+		t.Errorf("without an upgrade: %v, was %v", now, was)
+	}
+	// Another build.
+	program, err := os.ReadFile(filepath.Join(world.Dir, "devaipod-pod"))
+	must(t, err)
+	upgraded := filepath.Join(t.TempDir(), "devaipod-pod")
+	must(t, os.WriteFile(upgraded, append(program, "upgraded"...), 0o755))
+	next, err := m.EnsureTools(ctx, upgraded)
+	must(t, err)
+	must(t, m.RenewGates(ctx))
+	now := ids(k)
+	if now[pods.RoleControl] == was[pods.RoleControl] || !strings.Contains(now[pods.RoleControl], next) {
+		t.Errorf("the gate is %s, was %s, want one of %s", now[pods.RoleControl], was[pods.RoleControl], next)
+	}
+	if p, _ := find(t, m, k); !p.Control.Running || !p.Agent.Running {
+		t.Errorf("%+v", p)
+	}
+	for _, again := range []func() error{func() error { return m.RenewGates(ctx) }, func() error { return m.Resume(ctx, k) }} {
+		must(t, again())
+		if then := ids(k); !maps.Equal(then, now) {
+			t.Errorf("once more: %v, was %v", then, now)
+		}
+	}
+	delete(was, pods.RoleControl)
+	if delete(now, pods.RoleControl); !maps.Equal(now, was) {
+		t.Errorf("the others: %v, were %v", now, was)
+	}
+	if now := ids(stopped); !maps.Equal(now, wasStopped) {
+		t.Errorf("a stopped pod: %v, was %v", now, wasStopped)
+	}
+	must(t, m.RemoveAll(ctx))
 	if after := names(t); after != before {
 		t.Errorf("left:\n%s\nwant:\n%s", after, before)
 	}

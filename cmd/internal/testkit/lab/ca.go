@@ -43,7 +43,12 @@ func newAuthority() (*authority, error) {
 }
 
 func (a *authority) config() *tls.Config {
-	return &tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return a.certificate(h.ServerName) }}
+	return &tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if h.ServerName == CutName {
+			return nil, h.Conn.Close()
+		}
+		return a.certificate(h.ServerName)
+	}}
 }
 
 // certificate is one for a name, or for all addresses of the lab where none is
@@ -59,9 +64,15 @@ func (a *authority) certificate(name string) (*tls.Certificate, error) {
 		return nil, err
 	}
 	t := &x509.Certificate{SerialNumber: serial, NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter, Subject: pkix.Name{CommonName: "lab host"}}
-	if name != "" {
+	switch name {
+	case ExpiredName:
+		t.NotAfter = t.NotBefore.Add(time.Minute)
 		t.DNSNames = []string{name}
-	} else {
+	case WrongName:
+		t.DNSNames = []string{"another.tls.test"}
+	default:
+		t.DNSNames = []string{name}
+	case "":
 		for _, ip := range []string{AllowedAddr, DeniedAddr, Allowed6, Denied6} {
 			t.IPAddresses = append(t.IPAddresses, net.ParseIP(ip))
 		}

@@ -21,6 +21,11 @@ var zone = map[string][]string{
 	MetadataName:                      {MetadataAddr},
 	"loopback.test":                   {"127.0.0.1"},
 	"linklocal-mapped." + AllowedName: {"::ffff:" + MetadataAddr},
+	SoundName:                         {AllowedAddr},
+	OtherName:                         {AllowedAddr},
+	ExpiredName:                       {AllowedAddr},
+	WrongName:                         {AllowedAddr},
+	CutName:                           {AllowedAddr},
 }
 
 // resolver answers questions by UDP and TCP (RFC 1035).
@@ -91,7 +96,9 @@ func (l *Lab) answer(packed []byte) []byte {
 	}
 	q := m.Questions[0]
 	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
-	l.see("dns " + name)
+	if l.see("dns " + name); l.isMute() {
+		return nil
+	}
 	m.Header = dnsmessage.Header{ID: m.ID, Response: true, Authoritative: true, RecursionDesired: m.RecursionDesired, RecursionAvailable: true}
 	m.Answers, m.Authorities, m.Additionals = nil, nil, nil
 	addrs, known := l.resolve(name, q.Type)
@@ -116,6 +123,12 @@ func (l *Lab) answer(packed []byte) []byte {
 		return nil
 	}
 	return out
+}
+
+func (l *Lab) isMute() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mute
 }
 
 func (l *Lab) resolve(name string, kind dnsmessage.Type) (addrs []netip.Addr, known bool) {

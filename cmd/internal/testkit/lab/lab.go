@@ -42,6 +42,17 @@ const (
 	MetadataName = "metadata.test"
 )
 
+// Names of sites of the allowed host's: two with TLS as it should be, and those of
+// which the certificate is over, is for another name, and whose handshake is cut
+// off.
+const (
+	SoundName   = "sound.tls.test"
+	OtherName   = "other.tls.test"
+	ExpiredName = "expired.tls.test"
+	WrongName   = "wrong.tls.test"
+	CutName     = "cut.tls.test"
+)
+
 // ModelPort is the model's port, by HTTP.
 const ModelPort = 8000
 
@@ -67,6 +78,7 @@ type Lab struct {
 	mu     sync.Mutex
 	seen   []string
 	models []string // the model's Authorization headers
+	mute   bool     // the resolver
 	turns  map[string]int
 	rebind map[string][]netip.Addr
 }
@@ -250,6 +262,13 @@ func (l *Lab) Rebind(name string, addrs ...netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.rebind[name] = addrs
+}
+
+// Mute makes the resolver answer nothing, or answer again.
+func (l *Lab) Mute(mute bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mute = mute
 }
 
 // CA is the lab's certificate authority as PEM.
