@@ -29,7 +29,7 @@ func opencodeEnv(s Spec, token string) map[string]string {
 // provider, which is the pod's gate, spoken to with the gate's token.
 func OpencodeConfig(model podfile.Model, token string) string {
 	npm := map[string]string{
-		podfile.APIOpenAI: "@ai-sdk/openai-compatible", podfile.APIAnthropic: "@ai-sdk/anthropic", podfile.APIGemini: "@ai-sdk/google",
+		podfile.APIOpenAI: "@ai-sdk/openai-compatible", podfile.APIResponses: "@ai-sdk/openai", podfile.APIAnthropic: "@ai-sdk/anthropic", podfile.APIGemini: "@ai-sdk/google",
 	}[model.API]
 	name := "devaipod/" + model.Name
 	b, err := json.Marshal(map[string]any{

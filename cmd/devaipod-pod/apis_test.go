@@ -19,19 +19,17 @@ func TestEachAPITurnsATaskIntoAPushedCommit(t *testing.T) {
 	t.Parallel()
 	for speaks, tt := range map[string]struct {
 		api, name, path string
-		npm             string
 		tokens          usage.Tokens // of each request
 	}{
 		// opencode does some things by these names; from gpt-5 on it would have no tool
 		// "write", which the script uses.
-		scriptedmodel.Messages:  {podfile.APIAnthropic, "claude-sonnet-4-5", "/v1", "", usage.Tokens{Input: 60, Output: 10, CacheRead: 25, CacheWrite: 15}},
-		scriptedmodel.Gemini:    {podfile.APIGemini, "gemini-3-pro", "/v1beta", "", usage.Tokens{Input: 80, Output: 10, CacheRead: 20}},
-		scriptedmodel.Responses: {podfile.APIOpenAI, "gpt-4.1", "/v1", "@ai-sdk/openai", usage.Tokens{Input: 70, Output: 10, CacheRead: 30}},
+		scriptedmodel.Messages:  {podfile.APIAnthropic, "claude-sonnet-4-5", "/v1", usage.Tokens{Input: 60, Output: 10, CacheRead: 25, CacheWrite: 15}},
+		scriptedmodel.Gemini:    {podfile.APIGemini, "gemini-3-pro", "/v1beta", usage.Tokens{Input: 80, Output: 10, CacheRead: 20}},
+		scriptedmodel.Responses: {podfile.APIResponses, "gpt-4.1", "/v1", usage.Tokens{Input: 70, Output: 10, CacheRead: 30}},
 	} {
 		t.Run(speaks, func(t *testing.T) {
 			t.Parallel()
 			p := newPodOf(t, "nonce: "+nonce, 0, podfile.Model{API: tt.api, Name: tt.name, BaseURL: tt.path})
-			p.npm = tt.npm
 			shim := p.startShim()
 			p.startControl()
 			p.wait("done", func(s podapi.Summary) bool { return done(s) && s.Model.InFlight == 0 })

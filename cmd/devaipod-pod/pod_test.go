@@ -85,7 +85,6 @@ type pod struct {
 	upstream string
 	script   *scriptedmodel.Server
 	model    podfile.Model
-	npm      string // opencode's package for the model, "" for that of its API
 	opencode string
 	log      *lockedBuffer
 }
@@ -284,9 +283,6 @@ func (p *pod) startShim(command ...string) *process {
 		command = []string{"opencode", "serve", "--hostname", "127.0.0.1", "--port", "4096"}
 	}
 	config := pods.OpencodeConfig(p.model, agentTok)
-	if p.npm != "" {
-		config = strings.ReplaceAll(config, "@ai-sdk/openai-compatible", p.npm)
-	}
 	env := append(p.shimEnv(agentTok, "home"),
 		"OPENCODE_CONFIG_CONTENT="+strings.ReplaceAll(config, podfile.RepoDir, p.path("agent/repo")),
 		"OPENCODE_DISABLE_PROJECT_CONFIG=1", "OPENCODE_DISABLE_MODELS_FETCH=1", "OPENCODE_DISABLE_AUTOUPDATE=1",

@@ -390,8 +390,8 @@ func (c config) validate() error {
 }
 
 func (c config) validateModel() error {
-	if !slices.Contains([]string{podfile.APIOpenAI, podfile.APIAnthropic, podfile.APIGemini}, c.Model.API) {
-		return fmt.Errorf("model.api = %q: want openai (OpenAI's, or any compatible server's), anthropic or gemini", c.Model.API)
+	if !slices.Contains([]string{podfile.APIOpenAI, podfile.APIResponses, podfile.APIAnthropic, podfile.APIGemini}, c.Model.API) {
+		return fmt.Errorf("model.api = %q: want openai (chat completions, OpenAI's or any compatible server's), openai-responses, anthropic or gemini", c.Model.API)
 	}
 	u, err := url.Parse(c.Model.URL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" {

@@ -79,7 +79,7 @@ func TestBadConfigurationIsRefusedByName(t *testing.T) {
 		"an instance with a slash":     {file: "instance = \"a/b\"", want: `instance "a/b"`},
 		"an empty instance":            {file: "instance = \"\"", want: "instance"},
 		"a port open to the world":     {file: "[service]\nlisten = \"0.0.0.0:8090\"", want: "loopback"},
-		"an unknown model API":         {file: "[model]\napi = \"x\"", want: "openai"},
+		"an unknown model API":         {file: "[model]\napi = \"x\"", want: "openai-responses"},
 		"a key in the model's URL":     {file: "[model]\nurl = \"https://u:p@host/v1\"", want: "model.url"},
 		"a memory limit without units": {file: "[agent]\nmemory = \"5\"", want: "agent.memory"},
 		"a relative state directory":   {file: "state_dir = \"x\"", want: "absolute"},

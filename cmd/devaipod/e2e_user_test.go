@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -141,14 +140,11 @@ func newUser(ctx context.Context, t *testing.T) *testkit.OSUser {
 // runAs runs a program as the user and returns what it printed.
 func runAs(ctx context.Context, t *testing.T, user *testkit.OSUser, dir, env, program string, args ...string) string {
 	t.Helper()
-	// The program ends with the thread that started it.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	set := []string{"DEVAIPOD_CACHE=" + filepath.Join(user.Dir, "cache")}
 	if env != "" {
 		set = append(set, env)
 	}
-	out, err := user.Command(ctx, filepath.Join(user.Dir, dir), set, program, args...).CombinedOutput()
+	out, err := user.Run(ctx, filepath.Join(user.Dir, dir), set, program, args...)
 	if err != nil {
 		t.Fatalf("as the user %s, %s %s: %v\n%s", user.Name, filepath.Base(program), strings.Join(args, " "), err, out)
 	}

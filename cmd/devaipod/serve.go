@@ -254,6 +254,7 @@ func (s *service) run(ctx context.Context) error {
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	go s.work.Run(ctx)  //nolint:errcheck // the same
 	go s.follow.Run(ctx)
+	go s.followConfigs(ctx)
 	if s.cfg.joined() {
 		s.tellJoined()
 	} else {

@@ -1,7 +1,9 @@
 package cache_test
 
 import (
+	"io/fs"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -110,6 +112,44 @@ func TestMaxAge(t *testing.T) {
 	}
 	if s := w.get("app", "").Header.Get("Cache-Status"); !strings.HasPrefix(s, "devaipod; hit") {
 		t.Errorf("Cache-Status: %s", s)
+	}
+}
+
+// What was asked, and pushed, before a clock was set back does not count until the
+// clock is there again.
+func TestAClockThatIsSetBack(t *testing.T) {
+	for _, pushed := range []bool{false, true} {
+		w := newWorld(t, func(c *cache.Config) { c.MaxAge = time.Minute })
+		work := w.up.repo(t, "app")
+		git(t, "/", "ls-remote", w.at("app"), "main")
+		if pushed {
+			var states []string
+			err := filepath.WalkDir(w.dir, func(path string, _ fs.DirEntry, err error) error {
+				if filepath.Base(path) == "state.json" {
+					states = append(states, path)
+				}
+				return err
+			})
+			if err != nil || len(states) != 1 {
+				t.Fatal(states, err)
+			}
+			if err := os.WriteFile(filepath.Join(filepath.Dir(states[0]), "pushed"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		commit(t, work, "newer")
+		git(t, work, "push", "-q", "origin", "main")
+		w.clock.advance(-5 * time.Hour)
+		w.up.asked()
+		want := strings.TrimSpace(git(t, work, "rev-parse", "main"))
+		for range 2 {
+			if got := git(t, "/", "ls-remote", w.at("app"), "main"); !strings.HasPrefix(got, want) {
+				t.Errorf("pushed %v: it says %s, want %s", pushed, got, want)
+			}
+		}
+		if asked := w.up.asked(); asked["POST fetch"] != 1 {
+			t.Errorf("pushed %v: the upstream was asked %v, want one fetch", pushed, asked)
+		}
 	}
 }
 

@@ -35,13 +35,23 @@ type access struct {
 // whoever asked first. Who comes while one is under way may need another: what
 // it tells can be older than the question.
 func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State, error) {
-	oldest := r.c.now().Add(-limit)
+	asked := r.c.now().Round(0)
 	for {
+		if now := r.c.now().Round(0); now.Before(asked) {
+			asked = now // a clock was set back
+		}
 		st, ok, err := r.load()
 		if err != nil {
 			return st, err
 		}
-		if pushed := r.pushed(); ok && st.Error == "" && !r.suspect.Load() && !st.Checked.Before(oldest) && st.Checked.After(pushed) {
+		since := asked.Add(-limit)
+		if pushed := r.pushed(); pushed.After(since) {
+			since = pushed
+		}
+		if since.After(asked) { // pushed since we were asked, or before the clock was set back
+			since = asked
+		}
+		if ok && st.Error == "" && !r.suspect.Load() && !st.Checked.Before(since) && !r.yetToCome(st) {
 			return st, nil
 		}
 		if err := r.c.resting(r.addr); err != nil {
@@ -68,6 +78,10 @@ func (r *repo) fresh(ctx context.Context, a access, limit time.Duration) (State,
 		}
 	}
 }
+
+// yetToCome tells of a state from before a clock was set back: how old it is can't
+// be known.
+func (r *repo) yetToCome(st State) bool { return st.Checked.After(r.c.now()) }
 
 // fly joins the refresh that is under way, or begins one.
 func (r *repo) fly(a access) *flight {
@@ -111,7 +125,7 @@ func (r *repo) refresh(ctx context.Context, a access, asked time.Time) error {
 	if err != nil {
 		return err
 	}
-	if ok && st.Error == "" && st.Checked.After(asked) && !r.suspect.Load() {
+	if ok && st.Error == "" && st.Checked.After(asked) && !r.yetToCome(st) && !r.suspect.Load() {
 		return nil // another process did it while we waited
 	}
 	u, err := r.c.upstream(r.addr)

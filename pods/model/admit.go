@@ -22,6 +22,8 @@ func Routes(api string) []Route {
 		return []Route{{"POST", "/messages"}, {"POST", "/messages/count_tokens"}, {"GET", "/models"}}
 	case podfile.APIGemini:
 		return []Route{{"POST", "/models/{call}"}, {"GET", "/models"}}
+	case podfile.APIResponses:
+		return []Route{{"POST", "/responses"}, {"GET", "/models"}}
 	default:
 		return []Route{{"POST", "/chat/completions"}, {"POST", "/responses"}, {"GET", "/models"}}
 	}
@@ -189,10 +191,13 @@ func count(v any) int64 {
 	return int64(min(max(f, 0), math.MaxInt32))
 }
 
+var openAITools = []string{"function", "custom", "local_shell", "apply_patch"}
+
 // ownTools are the types of tools that the agent runs itself, or the beginnings
 // of their types.
 var ownTools = map[string][]string{
-	podfile.APIOpenAI:    {"function", "custom", "local_shell", "apply_patch"},
+	podfile.APIOpenAI:    openAITools,
+	podfile.APIResponses: openAITools,
 	podfile.APIAnthropic: {"custom", "bash_", "text_editor_", "memory_", "computer_"},
 }
 

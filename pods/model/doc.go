@@ -4,6 +4,7 @@
 //
 //   - openai: chat completions and responses, of OpenAI or whoever is compatible
 //     (platform.openai.com/docs/api-reference)
+//   - openai-responses: responses alone
 //   - anthropic: messages (docs.anthropic.com/en/api)
 //   - gemini: generateContent (ai.google.dev/api)
 //

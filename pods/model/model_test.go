@@ -13,12 +13,13 @@ import (
 
 const (
 	openai    = podfile.APIOpenAI
+	responses = podfile.APIResponses
 	anthropic = podfile.APIAnthropic
 	gemini    = podfile.APIGemini
 )
 
 // call is the end of a request's path, as each API has it.
-var call = map[string]string{openai: "chat/completions", anthropic: "messages", gemini: "m:streamGenerateContent"}
+var call = map[string]string{openai: "chat/completions", responses: "responses", anthropic: "messages", gemini: "m:streamGenerateContent"}
 
 // What an honest agent may well send.
 func TestWhatIsAdmittedIsNotTouched(t *testing.T) {
@@ -30,7 +31,7 @@ func TestWhatIsAdmittedIsNotTouched(t *testing.T) {
 		"an image in itself":                {anthropic, `{"model":"m","messages":[{"content":[{"type":"image","source":{"type":"base64","data":"AA"}}]}]}`},
 		"markup that JSON need not escape":  {openai, `{"model":"m","messages":[{"content":"<a> & \u003c \/"}]}`},
 		"what is switched off":              {openai, `{"model":"m","web_search_options":null,"background":false,"previous_response_id":null,"tools":null}`},
-		"responses":                         {openai, `{"model":"m","input":[{"type":"message","content":[{"type":"input_text","text":"a"},{"type":"input_image","image_url":"data:image/png;base64,AA"},{"type":"input_file","file_data":"data:a/b;base64,AA"}]},{"type":"function_call_output","output":"https://x"}],"store":false}`},
+		"responses":                         {responses, `{"model":"m","tools":[{"type":"function","name":"f"},{"type":"custom"}],"input":[{"type":"message","content":[{"type":"input_text","text":"a"},{"type":"input_image","image_url":"data:image/png;base64,AA"},{"type":"input_file","file_data":"data:a/b;base64,AA"}]},{"type":"function_call_output","output":"https://x"}],"store":false}`},
 		"gemini":                            {gemini, `{"contents":[{"role":"user","parts":[{"text":"a"},{"inlineData":{"mimeType":"a","data":"AA"}},{"functionCall":{"args":{"fileData":1}}},{"functionResponse":{"name":"f","response":{"fileData":{"fileUri":"x"}}}}]}],"tools":[{"functionDeclarations":[{"name":"f"}]}],"toolConfig":{}}`},
 	} {
 		req, err := model.Rules{API: tt.api, Name: "m"}.Admit(call[tt.api], []byte(tt.body))
@@ -194,9 +195,9 @@ func FuzzAdmit(f *testing.F) {
 	f.Add(0, []byte(`{"model":"m","tools":[{"type":"web_search"}],"tool_choice":"auto"}`))
 	f.Add(1, []byte(`{"model":"m","messages":[{"content":[{"source":{"type":"base64"}}]}],"mcp_servers":[]}`))
 	f.Add(2, []byte(`{"tools":[{"googleSearch":{},"functionDeclarations":[]}]}`))
-	apis := []string{openai, anthropic, gemini}
+	apis := []string{openai, anthropic, gemini, responses}
 	f.Fuzz(func(t *testing.T, api int, body []byte) {
-		rules := model.Rules{API: apis[uint(api)%3], Name: "m"}
+		rules := model.Rules{API: apis[uint(api)%4], Name: "m"}
 		req, err := rules.Admit(call[rules.API], body)
 		if err != nil {
 			return

@@ -96,9 +96,10 @@ const (
 
 // Model wire formats.
 const (
-	APIOpenAI    = "openai"    // chat completions and responses, OpenAI's or any compatible server's
-	APIAnthropic = "anthropic" // messages
-	APIGemini    = "gemini"    // generateContent
+	APIOpenAI    = "openai"           // chat completions and responses, OpenAI's or any compatible server's
+	APIResponses = "openai-responses" // responses, OpenAI's or whoever has them
+	APIAnthropic = "anthropic"        // messages
+	APIGemini    = "gemini"           // generateContent
 )
 
 // A File says all that a pod's control container needs to know.
@@ -126,7 +127,7 @@ type File struct {
 
 // Model is where the gate forwards model requests.
 type Model struct {
-	API     string `json:"api"`      // APIOpenAI, APIAnthropic or APIGemini
+	API     string `json:"api"`      // one of the wire formats
 	Name    string `json:"name"`     // as the provider calls it
 	BaseURL string `json:"base_url"` // with the version path: https://api.openai.com/v1
 	// ViaService is set when BaseURL is an address of the host's, which the

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,9 +122,10 @@ func lineOf(file, name string) ([]string, error) {
 	return nil, nil
 }
 
-// Command is a program as the user would run it, with nothing of this
-// process's environment but what env says. It ends when this process does.
-func (u *OSUser) Command(ctx context.Context, dir string, env []string, program string, args ...string) *exec.Cmd {
+// Run runs a program as the user would, with nothing of this process's
+// environment but what env says, and returns what it prints. It ends when this
+// process does.
+func (u *OSUser) Run(ctx context.Context, dir string, env []string, program string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = dir
 	cmd.Env = append([]string{
@@ -136,7 +138,10 @@ func (u *OSUser) Command(ctx context.Context, dir string, env []string, program 
 	}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
-	return cmd
+	// The signal comes when the thread ends that has started the process (prctl(2)).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return cmd.CombinedOutput()
 }
 
 // Give puts a copy of a file or folder into the user's directory, as name, and

@@ -39,7 +39,7 @@ func TestAUserOfAKilledRunIsRemovedByTheNext(t *testing.T) {
 	killed, err := testkit.NewOSUser(t.Context())
 	must(t, err)
 	defer func() { must(t, killed.Remove(t.Context())) }()
-	out, err := killed.Command(t.Context(), "/", []string{"X=y"}, "sh", "-c", "id -un; env; touch $HOME/file").Output()
+	out, err := killed.Run(t.Context(), "/", []string{"X=y"}, "sh", "-c", "id -un; env; touch $HOME/file")
 	must(t, err)
 	for _, want := range []string{killed.Name + "\n", "X=y\n", "HOME=" + killed.Dir + "\n"} {
 		if !strings.Contains(string(out), want) {
