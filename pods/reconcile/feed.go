@@ -53,9 +53,7 @@ func (i Issue) print() string { return fmt.Sprintf("%d %t %q", i.Updated.Unix(),
 // news are the keys to look at in a pass over everything.
 func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 	now := l.cfg.Now()
-	// What changed while a clock was ahead bears times that another question misses.
-	setBack := now.Round(0).Before(l.feed.since.Round(0))
-	whole := l.feed.since.IsZero() || setBack || now.Sub(l.feed.whole) >= wholeEvery
+	whole := l.feed.since.IsZero() || now.Sub(l.feed.whole) >= wholeEvery
 	found, asOf, whole, err := l.ask(ctx, whole)
 	if err != nil {
 		return nil, fmt.Errorf("asking the forge for issues: %w", err)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -39,10 +38,8 @@ type Config struct {
 	Harmless func(string) string
 	// BranchName is the branch for an issue.
 	BranchName func(issue int64, title string) string
-	// Now is the clock; time.Now when nil. Somebody may set it: spans are measured by
-	// what is monotonic in it.
-	Now func() time.Time
-	Log *slog.Logger
+	Now        func() time.Time // the clock; time.Now when nil
+	Log        *slog.Logger
 }
 
 // A Loop brings pods and pull requests to what the forge's issues ask for.
@@ -76,7 +73,6 @@ type Loop struct {
 	again   map[Key]int       // how often a decision was put off in a row
 	own     map[Key]own       // what our writes did to the time of update
 	ordered map[Key]ordered   // what was said on it
-	moments map[moment]met    // times of other clocks
 	failed  int               // consecutive passes that failed
 	feed    feed
 }
@@ -112,7 +108,7 @@ func New(cfg Config) (*Loop, error) {
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, moments: map[moment]met{}, feed: newFeed(),
+		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, feed: newFeed(),
 	}, nil
 }
 
@@ -330,7 +326,6 @@ func (l *Loop) forget(k Key) {
 	delete(l.away, k)
 	delete(l.again, k)
 	delete(l.own, k)
-	maps.DeleteFunc(l.moments, func(m moment, _ met) bool { return m.of == k })
 }
 
 func sortedKeys(m map[Key]bool) []Key {

@@ -52,7 +52,7 @@ func (l *Loop) readOnly(ctx context.Context, i Issue, pod Pod, has bool) error {
 // overdue ends a pod past its deadline while the forge can't be asked. It is
 // told when that is back.
 func (l *Loop) overdue(ctx context.Context, pod Pod) error {
-	if l.cfg.Deadline == 0 || pod.Created.IsZero() || pod.Stopped || l.cfg.Now().Before(l.here(pod.Key, "made", pod.Created).Add(l.cfg.Deadline)) {
+	if l.cfg.Deadline == 0 || pod.Created.IsZero() || pod.Stopped || l.cfg.Now().Before(pod.Created.Add(l.cfg.Deadline)) {
 		return nil
 	}
 	if sum, err := l.cfg.Pods.Summary(ctx, pod.Key); err == nil && settled(sum.State) {

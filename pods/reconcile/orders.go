@@ -18,22 +18,22 @@ type Orders struct {
 
 // ordered are an issue's orders, as they were when it was updated last.
 type ordered struct {
-	updated, first time.Time // the update, and when it was first read
-	settled        bool      // read long enough after that
-	orders         Orders
+	updated, read time.Time
+	orders        Orders
 }
+
+// settles is how long after an update another one may bear the same time: the
+// forge keeps whole seconds, by a clock of its own.
+const settles = 5 * time.Second
 
 // orders reads the issue's comments, when it has changed since they were read.
 // Whoever wrote or changed an order must be allowed to push now; any doubt is an
 // error.
 func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
-	now, last := l.cfg.Now(), l.ordered[i.Key]
-	switch {
-	case !last.updated.Equal(i.Updated) || last.first.IsZero():
-		last = ordered{updated: i.Updated, first: now}
-	case last.settled:
+	if last, known := l.ordered[i.Key]; known && last.updated.Equal(i.Updated) && last.read.After(i.Updated.Add(settles)) {
 		return last.orders, nil
 	}
+	read := l.cfg.Now()
 	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
 	if err != nil {
 		return Orders{}, fmt.Errorf("reading what was said on %s: %w", i.Key, err)
@@ -60,8 +60,7 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 			o.At = c.Updated
 		}
 	}
-	last.orders, last.settled = o, now.Sub(last.first) > fresh
-	l.ordered[i.Key] = last
+	l.ordered[i.Key] = ordered{i.Updated, read, o}
 	return o, nil
 }
 

@@ -92,8 +92,13 @@ func TestCommentsAreReadWhenTheIssueHasChanged(t *testing.T) {
 	w := newWorld()
 	w.with(t, w.config(), func(l *reconcile.Loop) {
 		look := func() (calls int) {
-			w.set(func() { calls, w.now = w.read, w.now.Add(6*time.Second) })
-			w.look(l, w.issue.Key)
+			w.set(func() { calls, w.now, w.steers = w.read, w.issue.Updated.Add(time.Minute), 0 })
+			l.KickAll()
+			until(t, "steered", func() bool {
+				var more bool
+				w.set(func() { more = w.steers > 0; w.steers = 0 })
+				return more
+			})
 			w.set(func() { calls = w.read - calls })
 			return calls
 		}

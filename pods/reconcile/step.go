@@ -157,9 +157,9 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 		if l.cfg.Deadline == 0 || pod.Created.IsZero() {
 			return nil
 		}
-		from := l.here(v.Key, "made", pod.Created)
-		if v.ordered.After(pod.Created) { // somebody wants it to go on
-			from = l.here(v.Key, "ordered", v.ordered)
+		from := pod.Created
+		if v.ordered.After(from) { // somebody wants it to go on
+			from = v.ordered
 		}
 		if v.until = from.Add(l.cfg.Deadline); now.Before(v.until) {
 			return nil
@@ -174,7 +174,7 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 	if l.cfg.Rest == 0 || sum.Since.IsZero() {
 		return nil
 	}
-	if v.until = l.here(v.Key, "settled", sum.Since).Add(l.cfg.Rest); now.Before(v.until) {
+	if v.until = sum.Since.Add(l.cfg.Rest); now.Before(v.until) {
 		return nil
 	}
 	return l.stop(ctx, v)
@@ -253,7 +253,7 @@ func (l *Loop) summary(ctx context.Context, i Issue, pod Pod) (Summary, error) {
 		return sum, nil
 	}
 	now := l.cfg.Now()
-	if !pod.Whole || now.Sub(l.here(i.Key, "started", pod.Started)) < apiWithin {
+	if !pod.Whole || now.Sub(pod.Started) < apiWithin {
 		return Summary{State: AgentStarting}, nil // it is not up yet
 	}
 	since, known := l.away[pod.Key]
