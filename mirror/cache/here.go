@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -78,4 +79,43 @@ func (c *Cache) File(ctx context.Context, addr Address, identity, path string, m
 	out.Reset()
 	err = gitproc.Child{Dir: dir, Args: []string{"cat-file", "blob", id}, Stdout: &out}.Run(ctx)
 	return out.Bytes(), err == nil, err
+}
+
+// Tree is the id of a folder of the default branch ("." for all of it), which tells
+// its content, as the repository was fetched last; ok is false when the repository or
+// the folder is not here. The identity is as for [Cache.Copy].
+func (c *Cache) Tree(ctx context.Context, addr Address, identity, folder string) (id string, ok bool, err error) {
+	dir, ok, err := c.Copy(addr, identity)
+	if !ok || err != nil {
+		return "", false, err
+	}
+	if folder == "." {
+		folder = ""
+	}
+	var out bytes.Buffer
+	err = gitproc.Child{Dir: dir, Args: []string{"rev-parse", "--verify", "--quiet", "--end-of-options", "HEAD:" + folder}, Stdout: &out}.Run(ctx)
+	var broken *gitproc.Error
+	if errors.As(err, &broken) && ctx.Err() == nil {
+		return "", false, nil // it has none
+	}
+	id = strings.TrimSpace(out.String())
+	if err != nil {
+		return "", false, err
+	}
+	out.Reset()
+	err = gitproc.Child{Dir: dir, Args: []string{"cat-file", "-t", id}, Stdout: &out}.Run(ctx)
+	return id, err == nil && strings.TrimSpace(out.String()) == "tree", err
+}
+
+// Archive writes the files of a tree as a tar archive, as git-archive(1) makes it, without
+// a work tree on this machine.
+func (c *Cache) Archive(ctx context.Context, addr Address, identity, tree string, w io.Writer) error {
+	dir, ok, err := c.Copy(addr, identity)
+	if err == nil && !ok {
+		err = errors.New("it is not here")
+	}
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", addr, err)
+	}
+	return gitproc.Child{Dir: dir, Args: []string{"archive", "--format=tar", tree}, Stdout: w}.Run(ctx)
 }

@@ -1,7 +1,10 @@
 package cache_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,5 +66,66 @@ func TestAFileOfTheDefaultBranch(t *testing.T) {
 	}
 	if _, ok, err := w.cache.File(t.Context(), forgeAddr("app"), "1", "large", 1000); ok || !errors.Is(err, cache.ErrTooLarge) {
 		t.Errorf("a large one: %v %v", ok, err)
+	}
+}
+
+func TestTheFilesOfAFolderAsAnArchive(t *testing.T) {
+	w := newWorld(t)
+	w.open(w.lends)
+	work := w.up.numbered(t, "app", "1")
+	if err := os.Mkdir(filepath.Join(work, "dev"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(work, "dev/Containerfile"), []byte("FROM x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, work, "dev")
+	git(t, work, "push", "-q", "origin", "main")
+	if _, ok, err := w.cache.Tree(t.Context(), forgeAddr("app"), "1", "dev"); ok || err != nil {
+		t.Errorf("a repository that is not here has a folder: %v %v", ok, err)
+	}
+	if _, err := w.cache.Here(t.Context(), forgeAddr("app")); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		identity, folder string
+		want             bool
+	}{
+		"a folder":            {"1", "dev", true},
+		"all of it":           {"1", ".", true},
+		"none":                {"1", "nothing", false},
+		"a file":              {"1", "dev/Containerfile", false},
+		"a path that climbs":  {"1", "../dev", false},
+		"an option":           {"1", "--all", false},
+		"another of its name": {"2", "dev", false},
+	} {
+		if id, ok, err := w.cache.Tree(t.Context(), forgeAddr("app"), tt.identity, tt.folder); ok != tt.want || err != nil || tt.want && len(id) != 40 {
+			t.Errorf("%s: %q %v %v", name, id, ok, err)
+		}
+	}
+	id, _, err := w.cache.Tree(t.Context(), forgeAddr("app"), "1", "dev")
+	if want := strings.TrimSpace(git(t, work, "rev-parse", "HEAD:dev")); err != nil || id != want {
+		t.Errorf("the folder is %s, want %s (%v)", id, want, err)
+	}
+	var archive bytes.Buffer
+	if err := w.cache.Archive(t.Context(), forgeAddr("app"), "1", id, &archive); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for r := tar.NewReader(&archive); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, h.Name)
+	}
+	if strings.Join(names, " ") != "Containerfile" {
+		t.Errorf("it has %q", names)
+	}
+	if err := w.cache.Archive(t.Context(), forgeAddr("app"), "2", id, &archive); err == nil {
+		t.Error("another repository's files were read")
 	}
 }
