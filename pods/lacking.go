@@ -7,6 +7,11 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
+// LimitsMemory tells whether containers' memory can be limited on a host.
+func LimitsMemory(h podman.Host) bool {
+	return slices.Contains(h.Controllers, "memory") && !(h.Rootless && h.Cgroups == "v1")
+}
+
 // Lacking says what of a pod's box this host can't give, a sentence each, with
 // its name first. Most of it is podman without root on cgroup v1.
 func Lacking(h podman.Host) []string {
@@ -24,6 +29,9 @@ func Lacking(h podman.Host) []string {
 	}
 	if reason, lacks := why("memory"); lacks {
 		out = append(out, "no memory limit: agent.memory has no effect, an agent can use up this machine's memory ("+reason+")")
+	}
+	if reason, lacks := why("cpu"); lacks {
+		out = append(out, "no cpu limit: agent.cpus and its like have no effect ("+reason+")")
 	}
 	if reason, lacks := why("pids"); lacks {
 		out = append(out, "no process limit: an agent can start processes without end ("+reason+")")

@@ -20,12 +20,12 @@ func TestWhatAHostCannotGiveIsNamed(t *testing.T) {
 		{"a user on cgroup v2 with delegation gives all", podman.Host{Rootless: true, Cgroups: "v2", Controllers: all, Storage: "overlay", Users: 65537}, nil},
 		{
 			"a user on cgroup v1", podman.Host{Rootless: true, Cgroups: "v1", Storage: "overlay", Users: 65537},
-			[]string{"no memory limit: agent.memory", "no process limit: ", "no stats, no pause: "},
+			[]string{"no memory limit: agent.memory", "no cpu limit: agent.cpus", "no process limit: ", "no stats, no pause: "},
 		},
 		{
 			// Hybrid cgroups: what podman lists there is root's.
 			"a user on cgroup v1 who sees controllers", podman.Host{Rootless: true, Cgroups: "v1", Controllers: all, Storage: "overlay", Users: 65537},
-			[]string{"boot with cgroup v2", "boot with cgroup v2", "no stats"},
+			[]string{"boot with cgroup v2", "boot with cgroup v2", "boot with cgroup v2", "no stats"},
 		},
 		{
 			"a user on cgroup v2 without a part of the delegation", podman.Host{Rootless: true, Cgroups: "v2", Controllers: []string{"cpu", "pids"}, Storage: "overlay", Users: 65537},

@@ -57,6 +57,9 @@ type Backend interface {
 	// Run makes a container beside a pod's, runs it to its end and removes it. p gives
 	// the volumes that it needs. Its output, of both kinds, is returned.
 	Run(ctx context.Context, p Pod, c Container) (output []byte, err error)
+	// Disk is how many bytes each of the volumes and containers that carry all of labels
+	// has on the disk, by their names; images are not in it.
+	Disk(ctx context.Context, labels map[string]string) (map[string]int64, error)
 	// Logs copies a container's output to w, tail lines of it (0 is all), and with
 	// follow what comes until ctx ends.
 	Logs(ctx context.Context, container string, follow bool, tail int, w io.Writer) error
@@ -77,6 +80,9 @@ type Volume struct {
 	// Sockets says that it holds nothing else: one that carries no labels of ours is
 	// made anew, and the pod's containers with it.
 	Sockets bool
+	// Owner is the user whose it is when it is made, and the group of the same number,
+	// whatever it is mounted over; 0 is the containers' root.
+	Owner int
 }
 
 // Remains are what there may be of a pod.
@@ -95,11 +101,12 @@ type Ending struct {
 type MountKind string
 
 // The kinds of mount: a named volume, a path of the service's host, an image's
-// content.
+// content, an empty file system in memory.
 const (
 	VolumeMount MountKind = "volume"
 	BindMount   MountKind = "bind"
 	ImageMount  MountKind = "image"
+	TmpfsMount  MountKind = "tmpfs"
 )
 
 // A Mount puts something at Target in a container.
@@ -109,6 +116,9 @@ type Mount struct {
 	Target   string
 	ReadOnly bool // images always are
 	Chown    bool // the volume becomes the container's user's
+	// NoCopy keeps a new volume empty: what the image has at Target is not put into it.
+	NoCopy bool
+	Size   int64 // bytes that a tmpfs may hold; 0 for half of the machine's memory
 }
 
 // The networks of a pod's containers.
@@ -135,8 +145,10 @@ type Container struct {
 	NoNewPrivs     bool
 	SELinuxDisable bool
 	Seccomp        string // path of a profile on the host; "" is the backend's own
+	ReadOnly       bool   // the root; mounts are what they are
 	MemoryBytes    int64  // 0 is no limit
-	Pids           int64  // 0 is the backend's default
+	CPUs           float64
+	Pids           int64 // 0 is the backend's default
 	Restart        string
 	StopTimeout    time.Duration
 	HTTPProxy      bool // pass the host's proxy variables in
@@ -158,4 +170,25 @@ type State struct {
 	CreatedAt, StartedAt time.Time
 	Image                string
 	Labels               map[string]string
+}
+
+// An ImageInfo is what an image says of itself.
+type ImageInfo struct {
+	ID       string
+	Arch, OS string // as Go names them
+	User     string // "" is root
+	Env      []string
+	Labels   map[string]string
+	Size     int64 // bytes
+}
+
+// An ImageBuild says how an image is built (podman-build(1)).
+type ImageBuild struct {
+	Ref         string
+	Labels      map[string]string
+	Context     io.Reader // a tar archive
+	Dockerfile  string    // its path in the archive
+	Target      string
+	Args        map[string]string
+	MemoryBytes int64 // of each step; 0 is no limit
 }

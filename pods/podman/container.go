@@ -29,6 +29,7 @@ const (
 	Volume = backend.VolumeMount
 	Bind   = backend.BindMount
 	Image  = backend.ImageMount
+	Tmpfs  = backend.TmpfsMount
 )
 
 // A Port is published on a host address.
@@ -107,6 +108,10 @@ func specOf(c Container) *specgen.SpecGenerator {
 		s.SelinuxOpts = []string{"disable"}
 	}
 	s.NoNewPrivileges, s.SeccompProfilePath = &c.NoNewPrivs, c.Seccomp
+	// What an image declares as volumes would be some without a name or label.
+	s.ImageVolumeMode = "ignore"
+	tmpfs := false // those that are wanted are among the mounts
+	s.ReadOnlyFilesystem, s.ReadWriteTmpfs = &c.ReadOnly, &tmpfs
 	s.ResourceLimits = limits(c)
 	for _, m := range c.Mounts {
 		addMount(s, m)
@@ -114,13 +119,20 @@ func specOf(c Container) *specgen.SpecGenerator {
 	return s
 }
 
+// cpuPeriod is the time of which a container has its share of a CPU, in µs.
+const cpuPeriod = 100_000
+
 func limits(c Container) *specs.LinuxResources {
-	if c.MemoryBytes == 0 && c.Pids == 0 {
+	if c.MemoryBytes == 0 && c.Pids == 0 && c.CPUs == 0 {
 		return nil
 	}
 	r := &specs.LinuxResources{}
 	if c.MemoryBytes > 0 {
 		r.Memory = &specs.LinuxMemory{Limit: &c.MemoryBytes}
+	}
+	if c.CPUs > 0 {
+		period, quota := uint64(cpuPeriod), int64(c.CPUs*cpuPeriod)
+		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
 	}
 	if c.Pids > 0 {
 		r.Pids = &specs.LinuxPids{Limit: c.Pids}
@@ -139,9 +151,18 @@ func addMount(s *specgen.SpecGenerator, m Mount) {
 		if m.Chown {
 			options = append(options, "U")
 		}
+		if m.NoCopy {
+			options = append(options, "nocopy")
+		}
 		s.Volumes = append(s.Volumes, &specgen.NamedVolume{Name: m.Source, Dest: m.Target, Options: options})
 	case Bind:
 		s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: m.Source, Destination: m.Target, Options: []string{"rbind", mode}})
+	case Tmpfs:
+		options := []string{mode, "nosuid", "nodev", "exec", "mode=1777"}
+		if m.Size > 0 {
+			options = append(options, fmt.Sprintf("size=%d", m.Size))
+		}
+		s.Mounts = append(s.Mounts, specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: m.Target, Options: options})
 	case Image:
 		s.ImageVolumes = append(s.ImageVolumes, &specgen.ImageVolume{Source: m.Source, Destination: m.Target})
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/containers/podman/v5/pkg/bindings/images"
+
+	"codeberg.org/devaipod/devaipod/pods/backend"
 )
 
 // ImageExists tells whether an image is in podman's storage.
@@ -15,6 +17,27 @@ func (c *Client) ImageExists(ctx context.Context, ref string) (bool, error) {
 	defer cancel()
 	ok, err := images.Exists(conn, ref, nil)
 	return ok, wrap("looking for image", ref, err)
+}
+
+// ImageInfo reads what an image says of itself; ok is false when it is not there.
+func (c *Client) ImageInfo(ctx context.Context, ref string) (info backend.ImageInfo, ok bool, err error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	d, err := images.GetImage(conn, ref, nil)
+	if notFound(err) {
+		return info, false, nil
+	}
+	if err != nil {
+		return info, false, wrap("looking at image", ref, err)
+	}
+	if d.ImageData == nil {
+		return info, false, fmt.Errorf("looking at image %s: podman says nothing of it", ref)
+	}
+	info = backend.ImageInfo{ID: d.ID, Arch: d.Architecture, OS: d.Os, User: d.User, Labels: d.Labels, Size: d.Size}
+	if d.Config != nil {
+		info.Env = d.Config.Env
+	}
+	return info, true, nil
 }
 
 // ImagePull fetches an image from its registry and shows progress.

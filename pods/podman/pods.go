@@ -88,7 +88,7 @@ func (p *Pods) within(pod backend.Pod, c Container) Container {
 func (p *Pods) ensureVolume(ctx context.Context, pod backend.Pod, v backend.Volume) (created bool, err error) {
 	labels := maps.Clone(pod.Labels)
 	maps.Copy(labels, v.Labels)
-	if created, err = p.EnsureVolume(ctx, v.Name, labels); err != nil || created || !v.Sockets {
+	if created, err = p.EnsureVolumeFor(ctx, v.Name, labels, v.Owner); err != nil || created || !v.Sockets {
 		return created, err
 	}
 	ours, err := p.Volumes(ctx, pod.Labels)
@@ -104,7 +104,7 @@ func (p *Pods) ensureVolume(ctx context.Context, pod backend.Pod, v backend.Volu
 	if err := p.RemoveVolume(ctx, v.Name); err != nil {
 		return false, err
 	}
-	return p.EnsureVolume(ctx, v.Name, labels)
+	return p.EnsureVolumeFor(ctx, v.Name, labels, v.Owner)
 }
 
 // Start starts a container ([backend.Backend]).

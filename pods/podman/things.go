@@ -70,13 +70,28 @@ func wrap(what, name string, err error) error {
 
 // EnsureVolume makes the volume unless one of that name is there.
 func (c *Client) EnsureVolume(ctx context.Context, name string, labels map[string]string) (created bool, err error) {
+	return c.ensureVolume(ctx, types.VolumeCreateOptions{Name: name, Labels: labels})
+}
+
+// EnsureVolumeFor makes the volume, if it is not there, one of the user owner's (and
+// of the group of the same number), whatever it is mounted over; 0 is nobody's in
+// particular.
+func (c *Client) EnsureVolumeFor(ctx context.Context, name string, labels map[string]string, owner int) (created bool, err error) {
+	if owner == 0 {
+		return c.EnsureVolume(ctx, name, labels)
+	}
+	return c.ensureVolume(ctx, types.VolumeCreateOptions{Name: name, Labels: labels, Options: map[string]string{"o": fmt.Sprintf("uid=%d,gid=%d", owner, owner)}})
+}
+
+func (c *Client) ensureVolume(ctx context.Context, v types.VolumeCreateOptions) (created bool, err error) {
+	name := v.Name
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	if ok, err := volumes.Exists(conn, name, nil); err != nil || ok {
 		return false, wrap("looking for volume", name, err)
 	}
 	c.change("make volume", name)
-	_, err = volumes.Create(conn, types.VolumeCreateOptions{Name: name, Labels: labels}, nil)
+	_, err = volumes.Create(conn, v, nil)
 	return err == nil, wrap("making volume", name, err)
 }
 
