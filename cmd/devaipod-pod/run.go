@@ -21,6 +21,7 @@ var version = "devel"
 const help = `usage: devaipod-pod control [flags]
        devaipod-pod shim agent|workspace [flags] [-- COMMAND...]
        devaipod-pod saver --issue N [--once] [flags]
+       devaipod-pod look [--git PATH]
        devaipod-pod relay --listen ADDR --to SOCKET
        devaipod-pod version`
 
@@ -40,6 +41,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		code, err = runShim(ctx, args[1:], stderr, log)
 	case "saver":
 		code, err = runSaver(ctx, args[1:], stdout, stderr, log)
+	case "look":
+		err = runLook(ctx, args[1:], stdout, stderr)
 	case "relay":
 		err = runRelay(ctx, args[1:], stderr, log)
 	case "version":

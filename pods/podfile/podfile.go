@@ -66,6 +66,10 @@ const (
 	// the read-only tools mount at ToolsDir.
 	ToolsDir   = "/.devaipod"
 	BinaryPath = "/.devaipod/devaipod-pod"
+	// AgentDir is where the agent's image is in containers of other images, read-only.
+	// Below AgentSet it has programs that run in any (compose/images/agent).
+	AgentDir = "/.agent"
+	AgentSet = AgentDir + "/usr/lib/dvp"
 
 	// WorkspaceDir is where agent, workspace and saver see the volume with the
 	// clone; the saver may only read it.

@@ -6,15 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"codeberg.org/devaipod/devaipod/pods/egress"
+	"codeberg.org/devaipod/devaipod/pods/image"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
-
-// systemCAs are where distributions keep the authorities that a container trusts:
-// Debian and Alpine, Fedora, openSUSE.
-var systemCAs = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"}
 
 // tellPrograms gives programs what they need to find the gate's proxy beside the
 // variables that the container has: a file of authorities, and settings of their
@@ -53,7 +51,8 @@ func leave(path, text string) error {
 // no gate's own in a workspace: no secrets are put into a person's requests.
 func (c *Config) bundle() error {
 	var all []byte
-	for _, file := range systemCAs {
+	// An image without any trusts what this machine does: the tools bring that.
+	for _, file := range append(slices.Clone(image.CABundles), podfile.ToolsDir+image.CABundles[0]) {
 		text, err := os.ReadFile(file)
 		if err == nil {
 			all = append(text, '\n')
