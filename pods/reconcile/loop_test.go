@@ -336,3 +336,16 @@ func TestEveryStateHasADeadline(t *testing.T) {
 		})
 	}
 }
+
+func TestAPodThatUsesTooMuchDiskIsStopped(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.pod.Full = "It has 9 MiB on the disk and may have 3 (agent.disk)"
+	v := w.pass(t)
+	if said := w.said["status"]; v.State != reconcile.Failed || v.Cause != reconcile.CauseDisk || w.stopped != 1 || !strings.Contains(said, "may have 3 (agent.disk)") || !strings.Contains(said, "devaipod rm") {
+		t.Errorf("%+v, stopped %d times, said\n%s", v, w.stopped, said)
+	}
+	if v := w.pass(t); v.State != reconcile.Failed || w.resumed != 0 || w.stopped != 1 {
+		t.Errorf("later: %+v, stopped %d, resumed %d times", v, w.stopped, w.resumed)
+	}
+}

@@ -162,6 +162,8 @@ type Pod struct {
 	// Exit says in words how the agent's container ended, "" while it runs or
 	// when it was stopped by us.
 	Exit string
+	// Full says in words that the pod uses more disk than it may, "" when not.
+	Full string
 }
 
 // AgentState is what the pod-api tells of the agent.
@@ -219,6 +221,7 @@ const (
 	CauseUnreachable Cause = "unreachable"  // the pod-api does not answer
 	CauseDeadline    Cause = "deadline"     // it worked for too long
 	CauseStart       Cause = "start"        // its pod can't be started
+	CauseDisk        Cause = "disk"         // it used more disk than it may
 )
 
 // Pods is what the loop needs of the pods. All methods are idempotent.

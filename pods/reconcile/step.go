@@ -111,6 +111,10 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 		l.keepView(i, v)
 		return nil
 	}
+	if pod.Full != "" {
+		v.State, v.Cause, v.Why = Failed, CauseDisk, pod.Full+"."
+		return errors.Join(l.stop(ctx, &v), l.show(ctx, i, v))
+	}
 	sum, err := l.summary(ctx, i, pod)
 	if err != nil {
 		return err

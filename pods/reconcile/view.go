@@ -177,6 +177,8 @@ func adviceOn(v View) string {
 		return "Check that the model's server is up and that model.url is right."
 	case CauseStalled, CauseDeadline:
 		return logs + " A smaller or clearer task may help."
+	case CauseDisk:
+		return "Raise agent.disk; or remove the pod with `devaipod rm` and put the label on again: a new one goes on with what was saved."
 	case CauseStart:
 		return "Mend what it says."
 	case CauseDied:
