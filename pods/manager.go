@@ -31,6 +31,11 @@ type Config struct {
 	Lend func(ctx context.Context, s Spec) (dir string, done func(), err error)
 	// Policy is what a pod may do now; nil for a policy without bounds.
 	Policy func(k Key) (podfile.Policy, error)
+	// Source, when not nil, says which image a pod's workspace is made from, after Lend.
+	// Without it Spec.Image does.
+	Source func(ctx context.Context, s Spec) (Source, error)
+	// ImageRules bound what is fetched and built for it.
+	ImageRules ImageRules
 	// Fault, when not nil, is called with a name before each change of a file;
 	// tests end the process there. Backends have their own.
 	Fault func(point string)
@@ -47,6 +52,12 @@ type Manager struct {
 	log    *slog.Logger
 	warned sync.Map               // specifications that can't be read, by file
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
+
+	jobsMu sync.Mutex
+	jobs   map[string]*job // by the image's name
+
+	looking sync.Mutex
+	looked  map[string]seen // images, by what they are and what they were looked at with
 }
 
 // New returns a manager. It makes no call.
@@ -102,6 +113,9 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 		return false, err
 	}
 	defer lent()
+	if err := m.choose(ctx, &s); err != nil {
+		return false, err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, fmt.Errorf("making the run directory of %s: %w", s.Key, err)
 	}
@@ -140,32 +154,22 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 
 // build has the pod made of s made, and started.
 func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, err error) {
-	if err := m.needImage(ctx, s.AgentImage); err != nil {
-		return false, err
-	}
 	p := backend.Pod{Name: m.Name(s.Key), Labels: m.labels(s.Key)}
 	kept := map[string]string{}
 	if s.Borrow != "" {
 		kept[labelBorrow] = s.Borrow
 	}
 	for _, v := range volumes(p.Name) {
-		p.Volumes = append(p.Volumes, backend.Volume{Name: v, Labels: kept, Sockets: strings.HasSuffix(v, "-sock")})
+		vol := backend.Volume{Name: v, Labels: kept, Sockets: strings.HasSuffix(v, "-sock")}
+		if !vol.Sockets { // those are control's, who is root
+			vol.Owner = agentID
+		}
+		p.Volumes = append(p.Volumes, vol)
 	}
 	if p.Containers, err = m.containers(s, t); err != nil {
 		return false, err
 	}
 	return m.runs.Ensure(ctx, p)
-}
-
-func (m *Manager) needImage(ctx context.Context, ref string) error {
-	ok, err := m.images.ImageExists(ctx, ref)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return fmt.Errorf("the agent's image %s is not here: build it with `make images` and load it, or set agent.image", ref)
-	}
-	return nil
 }
 
 // Spec is what Ensure kept of a pod.

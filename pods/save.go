@@ -89,7 +89,7 @@ func (m *Manager) saveOnce(ctx context.Context, s Spec) (saved podfile.Saved, er
 		return saved, err
 	}
 	name := m.Name(s.Key)
-	log, err := m.runs.Run(ctx, backend.Pod{Name: name, Labels: m.labels(s.Key), Volumes: []backend.Volume{{Name: name + "-saver"}}}, c)
+	log, err := m.runs.Run(ctx, backend.Pod{Name: name, Labels: m.labels(s.Key), Volumes: []backend.Volume{{Name: name + "-saver", Owner: agentID}}}, c)
 	if err != nil {
 		return saved, err
 	}

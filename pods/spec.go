@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/pods/backend"
@@ -28,15 +29,25 @@ type Spec struct {
 	Task         podfile.Task `json:"task"`
 	Branch, Base string
 	Model        podfile.Model `json:"model"`
-	AgentImage   string
-	ToolsImage   string
-	MemoryBytes  int64 // of the agent's container
+	// AgentImage has the agent and git; Image, when not "", is another that the
+	// workspace is made from, and with AgentInImage the agent too. Ensure sets these
+	// two, where a [Config] has a Source.
+	AgentImage, Image string
+	AgentInImage      bool
+	ToolsImage        string
+	MemoryBytes       int64 // of the agent's container
+	// Limits are by role what else containers get; a role without has the usual.
+	Limits map[string]Limit
+	// WritableRoot lets agent and workspace write to their root file system.
+	WritableRoot bool
 	Pin          Pin
 	// GitName and GitEmail are the author of the agent's commits.
 	GitName, GitEmail string
 	// Borrow is the directory of the host that the clones borrow objects from, ""
 	// for none. Ensure sets it.
 	Borrow string
+	// What was found out about the images. Ensure sets them.
+	AgentBox, WorkspaceBox Box
 }
 
 // Labels that tell whose a container, volume or network is.
@@ -85,12 +96,40 @@ const (
 const (
 	agentID   = 1000 // as the agent image has it
 	agentUser = "1000:1000"
-	maxPids   = 4096
 	patience  = 5 * time.Second // for a container to end by itself
 	// saverPatience is for the last save; it is more than the saver takes for it.
 	saverPatience = 30 * time.Second
-	saverMemory   = 512 << 20 // bytes
 )
+
+// A Limit is what a container may use of the machine; 0 is the usual.
+type Limit struct {
+	MemoryBytes int64
+	CPUs        float64 // 0 is all of them
+	Pids        int64
+}
+
+// usualLimit is what a container may use when nothing else is said.
+func usualLimit(role string) Limit {
+	switch role {
+	case RoleControl, RoleSaver, roleSaverOnce:
+		return Limit{MemoryBytes: 512 << 20, Pids: 512}
+	}
+	return Limit{MemoryBytes: 4 << 30, Pids: 4096}
+}
+
+func (s Spec) limit(role string) Limit {
+	l, usual := s.Limits[strings.TrimSuffix(role, "-once")], usualLimit(role)
+	if role == RoleAgent && s.MemoryBytes > 0 {
+		l.MemoryBytes = s.MemoryBytes
+	}
+	if l.MemoryBytes == 0 {
+		l.MemoryBytes = usual.MemoryBytes
+	}
+	if l.Pids == 0 {
+		l.Pids = usual.Pids
+	}
+	return l
+}
 
 // containers are the pod's four, in the order in which they start.
 func (m *Manager) containers(s Spec, t tokens) ([]backend.Container, error) {
@@ -113,7 +152,12 @@ func (m *Manager) finish(c *backend.Container, s Spec, role string) error {
 	if c.Seccomp, err = m.seccompFile(); err != nil {
 		return err
 	}
-	c.NoNewPrivs, c.DropCaps, c.SELinuxDisable, c.Pids, c.StopTimeout = true, true, true, maxPids, stopTime(role)
+	c.NoNewPrivs, c.DropCaps, c.SELinuxDisable, c.StopTimeout = true, true, true, stopTime(role)
+	limit := s.limit(role)
+	c.MemoryBytes, c.CPUs, c.Pids = limit.MemoryBytes, limit.CPUs, limit.Pids
+	if c.ReadOnly {
+		c.Mounts = append(c.Mounts, scratch(limit.MemoryBytes)...)
+	}
 	return nil
 }
 
@@ -132,7 +176,7 @@ func (m *Manager) control(s Spec) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := backend.Container{
 		Image: m.gateImage(s), Entrypoint: []string{"/devaipod-pod"}, Command: []string{"control"},
-		Network: backend.Egress,
+		Network: backend.Egress, ReadOnly: true,
 		Mounts: []backend.Mount{
 			{Kind: backend.BindMount, Source: m.RunDir(s.Key), Target: podfile.ServiceDir},
 			{Kind: backend.BindMount, Source: m.UsageDir(s.Key), Target: podfile.UsageDir},
@@ -146,40 +190,44 @@ func (m *Manager) control(s Spec) backend.Container {
 // agent runs the model's tool calls: hostile.
 func (m *Manager) agent(s Spec, t tokens) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
-	c := m.box(s, agentVolume(name), name+"-agent-sock", t.Agent)
-	c.Command = []string{"shim", "agent", "--", "opencode", "serve", "--hostname", "127.0.0.1", "--port", "4096"}
-	c.MemoryBytes = s.MemoryBytes
+	c := m.inBox(s, s.AgentBox, agentVolume(name), name+"-agent-home", name+"-agent-sock", t.Agent)
+	opencode := "opencode"
+	if s.AgentBox.Guest {
+		opencode = podfile.AgentSet + "/bin/opencode"
+	}
+	c.Command = []string{"shim", "agent", "--", opencode, "serve", "--hostname", "127.0.0.1", "--port", "4096"}
 	for k, v := range opencodeEnv(s, t.Agent) {
 		c.Env[k] = v
 	}
-	c.Mounts = append(c.Mounts, backend.Mount{Kind: backend.VolumeMount, Source: name + "-agent-home", Target: "/home/agent"})
 	return c
 }
 
 // workspace is for people: editors, and trying things.
 func (m *Manager) workspace(s Spec, t tokens) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
-	c := m.box(s, name+"-workspace", name+"-workspace-sock", t.Workspace)
+	c := m.inBox(s, s.WorkspaceBox, name+"-workspace", name+"-workspace-home", name+"-workspace-sock", t.Workspace)
 	c.Command = []string{"shim", "workspace"}
 	return c
 }
 
-// box is what agent and workspace have in common: no network, no privileges,
-// a volume to work in, and a socket to the gate.
-func (m *Manager) box(s Spec, workspace, sock, token string) backend.Container {
+// inBox is what agent and workspace have in common: no network, no privileges,
+// a volume to work in, a home, and a socket to the gate.
+func (m *Manager) inBox(s Spec, b Box, workspace, home, sock, token string) backend.Container {
 	c := backend.Container{
-		Image: s.AgentImage, Entrypoint: []string{podfile.BinaryPath}, Network: backend.NoNetwork, User: agentUser, WorkDir: "/workspace",
+		Image: b.Image, ReadOnly: !b.Writable, Entrypoint: []string{podfile.BinaryPath}, Network: backend.NoNetwork, User: agentUser, WorkDir: "/workspace",
 		Env: map[string]string{
-			"HOME": "/home/agent", "TERM": "dumb", "LANG": "C.UTF-8",
+			"HOME": b.Home, "TERM": "dumb", "LANG": "C.UTF-8",
 			podfile.EnvToken: token, podfile.EnvRepo: s.Owner + "/" + s.Repo, podfile.EnvBranch: s.Branch, podfile.EnvBase: s.Base,
 			"GIT_AUTHOR_NAME": s.GitName, "GIT_AUTHOR_EMAIL": s.GitEmail, "GIT_COMMITTER_NAME": s.GitName, "GIT_COMMITTER_EMAIL": s.GitEmail,
 		},
 		Mounts: []backend.Mount{
 			{Kind: backend.ImageMount, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
-			{Kind: backend.VolumeMount, Source: workspace, Target: "/workspace"},
-			{Kind: backend.VolumeMount, Source: sock, Target: podfile.SocketDir},
+			{Kind: backend.VolumeMount, Source: workspace, Target: podfile.WorkspaceDir, NoCopy: true},
+			{Kind: backend.VolumeMount, Source: home, Target: b.Home, NoCopy: !b.OwnHome},
+			{Kind: backend.VolumeMount, Source: sock, Target: podfile.SocketDir, NoCopy: true},
 		},
 	}
+	b.bring(&c, s.AgentImage)
 	// Here, and not in the shim, so that whoever enters the container has it too.
 	maps.Copy(c.Env, egress.ProxyEnv(podfile.GateAddr, token, podfile.CABundle))
 	c.Env["APT_CONFIG"] = podfile.AptConfig
@@ -197,7 +245,7 @@ func (m *Manager) saver(s Spec) backend.Container {
 		Image: s.AgentImage, // for git
 		// It is started again when the kernel or a fault of git ended it.
 		Entrypoint: []string{podfile.BinaryPath}, Command: []string{"saver", "--issue", fmt.Sprint(s.Issue)}, Restart: "on-failure",
-		Network: backend.NoNetwork, User: agentUser, WorkDir: podfile.SaverDir, MemoryBytes: saverMemory,
+		Network: backend.NoNetwork, User: agentUser, WorkDir: podfile.SaverDir, ReadOnly: true,
 		Mounts: []backend.Mount{
 			{Kind: backend.ImageMount, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
 			{Kind: backend.VolumeMount, Source: agentVolume(name), Target: podfile.WorkspaceDir, ReadOnly: true},
@@ -218,7 +266,7 @@ func agentVolume(name string) string { return name + "-agent-workspace" }
 // volumes of a pod, by the last part of their names.
 func volumes(name string) []string {
 	var out []string
-	for _, v := range []string{"agent-home", "agent-workspace", "agent-sock", "workspace", "workspace-sock", "saver"} {
+	for _, v := range []string{"agent-home", "agent-workspace", "agent-sock", "workspace", "workspace-home", "workspace-sock", "saver"} {
 		out = append(out, name+"-"+v)
 	}
 	return out

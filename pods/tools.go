@@ -11,6 +11,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"codeberg.org/devaipod/devaipod/pods/backend"
 )
 
 // caBundles are where systems keep their certificate authorities.
@@ -20,6 +22,12 @@ var caBundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/cer
 type Images interface {
 	// ImageExists tells whether an image is there.
 	ImageExists(ctx context.Context, ref string) (bool, error)
+	// ImageInfo reads what one says of itself; ok is false when it is not there.
+	ImageInfo(ctx context.Context, ref string) (info backend.ImageInfo, ok bool, err error)
+	// ImagePull fetches one from its registry and shows progress.
+	ImagePull(ctx context.Context, ref string, progress io.Writer) error
+	// ImageBuild builds one; what the build prints is written to log.
+	ImageBuild(ctx context.Context, b backend.ImageBuild, log io.Writer) error
 	// ImageImport makes one of a root file system. changes are instructions like
 	// `ENTRYPOINT ["/x"]` (podman-import(1)).
 	ImageImport(ctx context.Context, ref string, tar io.Reader, changes []string) error

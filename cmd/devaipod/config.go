@@ -60,9 +60,15 @@ type config struct {
 		Socket string `mapstructure:"socket"`
 	} `mapstructure:"podman"`
 	Agent struct {
-		Image  string `mapstructure:"image"`
-		Memory string `mapstructure:"memory"`
-		Max    int    `mapstructure:"max"`
+		Image    string  `mapstructure:"image"`
+		Strategy string  `mapstructure:"strategy"`
+		Memory   string  `mapstructure:"memory"`
+		CPUs     float64 `mapstructure:"cpus"`
+		Pids     int64   `mapstructure:"pids"`
+		Disk     string  `mapstructure:"disk"`
+		Max      int     `mapstructure:"max"`
+
+		WritableRoot bool `mapstructure:"writable_root"`
 
 		Upstreams []string `mapstructure:"upstreams"`
 
@@ -70,7 +76,11 @@ type config struct {
 		Deadline time.Duration `mapstructure:"deadline"`
 		Rest     time.Duration `mapstructure:"rest"`
 	} `mapstructure:"agent"`
-	Model struct {
+	Workspace limitConfig `mapstructure:"workspace"`
+	Control   limitConfig `mapstructure:"control"`
+	Saver     limitConfig `mapstructure:"saver"`
+	Image     imageConfig `mapstructure:"image"`
+	Model     struct {
 		API  string `mapstructure:"api"`
 		URL  string `mapstructure:"url"`
 		Name string `mapstructure:"name"`
@@ -138,16 +148,37 @@ func defaults() map[string]any {
 		},
 		"podman.socket":   "",
 		"agent.image":     "localhost/devaipod/agent:latest",
+		"agent.strategy":  "agent",
 		"agent.memory":    "4GiB",
+		"agent.cpus":      0.0,
+		"agent.pids":      4096,
+		"agent.disk":      "50GiB",
 		"agent.max":       4,
 		"agent.upstreams": []string{},
-		"agent.stall":     "10m",
-		"agent.deadline":  "4h",
-		"agent.rest":      "24h",
-		"model.api":       "openai",
-		"model.url":       "https://api.openai.com/v1",
-		"model.name":      "",
-		"model.key":       "model",
+
+		"agent.writable_root": false,
+		"workspace.memory":    "4GiB",
+		"workspace.cpus":      0.0,
+		"workspace.pids":      4096,
+		"control.memory":      "512MiB",
+		"control.cpus":        0.0,
+		"control.pids":        512,
+		"saver.memory":        "512MiB",
+		"saver.cpus":          0.0,
+		"saver.pids":          512,
+		"image.name":          "",
+		"image.repository":    true,
+		"image.pull":          "missing",
+		"image.within":        "30m",
+		"image.size":          "20GiB",
+
+		"agent.stall":    "10m",
+		"agent.deadline": "4h",
+		"agent.rest":     "24h",
+		"model.api":      "openai",
+		"model.url":      "https://api.openai.com/v1",
+		"model.name":     "",
+		"model.key":      "model",
 
 		"model.price.input":       0.0,
 		"model.price.output":      0.0,
@@ -318,7 +349,7 @@ func defaultStateDir(instance string) string {
 var instanceName = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}$`)
 
 func (c config) validateWork() error {
-	for key, size := range map[string]string{"agent.memory": c.Agent.Memory, "work.max_push": c.Work.MaxPush, "work.max_file": c.Work.MaxFile, "work.max_saved": c.Work.MaxSaved} {
+	for key, size := range map[string]string{"work.max_push": c.Work.MaxPush, "work.max_file": c.Work.MaxFile, "work.max_saved": c.Work.MaxSaved} {
 		if _, err := parseBytes(size); err != nil {
 			return fmt.Errorf("%s = %q: %w", key, size, err)
 		}
@@ -383,7 +414,7 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if err := errors.Join(c.validateWork(), c.validateNetwork()); err != nil {
+	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages()); err != nil {
 		return err
 	}
 	return c.validateModel()

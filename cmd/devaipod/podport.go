@@ -40,6 +40,7 @@ type podPort struct {
 	quota    int64        // bytes that are kept of an issue's agent
 	lifts    func(ctx context.Context, k reconcile.Key) ([]mirror.Lift, error)
 	policies *policies
+	disk     *pods.DiskWatch
 	spec     func(t reconcile.Task) (pods.Spec, error)
 	revive   func(context.Context) error // starts podman's service again, if it is ours
 	keep     string                      // directory of tasks that have not started yet
@@ -82,6 +83,7 @@ func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
 			Key: reconcile.Key(f.Key), RepoID: f.RepoID, Name: f.Name, TriggerID: f.Pin.EventID, TriggerAt: f.Pin.At, Labeler: f.Pin.Labeler,
 			Branch: f.Branch, Base: f.Base, Created: f.Agent.CreatedAt, Started: f.Agent.StartedAt,
 			Whole:   f.Agent.Running && f.Control.Running && f.Workspace.Running && f.Saver.Running,
+			Full:    p.disk.Why(f.Key),
 			Stopped: f.Agent.Exited && f.Control.Exited && f.Workspace.Exited && !f.Saver.Running,
 		}
 		if f.Agent.Exited {

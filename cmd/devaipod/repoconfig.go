@@ -27,6 +27,14 @@ type repoConfig struct {
 	Network struct {
 		Allow []string `mapstructure:"allow"`
 	} `mapstructure:"network"`
+	// Image is what the workspace is made from: the name of one, or a Containerfile.
+	Image struct {
+		Name          string   `mapstructure:"name"`
+		Containerfile string   `mapstructure:"containerfile"` // a path in the repository
+		Context       string   `mapstructure:"context"`       // its folder, if empty
+		Target        string   `mapstructure:"target"`
+		Args          []string `mapstructure:"args"` // NAME=VALUE
+	} `mapstructure:"image"`
 }
 
 // repoConfig is that of a pod's repository, as it was fetched last. Its error is
@@ -36,6 +44,10 @@ func (s *service) repoConfig(ctx context.Context, k pods.Key, m *pods.Manager) (
 	if err != nil {
 		return repoConfig{}, nil //nolint:nilerr // the loop tells of it
 	}
+	return s.repoConfigOf(ctx, spec)
+}
+
+func (s *service) repoConfigOf(ctx context.Context, spec pods.Spec) (repoConfig, error) {
 	text, ok, err := s.cache.File(ctx, forgeAddress(spec.Owner+"/"+spec.Repo), s.cfg.identity(spec.RepoID), repoConfigFile, maxRepoConfig)
 	if !ok || err != nil {
 		return repoConfig{}, err

@@ -101,7 +101,15 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1), runs: podman.NewPods(pod, a.cfg.Instance, a.log)}
 	var manager *pods.Manager
 	rules := newPolicies(a.cfg, func(k pods.Key) (repoConfig, error) { return s.repoConfig(ctx, k, manager) }, func(k pods.Key) string { return manager.RunDir(k) })
-	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: s.runs, Images: pod, Lend: s.lend, Policy: rules.of, Fault: fault, Log: a.log})
+	host, err := pod.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	bounds, err := a.cfg.imageRules(host)
+	if err != nil {
+		return nil, err
+	}
+	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: s.runs, Images: pod, Lend: s.lend, Policy: rules.of, Source: s.imageSource, ImageRules: bounds, Fault: fault, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -135,6 +143,9 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		manager: manager, work: work, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota,
 		spec: func(t reconcile.Task) (pods.Spec, error) { return s.spec(t, tools) }, policies: rules,
 	}
+	if s.pods.disk, err = s.diskWatch(manager); err != nil {
+		return nil, err
+	}
 	s.work = work
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
 	s.loop, err = reconcile.New(reconcile.Config{
@@ -158,7 +169,7 @@ func (a *app) serviceForge(creds credentials) (*forge.Client, error) {
 
 // spec is the pod for a task, by the configuration.
 func (s *service) spec(t reconcile.Task, tools string) (pods.Spec, error) {
-	memory, err := parseBytes(s.cfg.Agent.Memory)
+	limits, err := s.cfg.limits()
 	if err != nil {
 		return pods.Spec{}, err
 	}
@@ -181,7 +192,7 @@ func (s *service) spec(t reconcile.Task, tools string) (pods.Spec, error) {
 		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt, Stall: s.cfg.Agent.Stall},
 		Branch: t.Branch, Base: t.Base,
 		Model:      podfile.Model{API: s.cfg.Model.API, Name: name, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
-		AgentImage: s.cfg.Agent.Image, ToolsImage: tools, MemoryBytes: memory,
+		AgentImage: s.cfg.Agent.Image, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,
 		Pin:     pods.Pin{TextHash: t.TextHash, Labeler: t.Trigger.User, EventID: t.Trigger.ID, At: t.Trigger.At},
 		GitName: s.creds.Bot, GitEmail: s.creds.Bot + "@noreply.localhost",
 	}, nil
@@ -251,6 +262,7 @@ func (s *service) run(ctx context.Context) error {
 		}()
 	}
 	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
+	go s.pods.disk.Run(ctx)
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	go s.work.Run(ctx)  //nolint:errcheck // the same
 	go s.follow.Run(ctx)

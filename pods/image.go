@@ -1,0 +1,214 @@
+package pods
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/backend"
+	"codeberg.org/devaipod/devaipod/pods/image"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+)
+
+// A Box is an image as an agent's or a workspace's container is made from it.
+type Box struct {
+	Image string `json:"image"`
+	Home  string `json:"home"`
+	// OwnHome says that Home is in the image, with files that belong into it.
+	OwnHome bool `json:"own_home,omitempty"`
+	// Guest says that it is not the agent's own image: what the agent needs comes
+	// from that, mounted.
+	Guest bool `json:"guest,omitempty"`
+	// Git says that git comes from there too.
+	Git      bool   `json:"git,omitempty"`
+	Path     string `json:"path,omitempty"`     // the image's PATH
+	Writable bool   `json:"writable,omitempty"` // its root
+}
+
+// usualHome is the agent's in its own image, and in others that have none.
+const usualHome = "/home/agent"
+
+// usualPath is that of an image that says nothing of it, as podman has it.
+const usualPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// An ImageError says why no pod can be made from an image, and what to do.
+type ImageError struct {
+	Image string
+	Why   error
+}
+
+func (e *ImageError) Error() string {
+	return fmt.Sprintf("the image %s can't be used: %v", e.Image, e.Why)
+}
+
+func (e *ImageError) Unwrap() error { return e.Why }
+
+// choose looks at the images that a pod is to be made from and notes how its
+// containers use them.
+func (m *Manager) choose(ctx context.Context, s *Spec) error {
+	if err := m.source(ctx, s); err != nil {
+		return err
+	}
+	agent, workspace := s.AgentImage, s.AgentImage
+	if s.Image != "" {
+		workspace = s.Image
+		if s.AgentInImage {
+			agent = s.Image
+		}
+	}
+	var err error
+	if s.AgentBox, err = m.box(ctx, *s, agent); err != nil {
+		return err
+	}
+	s.WorkspaceBox = s.AgentBox
+	if workspace != agent {
+		s.WorkspaceBox, err = m.box(ctx, *s, workspace)
+	}
+	return err
+}
+
+// box looks at one image.
+func (m *Manager) box(ctx context.Context, s Spec, ref string) (Box, error) {
+	own := ref == s.AgentImage
+	info, ok, err := m.images.ImageInfo(ctx, ref)
+	switch {
+	case err != nil:
+		return Box{}, &ImageError{ref, fmt.Errorf("podman can't read it (%w); remove it (podman rmi --force %s) and fetch or build it anew", err, ref)}
+	case !ok && own:
+		return Box{}, fmt.Errorf("the agent's image %s is not here: build it with `make images` and load it, or set agent.image", ref)
+	case !ok:
+		return Box{}, &ImageError{ref, errors.New("it is not here; fetch it with podman pull, or build it")}
+	case info.OS != "" && info.OS != runtime.GOOS || info.Arch != "" && info.Arch != runtime.GOARCH:
+		return Box{}, &ImageError{ref, fmt.Errorf("it is for %s/%s and this machine is %s/%s; use one for this machine", info.OS, info.Arch, runtime.GOOS, runtime.GOARCH)}
+	}
+	b := Box{Image: ref, Home: usualHome, Writable: s.WritableRoot}
+	if own {
+		return b, nil
+	}
+	if b.Guest = true; runtime.GOARCH != "amd64" {
+		return Box{}, &ImageError{ref, fmt.Errorf("the agent's programs are brought into images of amd64 alone, and this machine is %s; use one made from %s", runtime.GOARCH, s.AgentImage)}
+	}
+	seen, err := m.look(ctx, s, ref, info.ID)
+	if err != nil {
+		return Box{}, &ImageError{ref, err}
+	}
+	if err := seen.Judge(); err != nil {
+		return Box{}, &ImageError{ref, err}
+	}
+	b.Git, b.Writable, b.Path = !seen.HasGit(), s.WritableRoot || seen.writable, usualPath
+	if seen.Home != "" {
+		b.Home, b.OwnHome = seen.Home, true
+	}
+	for _, kv := range info.Env {
+		if path, ok := strings.CutPrefix(kv, "PATH="); ok {
+			b.Path = path
+		}
+	}
+	return b, nil
+}
+
+// bring puts what the image lacks into a container of it.
+func (b Box) bring(c *backend.Container, agentImage string) {
+	if !b.Guest {
+		return
+	}
+	c.Mounts = append(c.Mounts, backend.Mount{Kind: backend.ImageMount, Source: agentImage, Target: podfile.AgentDir, ReadOnly: true})
+	set := podfile.AgentSet + "/bin"
+	if !b.Git { // for what the image has not, such as the agent's ripgrep
+		c.Env["PATH"] = b.Path + ":" + set
+		return
+	}
+	c.Env["PATH"] = set + ":" + b.Path
+	c.Env["GIT_EXEC_PATH"] = podfile.AgentSet + "/git-core"
+	c.Env["GIT_TEMPLATE_DIR"] = "" // a clone needs nothing of it
+}
+
+// seen is what is known of an image.
+type seen struct {
+	image.Facts
+	writable bool // it does not start with a read-only root
+}
+
+// lookWithin is how long a look at an image may take.
+const lookWithin = 2 * time.Minute
+
+// look tells what an image is like, by a short run of ours in it. What was found of
+// an image stays true for it.
+func (m *Manager) look(ctx context.Context, s Spec, ref, id string) (seen, error) {
+	m.looking.Lock()
+	defer m.looking.Unlock()
+	agent, _, err := m.images.ImageInfo(ctx, s.AgentImage)
+	if err != nil {
+		return seen{}, err
+	}
+	key := id + " " + agent.ID + " " + s.ToolsImage
+	if found, ok := m.looked[key]; ok {
+		return found, nil
+	}
+	var found seen
+	if found.Facts, err = m.lookOnce(ctx, s, ref, id, true); err != nil {
+		first := err
+		if found.Facts, err = m.lookOnce(ctx, s, ref, id, false); err != nil {
+			return seen{}, fmt.Errorf("no container of it runs (%w); try it with podman run, or use another", first)
+		}
+		found.writable = true
+		m.log.Warn("an image does not start with a read-only root; its containers may write to theirs", "image", ref, "err", first)
+	}
+	if m.looked == nil {
+		m.looked = map[string]seen{}
+	}
+	m.looked[key] = found
+	what, err := json.Marshal(found.Facts)
+	m.log.Info("looked at an image", "image", ref, "found", string(what))
+	return found, err
+}
+
+func (m *Manager) lookOnce(ctx context.Context, s Spec, ref, id string, readOnly bool) (facts image.Facts, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	c := backend.Container{
+		Name: m.cfg.Instance + "-look-" + strings.TrimPrefix(id, "sha256:")[:min(12, len(id))], Image: ref,
+		Entrypoint: []string{podfile.BinaryPath}, Command: []string{"look", "--git", podfile.AgentSet + "/bin/git"},
+		Labels: map[string]string{labelInstance: m.cfg.Instance, labelRole: roleLook},
+		// As a pod's container has it.
+		User: agentUser, WorkDir: "/", Network: backend.NoNetwork, ReadOnly: readOnly, MemoryBytes: lookMemory,
+		NoNewPrivs: true, DropCaps: true, SELinuxDisable: true, Pids: lookPids, StopTimeout: time.Second,
+		Env: map[string]string{"GIT_EXEC_PATH": "", "HOME": "/tmp"},
+		Mounts: append([]backend.Mount{
+			{Kind: backend.ImageMount, Source: s.ToolsImage, Target: podfile.ToolsDir, ReadOnly: true},
+			{Kind: backend.ImageMount, Source: s.AgentImage, Target: podfile.AgentDir, ReadOnly: true},
+		}, scratch(lookMemory)...),
+	}
+	if c.Seccomp, err = m.seccompFile(); err != nil {
+		return facts, err
+	}
+	log, err := m.runs.Run(ctx, backend.Pod{}, c)
+	if err != nil {
+		return facts, err
+	}
+	if facts, err = image.Parse(log); err != nil {
+		return facts, fmt.Errorf("%w (its log: %.500q)", err, log)
+	}
+	return facts, nil
+}
+
+const (
+	roleLook   = "look"
+	lookMemory = 256 << 20 // bytes
+	lookPids   = 64
+)
+
+// scratch are the places that programs write to which nobody keeps, in memory.
+func scratch(memory int64) []backend.Mount {
+	return []backend.Mount{
+		{Kind: backend.TmpfsMount, Target: "/tmp", Size: memory / 2},
+		{Kind: backend.TmpfsMount, Target: "/var/tmp", Size: memory / 4},
+		{Kind: backend.TmpfsMount, Target: "/run", Size: runSize},
+	}
+}
+
+const runSize = 16 << 20 // bytes
