@@ -89,7 +89,8 @@ func output(ctx context.Context, program string, args ...string) (string, error)
 	if err := cmd.Start(); err != nil {
 		return "", err
 	}
-	line, _, _ := bufio.NewReaderSize(pipe, 256).ReadLine() // as much as fits; the rest breaks its pipe
+	line, _, _ := bufio.NewReaderSize(pipe, 256).ReadLine() // as much as fits
+	_ = pipe.Close()                                        // what says more breaks
 	if err := cmd.Wait(); err != nil {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("it does not end within %s", patience)
