@@ -65,17 +65,17 @@ func (a *authority) certificate(name string) (*tls.Certificate, error) {
 	}
 	t := &x509.Certificate{SerialNumber: serial, NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter, Subject: pkix.Name{CommonName: "lab host"}}
 	switch name {
-	case ExpiredName:
-		t.NotAfter = t.NotBefore.Add(time.Minute)
-		t.DNSNames = []string{name}
-	case WrongName:
-		t.DNSNames = []string{"another.tls.test"}
-	default:
-		t.DNSNames = []string{name}
 	case "":
 		for _, ip := range []string{AllowedAddr, DeniedAddr, Allowed6, Denied6} {
 			t.IPAddresses = append(t.IPAddresses, net.ParseIP(ip))
 		}
+	case WrongName:
+		t.DNSNames = []string{"another.tls.test"}
+	default:
+		t.DNSNames = []string{name}
+	}
+	if name == ExpiredName {
+		t.NotAfter = t.NotBefore.Add(time.Minute)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, a.key.Public(), a.key)
 	if err != nil {
