@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/pods/gate"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/usage"
 )
@@ -53,6 +54,42 @@ func TestWhatARequestUses(t *testing.T) {
 		used := p.gate.Traffic().Used
 		if used.Tokens != tt.want || used.Cost != p.policy.Prices.Of(tt.want) || used.Requests != 1 {
 			t.Errorf("%s: %+v, want %+v", name, used, tt.want)
+		}
+	}
+}
+
+// A model that can't be reached as it should has got nothing, and costs nothing.
+func TestAModelThatIsNotReachedCostsNothing(t *testing.T) {
+	untrusted := httptest.NewTLSServer(says(answered))
+	defer untrusted.Close()
+	plain := httptest.NewServer(says(answered))
+	defer plain.Close()
+	gone := httptest.NewServer(says(answered))
+	gone.Close()
+	for url, why := range map[string]string{
+		untrusted.URL: "certificate signed by unknown authority",
+		strings.Replace(plain.URL, "http:", "https:", 1): "server gave HTTP response to HTTPS client",
+		gone.URL: "connection refused",
+	} {
+		p := newPlace(t, podfile.APIOpenAI, says(answered))
+		p.config.Usage = account(t)
+		file := *p.config.File
+		file.Model.BaseURL = url + "/v1"
+		p.config.File = &file
+		g, err := gate.New(p.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		agent := httptest.NewServer(g.Handler(gate.Agent))
+		resp, body := ask(t, agent, "POST", chatRoute, agentTok, goodChat)
+		agent.Close()
+		_, host, _ := strings.Cut(url, "://")
+		tr := g.Traffic()
+		if resp.StatusCode != 502 || !strings.Contains(body, "devaipod: the model at "+host+" does not answer: ") || !strings.Contains(body, why) || !strings.Contains(tr.LastError, why) {
+			t.Errorf("%s: %s %q, %q", url, resp.Status, body, tr.LastError)
+		}
+		if tr.Used.Tokens.Sum() != 0 || tr.Failures != 1 {
+			t.Errorf("%s: %+v", url, tr)
 		}
 	}
 }

@@ -10,8 +10,10 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -161,11 +163,11 @@ func keyHeader(api, key string) (name, value string) {
 
 // relayModel passes the model's answer back as it comes, and tells what it used.
 func (g *Gate) relayModel(w http.ResponseWriter, r *http.Request, req model.Request, key string) (status int, failure string, used usage.Entry) {
-	resp, err := g.ask(r, req.Body, key)
+	resp, sent, err := g.ask(r, req.Body, key)
 	if err != nil {
-		failure = "the model does not answer: " + cause(err)
+		failure = fmt.Sprintf("the model at %s does not answer: %s", g.model.Host, cause(err))
 		refuse(w, http.StatusBadGateway, "devaipod: "+failure)
-		if op := (*net.OpError)(nil); !errors.As(err, &op) || op.Op != "dial" {
+		if sent {
 			used.Input = reserved(req).Input // it may have got the request
 		}
 		return 0, failure, used
@@ -226,28 +228,31 @@ func measured(m *model.Meter, req model.Request, received int64) usage.Tokens {
 const retries = 3
 
 // ask sends the request, and again after a while to a model that has too much to
-// do: nothing of an answer has come back to the agent then.
-func (g *Gate) ask(r *http.Request, body []byte, key string) (*http.Response, error) {
+// do: nothing of an answer has come back to the agent then. It tells whether there
+// was a connection to send the last try on, with TLS as it should be.
+func (g *Gate) ask(r *http.Request, body []byte, key string) (resp *http.Response, sent bool, err error) {
 	for try := 0; ; try++ {
 		out, err := g.out(r, body, key)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		resp, err := g.direct.Do(out)
+		var connected atomic.Bool
+		trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }}
+		resp, err := g.direct.Do(out.WithContext(httptrace.WithClientTrace(out.Context(), trace)))
 		if err != nil || try == retries || !busy(resp.StatusCode) {
-			return resp, err
+			return resp, connected.Load(), err
 		}
 		pause, ok := retryAfter(resp.Header, g.cfg.Backoff<<try)
 		if !ok {
-			return resp, nil
+			return resp, true, nil
 		}
 		g.cfg.Log.Info("gate: the model has too much to do", "status", resp.StatusCode, "again_in", pause)
 		if err := resp.Body.Close(); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		select {
 		case <-r.Context().Done():
-			return nil, r.Context().Err()
+			return nil, false, r.Context().Err()
 		case <-time.After(pause):
 		}
 	}
