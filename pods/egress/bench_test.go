@@ -297,7 +297,7 @@ func BenchmarkEgressOverALink(b *testing.B) {
 	hello := clientHello(b, &tls.Config{ServerName: benchHost})
 	all := ways(b, startOrigin(b))
 	waste := make([]byte, 256<<10)
-	var table strings.Builder
+	rows := map[string]string{}
 	for b.Loop() {
 		for _, link := range []string{"1", "2"} {
 			speeds, ratios := map[string][]float64{}, map[string][]float64{}
@@ -312,13 +312,17 @@ func BenchmarkEgressOverALink(b *testing.B) {
 				s, r := speeds[w.name], ratios[w.name]
 				slices.Sort(s)
 				slices.Sort(r)
-				fmt.Fprintf(&table, "%-10s %-10s %6.0f MB/s, of direct %.3f (%.3f to %.3f)\n", links[link].name, w.name, s[len(s)/2], r[len(r)/2], r[0], r[len(r)-1])
+				rows[w.name] += fmt.Sprintf("   %-9s %5.0f MB/s, of direct %.2f (%.2f to %.2f)", links[link].name, s[len(s)/2], r[len(r)/2], r[0], r[len(r)-1])
 			}
 			r := ratios["pod"]
 			b.ReportMetric(r[len(r)/2], "of-direct-at-"+strings.ReplaceAll(links[link].name, " ", ""))
 		}
 	}
 	b.ReportMetric(0, "ns/op")
+	var table strings.Builder
+	for _, w := range all {
+		fmt.Fprintf(&table, "%-10s%s\n", w.name, rows[w.name])
+	}
 	b.Logf("medians of %d rounds, in turn:\n%s", benchRounds, table.String())
 }
 
