@@ -31,6 +31,9 @@ func AddressOf(listen, url string) (string, error) {
 	return a.addressOf(url)
 }
 
+// GivenSince tells whether an order is newer than the last request.
+var GivenSince = givenSince
+
 // ModelAddress is where a model on this host is, "" for one elsewhere.
 var ModelAddress = modelAddress
 

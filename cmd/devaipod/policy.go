@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/egress"
@@ -164,12 +165,15 @@ func (p *podPort) Steer(_ context.Context, k reconcile.Key, o reconcile.Orders) 
 	}
 	used := usage.Sum(entries)
 	out.Used = usedWords(used, budget)
-	// A budget that somebody gave since the last request is there to be used.
-	out.Wake = len(o.Budget) > 0 && budget.Over(used) == ""
-	for _, e := range entries {
-		out.Wake = out.Wake && o.At.After(e.At)
-	}
+	out.Wake = len(o.Budget) > 0 && budget.Over(used) == "" && givenSince(entries, o.At, time.Now())
 	return out, nil
+}
+
+// givenSince tells whether an order is newer than the last request: a budget that
+// somebody gave is there to be used. What bears a time that is still to come is of
+// a clock that was ahead then, and says nothing.
+func givenSince(entries []usage.Entry, order, now time.Time) bool {
+	return !slices.ContainsFunc(entries, func(e usage.Entry) bool { return !e.At.Before(order) && !e.At.After(now) })
 }
 
 // steerAll does so for all pods, after a change of what holds for all.

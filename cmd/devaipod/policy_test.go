@@ -7,12 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	main "codeberg.org/devaipod/devaipod/cmd/devaipod"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 	"codeberg.org/devaipod/devaipod/pods/secret"
+	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
 func TestPolicies(t *testing.T) {
@@ -98,6 +100,29 @@ func TestARepositorysOwnFile(t *testing.T) {
 		allow, err := main.ParseRepoConfig([]byte(text))
 		if got := fmt.Sprint(allow, " ", err); !strings.Contains(got, want) {
 			t.Errorf("%q: %s", text, got)
+		}
+	}
+}
+
+func TestABudgetThatWasGivenSinceTheLastRequest(t *testing.T) {
+	now := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	for name, tt := range map[string]struct {
+		requests []time.Duration // before now
+		order    time.Duration
+		want     bool
+	}{
+		"nothing was asked yet":       {nil, time.Hour, true},
+		"after all":                   {[]time.Duration{3 * time.Hour, 2 * time.Hour}, time.Hour, true},
+		"before the last":             {[]time.Duration{3 * time.Hour, time.Minute}, time.Hour, false},
+		"one while a clock was ahead": {[]time.Duration{3 * time.Hour, -5 * time.Hour}, time.Hour, true},
+		"one since it is right again": {[]time.Duration{3 * time.Hour, -5 * time.Hour, time.Minute}, time.Hour, false},
+	} {
+		var entries []usage.Entry
+		for _, ago := range tt.requests {
+			entries = append(entries, usage.Entry{At: now.Add(-ago)})
+		}
+		if got := main.GivenSince(entries, now.Add(-tt.order), now); got != tt.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }
