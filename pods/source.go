@@ -197,7 +197,7 @@ func (m *Manager) buildImage(ctx context.Context, ref string, b Build, say io.Wr
 	if err != nil {
 		return err
 	}
-	defer file.Close() //nolint:errcheck // a log
+	defer file.Close()
 	archive, w := io.Pipe()
 	files := make(chan error, 1)
 	go func() {

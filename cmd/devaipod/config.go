@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -118,7 +119,7 @@ type mirrorHost struct {
 // defaults are the keys that exist, and their values. state_dir is worked out
 // from the environment when empty.
 func defaults() map[string]any {
-	return map[string]any{
+	all := map[string]any{
 		"instance":              "devaipod",
 		"state_dir":             "",
 		"log_level":             "info",
@@ -148,37 +149,16 @@ func defaults() map[string]any {
 		},
 		"podman.socket":   "",
 		"agent.image":     "localhost/devaipod/agent:latest",
-		"agent.strategy":  "agent",
 		"agent.memory":    "4GiB",
-		"agent.cpus":      0.0,
-		"agent.pids":      4096,
-		"agent.disk":      "50GiB",
 		"agent.max":       4,
 		"agent.upstreams": []string{},
-
-		"agent.writable_root": false,
-		"workspace.memory":    "4GiB",
-		"workspace.cpus":      0.0,
-		"workspace.pids":      4096,
-		"control.memory":      "512MiB",
-		"control.cpus":        0.0,
-		"control.pids":        512,
-		"saver.memory":        "512MiB",
-		"saver.cpus":          0.0,
-		"saver.pids":          512,
-		"image.name":          "",
-		"image.repository":    true,
-		"image.pull":          "missing",
-		"image.within":        "30m",
-		"image.size":          "20GiB",
-
-		"agent.stall":    "10m",
-		"agent.deadline": "4h",
-		"agent.rest":     "24h",
-		"model.api":      "openai",
-		"model.url":      "https://api.openai.com/v1",
-		"model.name":     "",
-		"model.key":      "model",
+		"agent.stall":     "10m",
+		"agent.deadline":  "4h",
+		"agent.rest":      "24h",
+		"model.api":       "openai",
+		"model.url":       "https://api.openai.com/v1",
+		"model.name":      "",
+		"model.key":       "model",
 
 		"model.price.input":       0.0,
 		"model.price.output":      0.0,
@@ -193,6 +173,8 @@ func defaults() map[string]any {
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
 	}
+	maps.Copy(all, imageDefaults())
+	return all
 }
 
 // notAKey marks a flag that has the name of one that is a key, and is none.

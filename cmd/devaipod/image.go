@@ -29,6 +29,31 @@ type imageConfig struct {
 	Size       string        `mapstructure:"size"`
 }
 
+// imageDefaults are those of what containers are made from and may use.
+func imageDefaults() map[string]any {
+	return map[string]any{
+		"agent.disk":          "50GiB",
+		"agent.pids":          4096,
+		"agent.cpus":          0.0,
+		"agent.strategy":      "agent",
+		"agent.writable_root": false,
+		"workspace.memory":    "4GiB",
+		"workspace.cpus":      0.0,
+		"workspace.pids":      4096,
+		"control.memory":      "512MiB",
+		"control.cpus":        0.0,
+		"control.pids":        512,
+		"saver.memory":        "512MiB",
+		"saver.cpus":          0.0,
+		"saver.pids":          512,
+		"image.name":          "",
+		"image.repository":    true,
+		"image.pull":          "missing",
+		"image.within":        "30m",
+		"image.size":          "20GiB",
+	}
+}
+
 // Which image an agent works in.
 const (
 	strategyAgent        = "agent"

@@ -115,7 +115,7 @@ func home(root string, uid int) string {
 	if err != nil {
 		return ""
 	}
-	defer file.Close() //nolint:errcheck // only read
+	defer file.Close()
 	for lines := bufio.NewScanner(file); lines.Scan(); {
 		field := strings.Split(lines.Text(), ":")
 		if len(field) != 7 || field[2] != strconv.Itoa(uid) {

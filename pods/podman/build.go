@@ -52,7 +52,7 @@ func (c *Client) ImageBuild(ctx context.Context, b backend.ImageBuild, log io.Wr
 	if err != nil {
 		return wrap("building image", b.Ref, err)
 	}
-	defer answer.Body.Close() //nolint:errcheck // read to its end, or given up
+	defer answer.Body.Close()
 	if !answer.IsSuccess() {
 		return wrap("building image", b.Ref, answer.Process(nil))
 	}
