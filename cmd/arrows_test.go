@@ -26,7 +26,7 @@ var allowed = map[string][]string{
 	"mirror/follow":    {"mirror/cache"},
 	"mirror/smarthttp": {},
 	"podapi":           {"podapi"},
-	"pods":             {"pods/backend", "pods/egress", "pods/image", "pods/podfile", "pods/podman", "pods/usage", "podapi"},
+	"pods":             {"pods/backend", "pods/devcontainer", "pods/egress", "pods/image", "pods/podfile", "pods/podman", "pods/usage", "podapi"},
 	"pods/backend":     {"pods/backend"},
 	"pods/image":       {},
 	"pods/podman":      {"pods/backend"},
@@ -41,6 +41,8 @@ var allowed = map[string][]string{
 	"pods/relay":       {},
 	"pods/saver":       {"pods/podfile", "pods/relay"},
 	"pods/reconcile":   {},
+
+	"pods/devcontainer": {},
 }
 
 // heavy must never be linked into what runs inside pods.
