@@ -217,11 +217,7 @@ func (c *Config) whyNot(ctx context.Context, url string, err error) error {
 // (git-config(1), FILES), for commands that people start beside us: they do
 // not have our environment.
 func (c *Config) tellGit() error {
-	home := c.Home
-	if home == "" {
-		home = os.Getenv("HOME")
-	}
-	dir := filepath.Join(home, ".config", "git")
+	dir := filepath.Join(c.home(), ".config", "git")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -238,6 +234,13 @@ func (c *Config) tellGit() error {
 		return err
 	}
 	return os.Rename(tmp, filepath.Join(dir, "config"))
+}
+
+func (c *Config) home() string {
+	if c.Home != "" {
+		return c.Home
+	}
+	return os.Getenv("HOME")
 }
 
 func (c *Config) git(ctx context.Context, dir string, args ...string) error {
