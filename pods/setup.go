@@ -16,7 +16,7 @@ import (
 type Recipe struct {
 	// Env are variables of the agent's container.
 	Env map[string]string `json:"env,omitempty"`
-	// Sparse are folders of the repository that clones are checked out of.
+	// Sparse are folders of the repository that the workspace is checked out of.
 	Sparse []string `json:"sparse,omitempty"`
 	// Within is how long each lifecycle command may take.
 	Within time.Duration `json:"within,omitempty"`
@@ -39,7 +39,7 @@ func (s Spec) setup(role string) podfile.Setup {
 	dev := s.Dev
 	out := podfile.Setup{
 		Env: dev.RemoteEnv, Unset: dev.RemoteUnset, Dir: dev.WorkspaceFolder,
-		Within: s.Recipe.Within, Sparse: s.Recipe.Sparse,
+		Within: s.Recipe.Within,
 	}
 	if out.Dir == podfile.RepoDir {
 		out.Dir = ""
@@ -59,7 +59,8 @@ func (s Spec) setup(role string) podfile.Setup {
 			out.Stages = append(out.Stages, devcontainer.Stage{Name: fmt.Sprintf("setup %d", i+1), Commands: []devcontainer.Command{c}})
 		}
 	} else {
-		out.Dotfiles = s.Recipe.Dotfiles
+		// The agent's clone is whole: a saver takes what is not in its tree for removed.
+		out.Dotfiles, out.Sparse = s.Recipe.Dotfiles, s.Recipe.Sparse
 	}
 	if len(out.Stages) > 0 {
 		out.WaitFor = dev.Lifecycle.WaitFor

@@ -98,9 +98,20 @@ func (c *Config) cloneOnce(ctx context.Context, restoring bool) (err error) {
 			return err
 		}
 	}
-	borrows, err := c.fetch(ctx, tmp, !saved)
+	sparse := len(c.Setup.Sparse) > 0
+	borrows, err := c.fetch(ctx, tmp, !saved && !sparse)
 	if err != nil {
 		return err
+	}
+	if sparse {
+		if err := c.git(ctx, tmp, append([]string{"sparse-checkout", "set", "--cone", "--"}, c.Setup.Sparse...)...); err != nil {
+			return err
+		}
+		if !saved {
+			if err := c.git(ctx, tmp, "reset", "--quiet", "--hard"); err != nil {
+				return err
+			}
+		}
 	}
 	if saved {
 		if saved, err = c.restore(ctx, tmp, borrows); err != nil {

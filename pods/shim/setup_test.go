@@ -357,3 +357,35 @@ func TestDotfilesThatNobodyServesEndNothing(t *testing.T) {
 		t.Errorf("the gate heard %+v", last)
 	}
 }
+
+func TestAWorkspaceIsCheckedOutOfFoldersAlone(t *testing.T) {
+	p, _ := newSetup(t)
+	tree := p.path("mono")
+	p.git("", "clone", "--quiet", p.upstream, tree)
+	for _, file := range []string{"top", "services/api/x", "services/web/x", "services/README", "libs/auth/x", "libs/other/x"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(tree, file)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(tree, file), []byte(file), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.git(tree, "add", "-A")
+	p.git(tree, "commit", "--quiet", "-m", "mono")
+	p.git(tree, "push", "--quiet", "origin", "HEAD:main")
+	for _, borrows := range []bool{false, true} {
+		if p.cfg.BorrowDir = p.path("none"); borrows {
+			p.cfg.BorrowDir = p.upstream
+		}
+		p.cfg.Setup.Sparse = []string{"services/api", "libs/auth", "not/there"}
+		if o := p.run("sh", "-c", "git ls-files -t | grep ^H >>$LOG; git status --porcelain >>$LOG; git branch --show-current >>$LOG; find . -name x | sort >>$LOG"); o.code != 0 || o.err != nil {
+			t.Fatalf("%+v", o)
+		}
+		if got := p.log(); got != "H a H libs/auth/x H services/README H services/api/x H top agent/3-x ./libs/auth/x ./services/api/x" {
+			t.Errorf("borrows %v: %q", borrows, got)
+		}
+		if err := errors.Join(os.Remove(p.path("log")), os.RemoveAll(p.cfg.RepoDir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
