@@ -26,21 +26,23 @@ var allowed = map[string][]string{
 	"mirror/follow":    {"mirror/cache"},
 	"mirror/smarthttp": {},
 	"podapi":           {"podapi"},
-	"pods":             {"pods/backend", "pods/egress", "pods/image", "pods/podfile", "pods/podman", "pods/usage", "podapi"},
+	"pods":             {"pods/backend", "pods/devcontainer", "pods/egress", "pods/image", "pods/podfile", "pods/podman", "pods/usage", "podapi"},
 	"pods/backend":     {"pods/backend"},
 	"pods/image":       {},
 	"pods/podman":      {"pods/backend"},
-	"pods/podfile":     {"pods/usage"},
+	"pods/podfile":     {"pods/devcontainer", "pods/usage"},
 	"pods/usage":       {},
 	"pods/model":       {"pods/podfile", "pods/usage"},
 	"pods/secret":      {"pods/podfile"},
 	"pods/egress":      {"pods/redact"},
 	"pods/gate":        {"pods/egress", "pods/podfile", "pods/model", "pods/redact", "pods/usage"},
-	"pods/shim":        {"pods/egress", "pods/image", "pods/podfile", "pods/relay"},
+	"pods/shim":        {"pods/devcontainer", "pods/egress", "pods/image", "pods/podfile", "pods/relay"},
 	"pods/redact":      {},
 	"pods/relay":       {},
 	"pods/saver":       {"pods/podfile", "pods/relay"},
 	"pods/reconcile":   {},
+
+	"pods/devcontainer": {},
 }
 
 // heavy must never be linked into what runs inside pods.

@@ -49,6 +49,9 @@ type Summary struct {
 	Session  string    `json:"session,omitempty"`
 	// Blocked is what the gate refused, the newest first.
 	Blocked []Block `json:"blocked,omitempty"`
+	// Setups are what the containers say of their setup, as far as it is not over or
+	// went wrong. Nothing depends on it.
+	Setups []Setup `json:"setups,omitempty"`
 	// Model is what the gate saw of the model's traffic.
 	Model struct {
 		InFlight     int       `json:"in_flight"`
@@ -58,6 +61,13 @@ type Summary struct {
 		LastStatus   int       `json:"last_status,omitempty"`
 		LastError    string    `json:"last_error,omitempty"`
 	} `json:"model"`
+}
+
+// A Setup is where a container's setup is: its lifecycle commands.
+type Setup struct {
+	Container string `json:"container"` // agent or workspace
+	Stage     string `json:"stage"`
+	Error     string `json:"error,omitempty"`
 }
 
 // A Block is a host that the agent was refused, and still would be.

@@ -141,6 +141,7 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 		return false, err
 	}
 	m.change("podfile", s.Key)
+	s.Task.Setup = s.setupWithin()
 	err = podfile.Write(dir, &podfile.File{
 		Instance: m.cfg.Instance, Pod: Name(m.cfg.Instance, s.Key), Repo: s.Owner + "/" + s.Repo, Issue: s.Issue,
 		Branch: s.Branch, BranchPrefix: BranchPrefix(s.Issue), Base: s.Base,

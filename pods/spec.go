@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/pods/backend"
+	"codeberg.org/devaipod/devaipod/pods/devcontainer"
 	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
@@ -48,6 +49,10 @@ type Spec struct {
 	Borrow string
 	// What was found out about the images. Ensure sets them.
 	AgentBox, WorkspaceBox Box
+	// Dev is what the repository's devcontainer.json says, and Recipe what else its
+	// pods are to be like.
+	Dev    devcontainer.Config `json:"dev"`
+	Recipe Recipe              `json:"recipe"`
 }
 
 // Labels that tell whose a container, volume or network is.
@@ -137,6 +142,11 @@ func (m *Manager) containers(s Spec, t tokens) ([]backend.Container, error) {
 	for i, role := range []string{RoleControl, RoleAgent, RoleWorkspace, RoleSaver} {
 		if err := m.finish(&out[i], s, role); err != nil {
 			return nil, err
+		}
+		if role == RoleAgent || role == RoleWorkspace {
+			if err := s.setUp(&out[i], role); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return out, nil

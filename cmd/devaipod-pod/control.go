@@ -64,7 +64,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	}
 	journal := &podapi.Journal{}
 	driver := opencode.New(opencode.Config{
-		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall,
+		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall, Setup: file.Task.Setup,
 		Traffic: func() opencode.Traffic { return traffic(g.Traffic()) }, Journal: journal, Log: log,
 	})
 	known := watched{driver, g}
@@ -100,6 +100,16 @@ func (w watched) Summary() podapi.Summary {
 	sum := w.Driver.Summary()
 	for _, b := range w.gate.Blocked() {
 		sum.Blocked = append(sum.Blocked, podapi.Block{Host: b.Host, Port: b.Port, Why: b.Why, Allow: b.Allow, Count: b.Count, Last: b.Last})
+	}
+	said := w.gate.Setups()
+	for _, role := range []gate.Role{gate.Agent, gate.Workspace} {
+		if st, ok := said[role]; ok && (st.Error != "" || !st.Ended) {
+			setup := podapi.Setup{Container: string(role), Stage: podapi.Clip(st.Stage, 100), Error: podapi.Clip(st.Error, 1000)}
+			sum.Setups = append(sum.Setups, setup)
+			if role == gate.Agent && sum.State == podapi.Starting && st.Error == "" {
+				sum.Activity = "setup: " + setup.Stage
+			}
+		}
 	}
 	return sum
 }

@@ -20,6 +20,7 @@ var version = "devel"
 
 const help = `usage: devaipod-pod control [flags]
        devaipod-pod shim agent|workspace [flags] [-- COMMAND...]
+       devaipod-pod exec [--wait] [--attach] -- COMMAND...
        devaipod-pod saver --issue N [--once] [flags]
        devaipod-pod look [--git PATH]
        devaipod-pod relay --listen ADDR --to SOCKET
@@ -39,6 +40,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runControl(ctx, args[1:], stderr, log)
 	case "shim":
 		code, err = runShim(ctx, args[1:], stderr, log)
+	case "exec":
+		code, err = runExec(ctx, args[1:], stderr)
 	case "saver":
 		code, err = runSaver(ctx, args[1:], stdout, stderr, log)
 	case "look":
@@ -74,6 +77,10 @@ func runShim(ctx context.Context, args []string, stderr io.Writer, log *slog.Log
 	cfg := shim.Config{
 		Role: args[0], Token: os.Getenv(podfile.EnvToken), Repo: os.Getenv(podfile.EnvRepo),
 		Branch: os.Getenv(podfile.EnvBranch), Base: os.Getenv(podfile.EnvBase), Init: os.Getpid() == 1, Log: log,
+	}
+	var err error
+	if cfg.Setup, err = podfile.ParseSetup(os.Getenv(podfile.EnvSetup)); err != nil {
+		return 2, err
 	}
 	f := flags("shim", stderr)
 	f.StringVar(&cfg.GateAddr, "gate", podfile.GateAddr, "address at which the gate is made reachable")

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
+	"codeberg.org/devaipod/devaipod/pods/devcontainer"
 	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/usage"
@@ -71,17 +72,23 @@ type config struct {
 
 		WritableRoot bool `mapstructure:"writable_root"`
 
-		Upstreams []string `mapstructure:"upstreams"`
+		Upstreams   []string      `mapstructure:"upstreams"`
+		Environment []string      `mapstructure:"environment"`
+		SetupWithin time.Duration `mapstructure:"setup_within"`
 
 		Stall    time.Duration `mapstructure:"stall"`
 		Deadline time.Duration `mapstructure:"deadline"`
 		Rest     time.Duration `mapstructure:"rest"`
 	} `mapstructure:"agent"`
-	Workspace limitConfig `mapstructure:"workspace"`
-	Control   limitConfig `mapstructure:"control"`
-	Saver     limitConfig `mapstructure:"saver"`
-	Image     imageConfig `mapstructure:"image"`
-	Model     struct {
+	Workspace struct {
+		limitConfig    `mapstructure:",squash"`
+		Dotfiles       string `mapstructure:"dotfiles"`
+		DotfilesScript string `mapstructure:"dotfiles_script"`
+	} `mapstructure:"workspace"`
+	Control limitConfig `mapstructure:"control"`
+	Saver   limitConfig `mapstructure:"saver"`
+	Image   imageConfig `mapstructure:"image"`
+	Model   struct {
 		API  string `mapstructure:"api"`
 		URL  string `mapstructure:"url"`
 		Name string `mapstructure:"name"`
@@ -391,12 +398,12 @@ func (c config) validate() error {
 	if c.Agent.Max < 0 {
 		return fmt.Errorf("agent.max = %d: want 0 (no limit) or more", c.Agent.Max)
 	}
-	for key, d := range map[string]time.Duration{"agent.stall": c.Agent.Stall, "agent.deadline": c.Agent.Deadline, "agent.rest": c.Agent.Rest} {
+	for key, d := range map[string]time.Duration{"agent.stall": c.Agent.Stall, "agent.setup_within": c.Agent.SetupWithin, "agent.deadline": c.Agent.Deadline, "agent.rest": c.Agent.Rest} {
 		if d < time.Second {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages()); err != nil {
+	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup()); err != nil {
 		return err
 	}
 	return c.validateModel()
@@ -411,6 +418,22 @@ func (c config) validateModel() error {
 		return fmt.Errorf("model.url: want http(s)://HOST/PATH without user or query, like https://api.openai.com/v1")
 	}
 	return c.validateBudget()
+}
+
+func (c config) validateSetup() error {
+	for _, kv := range c.Agent.Environment {
+		if name, _, ok := strings.Cut(kv, "="); !ok || !devcontainer.EnvName(name) {
+			return fmt.Errorf("agent.environment: %q: want NAME=VALUE", name)
+		}
+	}
+	d := c.Workspace.Dotfiles
+	if u, err := url.Parse(d); d != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || strings.HasPrefix(d, "-")) {
+		return fmt.Errorf("workspace.dotfiles = %q: want a URL such as https://git.example.org/ada/dotfiles, without a password", d)
+	}
+	if script := c.Workspace.DotfilesScript; script != "" && !inRepo(script) {
+		return fmt.Errorf("workspace.dotfiles_script = %q: want a file of that repository", script)
+	}
+	return nil
 }
 
 func (c config) validateNetwork() error {

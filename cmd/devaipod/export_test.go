@@ -1,14 +1,21 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/spf13/viper"
 
 	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/follow"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/devcontainer"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
@@ -43,6 +50,18 @@ type Policies struct{ p *policies }
 // NewPolicies makes them, of a configuration with these settings.
 func NewPolicies(t *testing.T, settings map[string]any, repo func(pods.Key) (string, error), runDir func(pods.Key) string) Policies {
 	t.Helper()
+	return Policies{newPolicies(configOf(t, settings), func(k pods.Key) (repoConfig, error) {
+		text, err := repo(k)
+		if err != nil {
+			return repoConfig{}, err
+		}
+		return parseRepoConfig([]byte(text))
+	}, runDir)}
+}
+
+// configOf is a configuration with these settings.
+func configOf(t *testing.T, settings map[string]any) config {
+	t.Helper()
 	v := viper.New()
 	for name, value := range defaults() {
 		v.SetDefault(name, value)
@@ -54,13 +73,7 @@ func NewPolicies(t *testing.T, settings map[string]any, repo func(pods.Key) (str
 	if err := errors.Join(v.UnmarshalExact(&c), c.validate()); err != nil {
 		t.Fatal(err)
 	}
-	return Policies{newPolicies(c, func(k pods.Key) (repoConfig, error) {
-		text, err := repo(k)
-		if err != nil {
-			return repoConfig{}, err
-		}
-		return parseRepoConfig([]byte(text))
-	}, runDir)}
+	return c
 }
 
 // Of, Take, Wrong and Restarted are what the service does with them.
@@ -74,3 +87,56 @@ func ParseRepoConfig(text []byte) ([]string, error) {
 	c, err := parseRepoConfig(text)
 	return c.Network.Allow, err
 }
+
+// A tree is a repository's default branch, by path.
+type tree map[string]string
+
+func (t tree) file(_ context.Context, p string, max int64) ([]byte, bool, error) {
+	text, ok := t[p]
+	if int64(len(text)) > max {
+		return nil, false, fmt.Errorf("%s: %w", p, cache.ErrTooLarge)
+	}
+	return []byte(text), ok, nil
+}
+
+func (t tree) folders(_ context.Context, p string) ([]string, error) {
+	found := map[string]bool{}
+	for file := range t {
+		if rest, ok := strings.CutPrefix(file, p+"/"); ok && strings.Contains(rest, "/") {
+			name, _, _ := strings.Cut(rest, "/")
+			found[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(found)), nil
+}
+
+// ReadRecipe reads what a repository with these files wants its pods to be.
+func ReadRecipe(ctx context.Context, files map[string]string) (devcontainer.Config, error) {
+	c, err := readRepoConfig(ctx, tree(files))
+	if err != nil {
+		return devcontainer.Config{}, err
+	}
+	return readDevcontainer(ctx, tree(files), c, pods.Place("devaipod", pods.Key{Owner: "ann", Repo: "app", Issue: 3}))
+}
+
+// RecipeOf is what a pod gets by a configuration with these settings, of a
+// repository with these files, and what of the environment it is missing.
+func RecipeOf(ctx context.Context, t *testing.T, settings map[string]any, files map[string]string) (pods.Recipe, []string) {
+	t.Helper()
+	cfg := configOf(t, settings)
+	var r recipe
+	var err error
+	if r.config, err = readRepoConfig(ctx, tree(files)); err == nil {
+		r.dev, err = readDevcontainer(ctx, tree(files), r.config, pods.Place("devaipod", pods.Key{Repo: "app"}))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg.recipeOf(r), cfg.missing(r)
+}
+
+// ChecksText and DevcontainerNote are what agent and people are told of it.
+var (
+	ChecksText       = checksText
+	DevcontainerNote = devcontainerNote
+)

@@ -6,10 +6,12 @@ import (
 	"io"
 	"path"
 	"regexp"
+	"runtime"
 	"strings"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/devcontainer"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
@@ -29,28 +31,32 @@ type imageConfig struct {
 	Size       string        `mapstructure:"size"`
 }
 
-// imageDefaults are those of what containers are made from and may use.
+// imageDefaults are those of what containers are made from, set up with and may use.
 func imageDefaults() map[string]any {
 	return map[string]any{
-		"agent.disk":          "50GiB",
-		"agent.pids":          4096,
-		"agent.cpus":          0.0,
-		"agent.strategy":      "agent",
-		"agent.writable_root": false,
-		"workspace.memory":    "4GiB",
-		"workspace.cpus":      0.0,
-		"workspace.pids":      4096,
-		"control.memory":      "512MiB",
-		"control.cpus":        0.0,
-		"control.pids":        512,
-		"saver.memory":        "512MiB",
-		"saver.cpus":          0.0,
-		"saver.pids":          512,
-		"image.name":          "",
-		"image.repository":    true,
-		"image.pull":          "missing",
-		"image.within":        "30m",
-		"image.size":          "20GiB",
+		"agent.disk":                "50GiB",
+		"agent.pids":                4096,
+		"agent.cpus":                0.0,
+		"agent.strategy":            "agent",
+		"agent.writable_root":       false,
+		"workspace.memory":          "4GiB",
+		"workspace.cpus":            0.0,
+		"workspace.pids":            4096,
+		"control.memory":            "512MiB",
+		"control.cpus":              0.0,
+		"control.pids":              512,
+		"saver.memory":              "512MiB",
+		"saver.cpus":                0.0,
+		"saver.pids":                512,
+		"agent.environment":         []string{},
+		"agent.setup_within":        "30m",
+		"workspace.dotfiles":        "",
+		"workspace.dotfiles_script": "",
+		"image.name":                "",
+		"image.repository":          true,
+		"image.pull":                "missing",
+		"image.within":              "30m",
+		"image.size":                "20GiB",
 	}
 }
 
@@ -103,7 +109,7 @@ const minPids = 64
 func (c config) limitConfigs() map[string]limitConfig {
 	return map[string]limitConfig{
 		pods.RoleAgent:     {c.Agent.Memory, c.Agent.CPUs, c.Agent.Pids},
-		pods.RoleWorkspace: c.Workspace, pods.RoleControl: c.Control, pods.RoleSaver: c.Saver,
+		pods.RoleWorkspace: c.Workspace.limitConfig, pods.RoleControl: c.Control, pods.RoleSaver: c.Saver,
 	}
 }
 
@@ -117,6 +123,15 @@ func (c config) limits() (map[string]pods.Limit, error) {
 		out[role] = pods.Limit{MemoryBytes: memory, CPUs: l.CPUs, Pids: l.Pids}
 	}
 	return out, nil
+}
+
+// given is what a container has, as a repository may ask for it.
+func given(l pods.Limit) devcontainer.Limits {
+	cpus := float64(runtime.NumCPU())
+	if l.CPUs > 0 {
+		cpus = min(cpus, l.CPUs)
+	}
+	return devcontainer.Limits{CPUs: cpus, Memory: l.MemoryBytes}
 }
 
 // imageRules bound what is fetched and built on a host.
@@ -154,8 +169,19 @@ func (s *service) imageSource(ctx context.Context, spec pods.Spec) (pods.Source,
 	if err != nil {
 		return from, err
 	}
-	own := repo.Image
+	own, dev := repo.Image, spec.Dev
 	switch {
+	case own.Name == "" && own.Containerfile == "" && dev.Image != "":
+		if !isImageName(dev.Image) {
+			return from, fmt.Errorf("%s: image %.100q: want the name of an image, like docker.io/library/golang:1.26", dev.File, dev.Image)
+		}
+		from.Image = dev.Image
+	case own.Name == "" && own.Containerfile == "" && dev.Build != nil:
+		from.Image = ""
+		if from.Build, err = s.build(ctx, spec, dev.File, dev.Build.Dockerfile, dev.Build.Context); err != nil {
+			return from, err
+		}
+		from.Build.Target, from.Build.Args = dev.Build.Target, dev.Build.Args
 	case own.Name != "" && own.Containerfile != "":
 		return from, fmt.Errorf("%s: image.name and image.containerfile: want one of the two", repoConfigFile)
 	case own.Name != "":
@@ -165,7 +191,7 @@ func (s *service) imageSource(ctx context.Context, spec pods.Spec) (pods.Source,
 		from.Image = own.Name
 	case own.Containerfile != "":
 		from.Image = ""
-		from.Build, err = s.build(ctx, spec, own.Containerfile, own.Context)
+		from.Build, err = s.build(ctx, spec, repoConfigFile, own.Containerfile, own.Context)
 		if err != nil {
 			return from, err
 		}
@@ -182,8 +208,9 @@ func (s *service) imageSource(ctx context.Context, spec pods.Spec) (pods.Source,
 }
 
 // build is how an image is built of a pod's repository: file is the path of a
-// Containerfile in it and folder what it is built from, that of the file if empty.
-func (s *service) build(ctx context.Context, spec pods.Spec, file, folder string) (*pods.Build, error) {
+// Containerfile in it and folder what it is built from, that of the file if empty;
+// from is the file that says so.
+func (s *service) build(ctx context.Context, spec pods.Spec, from, file, folder string) (*pods.Build, error) {
 	if folder == "" {
 		folder = path.Dir(file)
 	}
@@ -194,7 +221,7 @@ func (s *service) build(ctx context.Context, spec pods.Spec, file, folder string
 		within = strings.TrimPrefix(file, folder+"/")
 	}
 	if path.IsAbs(file) || path.IsAbs(folder) || strings.HasPrefix(within, "..") || strings.HasPrefix(folder, "..") || folder != "." && within == file {
-		return nil, fmt.Errorf("%s: image.containerfile = %.100q: want a path in the repository, in the folder image.context (%.100q)", repoConfigFile, file, folder)
+		return nil, fmt.Errorf("%s: the containerfile %.100q: want a path in the repository, in the folder that is built from, the context (%.100q)", from, file, folder)
 	}
 	addr, identity := forgeAddress(spec.Owner+"/"+spec.Repo), s.cfg.identity(spec.RepoID)
 	tree, ok, err := s.cache.Tree(ctx, addr, identity, folder)
@@ -202,7 +229,7 @@ func (s *service) build(ctx context.Context, spec pods.Spec, file, folder string
 		return nil, err
 	}
 	if !ok {
-		return nil, fmt.Errorf("%s: image.context: the default branch has no folder %.100q", repoConfigFile, folder)
+		return nil, fmt.Errorf("%s: the context: the default branch has no folder %.100q", from, folder)
 	}
 	return &pods.Build{
 		RepoID: spec.RepoID, Content: tree, Dockerfile: within,

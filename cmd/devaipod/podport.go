@@ -41,7 +41,7 @@ type podPort struct {
 	lifts    func(ctx context.Context, k reconcile.Key) ([]mirror.Lift, error)
 	policies *policies
 	disk     *pods.DiskWatch
-	spec     func(t reconcile.Task) (pods.Spec, error)
+	spec     func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
 	revive   func(context.Context) error // starts podman's service again, if it is ours
 	keep     string                      // directory of tasks that have not started yet
 	model    string                      // host:port that /dial/model leads to, "" for none
@@ -110,7 +110,7 @@ func exitWords(st backend.State) string {
 }
 
 func (p *podPort) Begin(ctx context.Context, t reconcile.Task) error {
-	spec, err := p.spec(t)
+	spec, err := p.spec(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -162,9 +162,13 @@ func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summa
 	for _, b := range s.Blocked {
 		blocked = append(blocked, reconcile.Block(b))
 	}
+	var setups []reconcile.Setup
+	for _, st := range s.Setups {
+		setups = append(setups, reconcile.Setup(st))
+	}
 	return reconcile.Summary{
-		Blocked: blocked,
-		State:   reconcile.AgentState(s.State), Since: s.Since, Cause: reconcile.Cause(s.Cause), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
+		Blocked: blocked, Setups: setups,
+		State: reconcile.AgentState(s.State), Since: s.Since, Cause: reconcile.Cause(s.Cause), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
 	}, nil
 }
 

@@ -158,6 +158,9 @@ func (p *podPort) Steer(_ context.Context, k reconcile.Key, o reconcile.Orders) 
 	if len(wrong) > 0 {
 		out.Note = "Not understood: " + strings.Join(wrong, "; ") + "."
 	}
+	if spec, err := p.manager.Spec(key); err == nil { // else the loop tells
+		out.Note = strings.TrimSpace(out.Note + " " + devcontainerNote(spec.Dev))
+	}
 	entries, err := usage.Read(p.manager.UsageDir(key))
 	if err != nil { // its gate lets nothing through
 		out.Note = strings.TrimSpace(out.Note + " What it has used can't be told: " + err.Error() + ".")

@@ -92,10 +92,22 @@ func TestARepositorysOwnFile(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                       "[] <nil>",
 		"[network]\nallow = [\"a.example.org\"]": "[a.example.org] <nil>",
-		"[network]\nopen = true":                 "invalid keys: open",
-		"[agent]\nimage = \"evil\"":              "invalid keys: agent",
-		"[network]\nallow = 5\n[":                ".devaipod.toml: ",
-		"\x00":                                   ".devaipod.toml: ",
+		"[network]\nopen = true":                 `unknown key "network.open"; the nearest known one is "network.allow"`,
+		"[agent]\nimage = \"evil\"":              `unknown key "agent.image"`,
+		"[agent]\ncheck = [\"x\"]":               `the nearest known one is "agent.checks"`,
+		"agent = 3":                              `unknown key "agent"`,
+		"[agent]\nsetup = [\"a\", \"\"]":         `agent.setup: "": want a text`,
+		"[agent]\nsetup = [[1]]":                 ".devaipod.toml: ",
+		"[agent]\nenvironment = [\"A=B\"]":       `agent.environment: "A=B": want the name of a variable`,
+		"[agent]\nsparse = [\"../x\"]":           `agent.sparse: "../x": want a folder of the repository`,
+		"[agent]\nsparse = [\"/x\"]":             `agent.sparse: "/x"`,
+		"[agent]\nsparse = [\"-x\"]":             `agent.sparse: "-x"`,
+		"[agent]\nsparse = [\"a/.git/b\"]":       `agent.sparse: "a/.git/b"`,
+		"[agent]\nsparse = [\"!a*\"]":            `agent.sparse: "!a*"`,
+		"[agent]\ndevcontainer = \"../../etc\"":  `agent.devcontainer: "../../etc"`,
+		"[agent]\nsetup = [\"make\"]\nenvironment = [\"A\"]\nchecks = [\"t\"]\nsparse = [\"a/b/\"]\ndevcontainer = \".devcontainer/go\"": "[] <nil>",
+		"[network]\nallow = 5\n[": ".devaipod.toml: ",
+		"\x00":                    ".devaipod.toml: ",
 	} {
 		allow, err := main.ParseRepoConfig([]byte(text))
 		if got := fmt.Sprint(allow, " ", err); !strings.Contains(got, want) {

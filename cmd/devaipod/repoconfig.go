@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/viper"
 
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/devcontainer"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -22,7 +26,7 @@ const repoConfigFile = ".devaipod.toml"
 // maxRepoConfig bounds it, in bytes.
 const maxRepoConfig = 64 << 10
 
-// A repoConfig is that file. docs/guide.md describes it.
+// A repoConfig is that file. docs/devcontainer.md describes it.
 type repoConfig struct {
 	Network struct {
 		Allow []string `mapstructure:"allow"`
@@ -35,6 +39,19 @@ type repoConfig struct {
 		Target        string   `mapstructure:"target"`
 		Args          []string `mapstructure:"args"` // NAME=VALUE
 	} `mapstructure:"image"`
+	Agent struct {
+		Setup        []string `mapstructure:"setup"`
+		Environment  []string `mapstructure:"environment"`
+		Checks       []string `mapstructure:"checks"`
+		Devcontainer string   `mapstructure:"devcontainer"`
+		Sparse       []string `mapstructure:"sparse"`
+	} `mapstructure:"agent"`
+}
+
+// repoConfigKeys are all that it may have.
+var repoConfigKeys = []string{
+	"network.allow", "image.name", "image.containerfile", "image.context", "image.target", "image.args",
+	"agent.setup", "agent.environment", "agent.checks", "agent.devcontainer", "agent.sparse",
 }
 
 // repoConfig is that of a pod's repository, as it was fetched last. Its error is
@@ -44,15 +61,14 @@ func (s *service) repoConfig(ctx context.Context, k pods.Key, m *pods.Manager) (
 	if err != nil {
 		return repoConfig{}, nil //nolint:nilerr // the loop tells of it
 	}
-	return s.repoConfigOf(ctx, spec)
+	c, err := s.repoConfigOf(ctx, spec)
+	// As they were when the pod was made, like all of that file.
+	c.Network.Allow = append(c.Network.Allow, spec.Dev.Agent.Allow...)
+	return c, err
 }
 
 func (s *service) repoConfigOf(ctx context.Context, spec pods.Spec) (repoConfig, error) {
-	text, ok, err := s.cache.File(ctx, forgeAddress(spec.Owner+"/"+spec.Repo), s.cfg.identity(spec.RepoID), repoConfigFile, maxRepoConfig)
-	if !ok || err != nil {
-		return repoConfig{}, err
-	}
-	return parseRepoConfig(text)
+	return readRepoConfig(ctx, trusted{s, spec.Owner + "/" + spec.Repo, spec.RepoID})
 }
 
 // followConfigs brings what the default branches of pods' repositories say to the
@@ -127,11 +143,61 @@ func parseRepoConfig(text []byte) (repoConfig, error) {
 	v := viper.New()
 	v.SetConfigType("toml")
 	err := v.ReadConfig(bytes.NewReader(text))
+	for _, key := range v.AllKeys() {
+		if err == nil && !slices.Contains(repoConfigKeys, key) {
+			err = fmt.Errorf("unknown key %q; the nearest known one is %q", clipped(key), nearest(clipped(key), repoConfigKeys))
+		}
+	}
 	if err == nil {
 		err = v.UnmarshalExact(&c)
+	}
+	if err == nil {
+		err = c.validate()
 	}
 	if err != nil {
 		return repoConfig{}, fmt.Errorf("%s: %w", repoConfigFile, err)
 	}
 	return c, nil
+}
+
+// clipped is a name that is not ours at a length that can be shown.
+func clipped(s string) string { return s[:min(len(s), 100)] }
+
+// maxRecipe is how many entries a list of the file may have.
+const maxRecipe = 100
+
+func (c repoConfig) validate() error {
+	a := c.Agent
+	for key, list := range map[string][]string{"setup": a.Setup, "environment": a.Environment, "checks": a.Checks, "sparse": a.Sparse} {
+		if len(list) > maxRecipe {
+			return fmt.Errorf("agent.%s: it has %d entries; want at most %d", key, len(list), maxRecipe)
+		}
+		for _, s := range list {
+			if s == "" || strings.ContainsRune(s, 0) {
+				return fmt.Errorf("agent.%s: %q: want a text", key, s)
+			}
+		}
+	}
+	for _, name := range a.Environment {
+		if !devcontainer.EnvName(name) {
+			return fmt.Errorf("agent.environment: %q: want the name of a variable", clipped(name))
+		}
+	}
+	for _, folder := range a.Sparse {
+		if !inRepo(folder) {
+			return fmt.Errorf("agent.sparse: %q: want a folder of the repository, like services/api", clipped(folder))
+		}
+	}
+	if a.Devcontainer != "" && !inRepo(a.Devcontainer) {
+		return fmt.Errorf("agent.devcontainer: %q: want a folder or file of the repository, like services/api or .devcontainer/go", clipped(a.Devcontainer))
+	}
+	return nil
+}
+
+// inRepo tells a plain path of a repository.
+func inRepo(p string) bool {
+	clean := path.Clean(p)
+	return p != "" && !path.IsAbs(p) && clean == strings.TrimSuffix(p, "/") && clean != ".." && !strings.HasPrefix(clean, "../") &&
+		!strings.HasPrefix(p, "-") && !strings.ContainsAny(p, "\\*?[]!#\"") && !strings.ContainsFunc(p, func(r rune) bool { return r < ' ' || r == 0x7f }) &&
+		!slices.Contains(strings.Split(clean, "/"), ".git")
 }

@@ -141,7 +141,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	s.pods = &podPort{
 		manager: manager, work: work, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota,
-		spec: func(t reconcile.Task) (pods.Spec, error) { return s.spec(t, tools) }, policies: rules,
+		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, tools) }, policies: rules,
 	}
 	if s.pods.disk, err = s.diskWatch(manager); err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func (a *app) serviceForge(creds credentials) (*forge.Client, error) {
 }
 
 // spec is the pod for a task, by the configuration.
-func (s *service) spec(t reconcile.Task, tools string) (pods.Spec, error) {
+func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pods.Spec, error) {
 	limits, err := s.cfg.limits()
 	if err != nil {
 		return pods.Spec{}, err
@@ -187,9 +187,16 @@ func (s *service) spec(t reconcile.Task, tools string) (pods.Spec, error) {
 			return pods.Spec{}, fmt.Errorf("the model's key is not here: run `devaipod secret set %s` and give it on standard input", s.cfg.Model.Key)
 		}
 	}
+	wanted, err := s.recipe(ctx, pods.Key(t.Key), t.RepoID)
+	if err == nil {
+		err = wanted.dev.HostRequirements.Check(given(limits[pods.RoleWorkspace]))
+	}
+	if err != nil {
+		return pods.Spec{}, err
+	}
 	return pods.Spec{
-		Key: pods.Key(t.Key), RepoID: t.RepoID,
-		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt, Stall: s.cfg.Agent.Stall},
+		Key: pods.Key(t.Key), RepoID: t.RepoID, Dev: wanted.dev, Recipe: s.cfg.recipeOf(wanted),
+		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt + checksText(wanted.dev.Agent.Checks), Stall: s.cfg.Agent.Stall},
 		Branch: t.Branch, Base: t.Base,
 		Model:      podfile.Model{API: s.cfg.Model.API, Name: name, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
 		AgentImage: s.cfg.Agent.Image, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -226,12 +227,16 @@ func (b bearer) shown(r *http.Request) bool {
 // othersForPods serves pods the upstreams of agent.upstreams, as anybody reads
 // them.
 func (a *app) othersForPods(c *cache.Cache) (http.Handler, error) {
-	if len(a.cfg.Agent.Upstreams) == 0 {
+	patterns := a.cfg.Agent.Upstreams
+	if u, err := url.Parse(a.cfg.Workspace.Dotfiles); err == nil && u.Host != "" {
+		patterns = append(slices.Clone(patterns), u.Host+strings.TrimSuffix(u.Path, ".git"))
+	}
+	if len(patterns) == 0 {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			answer(w, http.StatusForbidden, "devaipod: agents read no repository but their own; agent.upstreams in devaipod.toml can let them")
 		}), nil
 	}
-	allow, err := cache.ParseAllow(a.cfg.Agent.Upstreams)
+	allow, err := cache.ParseAllow(patterns)
 	if err != nil {
 		return nil, usagef("agent.upstreams: %w", err)
 	}

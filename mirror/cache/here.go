@@ -119,3 +119,46 @@ func (c *Cache) Archive(ctx context.Context, addr Address, identity, tree string
 	}
 	return gitproc.Child{Dir: dir, Args: []string{"archive", "--format=tar", tree}, Stdout: w}.Run(ctx)
 }
+
+// Folders lists those of a directory of the default branch by name, as the
+// repository was fetched last; none when it is not here. What is more than max
+// bytes long is [ErrTooLarge]. The identity is as for [Cache.Copy].
+func (c *Cache) Folders(ctx context.Context, addr Address, identity, path string, max int) ([]string, error) {
+	dir, ok, err := c.Copy(addr, identity)
+	if !ok || err != nil {
+		return nil, err
+	}
+	out := &atMost{max: max}
+	err = gitproc.Child{Dir: dir, Args: []string{"ls-tree", "--full-tree", "-d", "-z", "--name-only", "HEAD", "--", strings.TrimSuffix(path, "/") + "/"}, Stdout: out}.Run(ctx)
+	var broken *gitproc.Error
+	switch {
+	case out.over:
+		return nil, fmt.Errorf("the folders of %s of the default branch: %w", path, ErrTooLarge)
+	case errors.As(err, &broken) && ctx.Err() == nil:
+		return nil, nil // it has none
+	case err != nil:
+		return nil, err
+	}
+	var names []string
+	for _, p := range strings.Split(strings.TrimSuffix(string(out.text), "\x00"), "\x00") {
+		if p != "" {
+			names = append(names, p[strings.LastIndexByte(p, '/')+1:])
+		}
+	}
+	return names, nil
+}
+
+// atMost takes max bytes.
+type atMost struct {
+	text []byte
+	max  int
+	over bool
+}
+
+func (w *atMost) Write(b []byte) (int, error) {
+	if w.over = w.over || len(w.text)+len(b) > w.max; w.over {
+		return 0, ErrTooLarge
+	}
+	w.text = append(w.text, b...)
+	return len(b), nil
+}

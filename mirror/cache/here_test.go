@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -32,6 +33,12 @@ func TestAFileOfTheDefaultBranch(t *testing.T) {
 		t.Fatal(err)
 	}
 	write("dir/rules", "below")
+	for _, name := range []string{"a", "b", "c"} {
+		if err := os.Mkdir(filepath.Join(work, "dir", name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write("dir/"+name+"/x", "")
+	}
 	commit(t, work, "rules")
 	git(t, work, "push", "-q", "origin", "main")
 	git(t, work, "checkout", "-q", "-b", "agent/1-x")
@@ -63,6 +70,17 @@ func TestAFileOfTheDefaultBranch(t *testing.T) {
 		if err != nil || got != tt.want {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
+	}
+	for _, tt := range []struct{ identity, path, want string }{
+		{"1", "dir", "[a b c]"}, {"1", "dir/", "[a b c]"}, {"1", "dir/a", "[]"}, {"1", "nothing", "[]"}, {"1", "rules", "[]"}, {"2", "dir", "[]"},
+	} {
+		names, err := w.cache.Folders(t.Context(), forgeAddr("app"), tt.identity, tt.path, 1000)
+		if err != nil || fmt.Sprint(names) != tt.want {
+			t.Errorf("folders of %q: %q, %v", tt.path, names, err)
+		}
+	}
+	if _, err := w.cache.Folders(t.Context(), forgeAddr("app"), "1", "dir", 5); !errors.Is(err, cache.ErrTooLarge) {
+		t.Errorf("many folders: %v", err)
 	}
 	if _, ok, err := w.cache.File(t.Context(), forgeAddr("app"), "1", "large", 1000); ok || !errors.Is(err, cache.ErrTooLarge) {
 		t.Errorf("a large one: %v %v", ok, err)

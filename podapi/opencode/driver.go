@@ -40,9 +40,11 @@ type Config struct {
 	// Stall is how long there may be no progress in a turn; 10 minutes when 0.
 	Stall time.Duration
 	// Silence is how long opencode may take to start, or may not answer; Stall, and
-	// two minutes at least, when 0.
+	// two minutes at least, and Setup when 0.
 	Silence time.Duration
-	Log     *slog.Logger
+	// Setup is how long its container may take before it starts opencode.
+	Setup time.Duration
+	Log   *slog.Logger
 }
 
 // A Driver drives one opencode through one task. It implements podapi.Driver.
@@ -91,7 +93,7 @@ func New(cfg Config) *Driver {
 		cfg.Stall = 10 * time.Minute
 	}
 	if cfg.Silence == 0 {
-		cfg.Silence = max(cfg.Stall, 2*time.Minute)
+		cfg.Silence = max(cfg.Stall, 2*time.Minute) + cfg.Setup
 	}
 	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]string{}}
 	d.sum.State, d.sum.Since = podapi.Starting, time.Now().UTC()

@@ -71,6 +71,7 @@ type Gate struct {
 	limiter limiter
 	traffic traffic
 	ways    *ways
+	setups  setups
 }
 
 // New checks cfg and returns a gate. It makes no call.
@@ -165,6 +166,7 @@ func (g *Gate) Handler(role Role) http.Handler {
 		// others: a person has it from the command line.
 		mux.HandleFunc("GET "+podfile.RestorePath, g.forwardGit)
 	}
+	mux.HandleFunc("POST "+podfile.SetupPath, func(w http.ResponseWriter, r *http.Request) { g.setups.take(role, w, r) })
 	// Repositories of other hosts: the service says which.
 	mux.HandleFunc("GET /git/", g.forwardGit)
 	mux.HandleFunc("POST /git/", g.forwardGit)

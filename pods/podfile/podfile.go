@@ -148,6 +148,8 @@ type Task struct {
 	// new session, the same key finds the old one.
 	Key    string `json:"key"`
 	Prompt string `json:"prompt"`
+	// Setup is how long the agent's container may take before it starts the agent.
+	Setup time.Duration `json:"setup,omitempty"`
 }
 
 // Write stores f as pod.json in dir.

@@ -395,3 +395,34 @@ func TestTitlesAreOneShortLine(t *testing.T) {
 		t.Errorf("the pull request says\n%s", w.text.Body)
 	}
 }
+
+func TestWhatAPodSaysOfItsSetupIsToldAsItsWords(t *testing.T) {
+	w := newWorld()
+	w.set(func() {
+		w.summary = reconcile.Summary{State: reconcile.AgentStarting, Activity: "setup: onCreateCommand"}
+	})
+	w.with(t, w.config(), func(l *reconcile.Loop) {
+		w.set(func() { w.now = w.now.Add(10 * time.Second) }) // it was told that it starts a moment ago
+		l.Kick(w.issue.Key)
+		until(t, "what it does", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return strings.Contains(w.said["status"], "setup: onCreateCommand")
+		})
+		w.set(func() {
+			w.now = w.now.Add(10 * time.Second)
+			w.summary = reconcile.Summary{State: reconcile.AgentWorking, Setups: []reconcile.Setup{
+				{Container: "agent", Stage: "setup 1", Error: "exit status 1\n\n# A heading " + strings.Repeat("x", 2000)}, {Container: "workspace", Stage: "onCreateCommand"},
+			}}
+		})
+		l.Kick(w.issue.Key)
+		until(t, "what went wrong", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return strings.Contains(w.said["status"], "The setup of the agent's container ended early. It says: exit status 1 (number) A heading x")
+		})
+	})
+	if said := w.said["status"]; strings.Contains(said, "workspace") || len(said) > 1500 || !strings.Contains(said, "agent is working") {
+		t.Errorf("said %q", said)
+	}
+}

@@ -399,7 +399,7 @@ func (l *Loop) watchOne(ctx context.Context, v View) {
 		l.Kick(v.Key)
 	case settled(sum.State) != settled(agentState(v.State)):
 		l.Kick(v.Key)
-	case (sum.Activity != v.Activity || len(sum.Blocked) != len(v.Blocked)) && v.chatty:
+	case (sum.Activity != v.Activity || len(sum.Blocked) != len(v.Blocked) || wrong(sum.Setups) != v.setups) && v.chatty:
 		l.Kick(v.Key)
 	}
 }

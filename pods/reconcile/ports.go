@@ -188,6 +188,15 @@ type Summary struct {
 	Question string
 	Error    string
 	Blocked  []Block // hosts that it was refused
+	Setups   []Setup
+}
+
+// A Setup is what a container of a pod says of the commands that it runs before
+// its work: hostile.
+type Setup struct {
+	Container string // agent or workspace
+	Stage     string
+	Error     string // "" while it runs
 }
 
 // A Block is a host that an agent was refused, and still would be.

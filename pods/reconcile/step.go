@@ -193,7 +193,12 @@ func (l *Loop) stop(ctx context.Context, v *View) error {
 // judge turns what the agent says, and what it pushed, into a state. What it
 // says it pushed counts for nothing.
 func (v *View) judge(sum Summary, commits int) {
-	v.Cause, v.Blocked = sum.Cause, sum.Blocked
+	v.Cause, v.Blocked, v.setups = sum.Cause, sum.Blocked, wrong(sum.Setups)
+	for _, s := range sum.Setups {
+		if s.Error != "" {
+			v.Note = strings.TrimSpace(v.Note + fmt.Sprintf("\n\nThe setup of the %s's container ended early. It says: %s", s.Container, clipLine(s.Error, 500)))
+		}
+	}
 	switch sum.State {
 	case AgentDone:
 		if v.State = Review; commits == 0 {
@@ -209,9 +214,23 @@ func (v *View) judge(sum Summary, commits int) {
 		v.State, v.Why = Failed, orNothing(sum.Error)
 	case AgentStarting:
 		v.State, v.Activity = Working, "starting"
+		if sum.Activity != "" {
+			v.Activity = sum.Activity
+		}
 	default:
 		v.State, v.Activity = Working, sum.Activity
 	}
+}
+
+// wrong counts the containers whose setup went wrong.
+func wrong(setups []Setup) int {
+	n := 0
+	for _, s := range setups {
+		if s.Error != "" {
+			n++
+		}
+	}
+	return n
 }
 
 func orNothing(s string) string {

@@ -60,6 +60,7 @@ type View struct {
 	pod     Key       // the pod's, which is another where a repository was renamed
 	limit   bool      // queued because of the limit on working agents
 	until   time.Time // when it has to be looked at again, zero for never
+	setups  int       // how many of the pod's containers say that their setup went wrong
 	// chatty is set in watch when a new activity may be told again.
 	chatty bool
 }

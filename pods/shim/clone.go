@@ -98,9 +98,20 @@ func (c *Config) cloneOnce(ctx context.Context, restoring bool) (err error) {
 			return err
 		}
 	}
-	borrows, err := c.fetch(ctx, tmp, !saved)
+	sparse := len(c.Setup.Sparse) > 0
+	borrows, err := c.fetch(ctx, tmp, !saved && !sparse)
 	if err != nil {
 		return err
+	}
+	if sparse {
+		if err := c.git(ctx, tmp, append([]string{"sparse-checkout", "set", "--cone", "--"}, c.Setup.Sparse...)...); err != nil {
+			return err
+		}
+		if !saved {
+			if err := c.git(ctx, tmp, "reset", "--quiet", "--hard"); err != nil {
+				return err
+			}
+		}
 	}
 	if saved {
 		if saved, err = c.restore(ctx, tmp, borrows); err != nil {
@@ -218,11 +229,7 @@ func (c *Config) whyNot(ctx context.Context, url string, err error) error {
 // (git-config(1), FILES), for commands that people start beside us: they do
 // not have our environment.
 func (c *Config) tellGit() error {
-	home := c.Home
-	if home == "" {
-		home = os.Getenv("HOME")
-	}
-	dir := filepath.Join(home, ".config", "git")
+	dir := filepath.Join(c.home(), ".config", "git")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -239,6 +246,13 @@ func (c *Config) tellGit() error {
 		return err
 	}
 	return os.Rename(tmp, filepath.Join(dir, "config"))
+}
+
+func (c *Config) home() string {
+	if c.Home != "" {
+		return c.Home
+	}
+	return os.Getenv("HOME")
 }
 
 func (c *Config) git(ctx context.Context, dir string, args ...string) error {

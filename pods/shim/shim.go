@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -39,9 +40,14 @@ type Config struct {
 	RepoDir   string
 	BorrowDir string // a bare repository that the clone borrows from, if it is there
 	Home      string
+	Setup     podfile.Setup
+	// Output is where the setup's commands write, bounded; the standard error when nil.
+	Output io.Writer
 	// Init is set for PID 1: reap orphans and end every process at the end.
 	Init bool
 	Log  *slog.Logger
+
+	state State // of the setup
 }
 
 func (c *Config) fill() {
@@ -97,7 +103,20 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 			// An image may have a home that is read-only.
 			cfg.Log.Warn("git in this container will not know the gate", "err", err)
 		}
+		// People may enter meanwhile. What went wrong is told, and they find out why.
+		if err := cfg.setUp(ctx); err != nil && ctx.Err() == nil {
+			cfg.Log.Error("the workspace is not set up", "err", err)
+		}
 		return cfg.idle(ctx)
+	}
+	if err := cfg.setUp(ctx); err != nil {
+		if ctx.Err() != nil {
+			return 128 + int(syscall.SIGTERM), nil
+		}
+		if cfg.Setup.Required {
+			return 1, fmt.Errorf("setting the agent's container up: %w", err)
+		}
+		cfg.Log.Warn("the agent starts all the same", "err", err)
 	}
 	agent, err := listenSocket(cfg.SocketDir + "/" + podfile.AgentSocket)
 	if err != nil {
@@ -127,6 +146,7 @@ func (c *Config) idle(ctx context.Context) (int, error) {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
 	defer signal.Stop(children)
+	children <- syscall.SIGCHLD // some may have ended before
 	for {
 		select {
 		case <-ctx.Done():
@@ -147,7 +167,7 @@ func (c *Config) idle(ctx context.Context) (int, error) {
 // run starts the agent in the clone and waits for it.
 func (c *Config) run(ctx context.Context) (exit int, err error) {
 	cmd := exec.Command(c.Command[0], c.Command[1:]...)
-	cmd.Dir, cmd.Env = c.RepoDir, c.env()
+	cmd.Dir, cmd.Env = c.RepoDir, c.setupEnv()
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

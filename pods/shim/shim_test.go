@@ -3,6 +3,7 @@ package shim_test
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,9 @@ type place struct {
 	dir      string
 	upstream string // the bare repository
 	clones   atomic.Int64
-	saved    http.Handler // of what was saved; nil for nothing
+	saved    http.Handler            // of what was saved; nil for nothing
+	others   bool                    // the gate serves other hosts' repositories, out of git/git
+	said     chan podfile.SetupState // what the gate heard of the setup
 	cfg      shim.Config
 }
 
@@ -119,7 +122,19 @@ func (p *place) openGate() {
 		if strings.HasSuffix(r.URL.Path, "/git-upload-pack") {
 			p.clones.Add(1)
 		}
-		if other, ok := strings.CutPrefix(r.URL.Path, "/git/"); ok {
+		if r.URL.Path == podfile.SetupPath {
+			var st podfile.SetupState
+			if err := json.NewDecoder(r.Body).Decode(&st); err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+			if p.said != nil {
+				p.said <- st
+			}
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		if other, ok := strings.CutPrefix(r.URL.Path, "/git/"); ok && !p.others {
 			http.Error(w, "devaipod: asked for "+other, http.StatusForbidden)
 			return
 		}
