@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"io"
+	"log/slog"
 	"testing"
 
 	"github.com/spf13/viper"
@@ -70,4 +72,53 @@ func (p Policies) Restarted() Policies                   { return Policies{newPo
 func ParseRepoConfig(text []byte) ([]string, error) {
 	c, err := parseRepoConfig(text)
 	return c.Network.Allow, err
+}
+
+// Unpack unpacks what came out of a pod; left is how much of it was left out.
+func Unpack(archive io.Reader, dir, name string) (left int, err error) {
+	l, err := unpack(archive, dir, name)
+	return l.n, err
+}
+
+// PodPath splits what `devaipod cp` is given, with the forge at 127.0.0.1:3000.
+func PodPath(s string) (pod, inPod string, ok bool) {
+	a := &app{}
+	a.cfg.Forge.URL = "http://127.0.0.1:3000"
+	return a.podPath(s)
+}
+
+// Detaching reads until the keys come; detached tells whether they did.
+func Detaching(r io.Reader, keys string) (text []byte, detached bool, err error) {
+	k, err := parseKeys(keys)
+	if err != nil {
+		return nil, false, err
+	}
+	text, err = io.ReadAll(&keyReader{r: r, keys: k})
+	if errors.Is(err, errDetached) {
+		return text, true, nil
+	}
+	return text, false, err
+}
+
+// A Chronicle is what happened.
+type Chronicle struct{ c *chronicle }
+
+// OpenChronicle reads what is kept in a file.
+func OpenChronicle(path string) (Chronicle, error) {
+	c, err := openChronicle(path, slog.New(slog.DiscardHandler))
+	return Chronicle{c}, err
+}
+
+// Add notes a state.
+func (c Chronicle) Add(kind, pod, state string) {
+	c.c.add(happening{Kind: kind, Pod: pod, State: state})
+}
+
+// After are the pods and states after an id.
+func (c Chronicle) After(id int64) (all []string, last int64) {
+	found, _ := c.c.after(id)
+	for _, h := range found {
+		all, last = append(all, h.Pod+" "+h.Was+">"+h.State), h.ID
+	}
+	return all, last
 }
