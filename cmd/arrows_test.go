@@ -39,6 +39,7 @@ var allowed = map[string][]string{
 	"pods/shim":        {"pods/devcontainer", "pods/egress", "pods/image", "pods/podfile", "pods/relay"},
 	"pods/redact":      {},
 	"pods/relay":       {},
+	"pods/tunnel":      {},
 	"pods/saver":       {"pods/podfile", "pods/relay"},
 	"pods/reconcile":   {},
 

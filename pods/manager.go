@@ -133,8 +133,10 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 		return false, err
 	}
 	m.change("account", s.Key)
-	if err := m.openAccount(s); err != nil {
-		return false, err
+	if s.Name == "" {
+		if err := m.openAccount(s); err != nil {
+			return false, err
+		}
 	}
 	m.change("policy", s.Key)
 	if err := m.Steer(s.Key); err != nil {
@@ -145,7 +147,7 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	err = podfile.Write(dir, &podfile.File{
 		Instance: m.cfg.Instance, Pod: Name(m.cfg.Instance, s.Key), Repo: s.Owner + "/" + s.Repo, Issue: s.Issue,
 		Branch: s.Branch, BranchPrefix: BranchPrefix(s.Issue), Base: s.Base,
-		AgentToken: t.Agent, WorkspaceToken: t.Workspace, Agent: AgentName, Model: s.Model, Task: s.Task,
+		AgentToken: t.Agent, WorkspaceToken: t.Workspace, Agent: s.agent(), Model: s.Model, Task: s.Task,
 	})
 	if err != nil {
 		return false, fmt.Errorf("writing the podfile of %s: %w", s.Key, err)
@@ -160,7 +162,7 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 	if s.Borrow != "" {
 		kept[labelBorrow] = s.Borrow
 	}
-	for _, v := range volumes(p.Name) {
+	for _, v := range m.volumesOf(s.Key) {
 		vol := backend.Volume{Name: v, Labels: kept, Sockets: strings.HasSuffix(v, "-sock")}
 		if !vol.Sockets { // those are control's, who is root
 			vol.Owner = agentID
@@ -259,7 +261,7 @@ func (m *Manager) Remove(ctx context.Context, k Key) error {
 
 // RemoveAll leaves nothing of any pod of the instance.
 func (m *Manager) RemoveAll(ctx context.Context) error {
-	found, err := m.List(ctx)
+	found, err := m.list(ctx, func(Key) bool { return true })
 	if err != nil {
 		return err
 	}
@@ -282,10 +284,19 @@ type Pod struct {
 	Saver                     backend.State
 }
 
-// List finds the instance's pods, by the specifications kept of them and by the
+// List finds the pods of issues, by the specifications kept of them and by the
 // labels of their volumes and containers: one that is half made or half removed
 // is there too.
 func (m *Manager) List(ctx context.Context) ([]Pod, error) {
+	return m.list(ctx, func(k Key) bool { return k.Name == "" })
+}
+
+// Workspaces finds the pods that people have brought up for themselves.
+func (m *Manager) Workspaces(ctx context.Context) ([]Pod, error) {
+	return m.list(ctx, func(k Key) bool { return k.Name != "" })
+}
+
+func (m *Manager) list(ctx context.Context, wanted func(Key) bool) ([]Pod, error) {
 	own := map[string]string{labelInstance: m.cfg.Instance}
 	found := map[string]*Pod{}
 	var order []string
@@ -316,6 +327,9 @@ func (m *Manager) List(ctx context.Context) ([]Pod, error) {
 	var out []Pod
 	for _, name := range order {
 		p := found[name]
+		if !wanted(p.Key) {
+			continue
+		}
 		if p.Agent.Exited && p.Control.Running { // by itself: only a look at it tells why
 			if p.Agent, err = m.runs.State(ctx, m.container(p.Key, RoleAgent)); err != nil {
 				return nil, err
@@ -371,8 +385,11 @@ func (p *Pod) take(st backend.State) {
 
 func keyOf(labels map[string]string) (Key, bool) {
 	owner, repo, ok := strings.Cut(labels[labelRepo], "/")
+	if name := labels[labelName]; name != "" {
+		return Key{Owner: owner, Repo: repo, Name: name}, ok && ValidName(name)
+	}
 	n, err := strconv.ParseInt(labels[labelIssue], 10, 64)
-	return Key{owner, repo, n}, ok && err == nil && n > 0
+	return Key{Owner: owner, Repo: repo, Issue: n}, ok && err == nil && n > 0
 }
 
 // tokens reads the pod's tokens, or makes them: once for the pod's life.

@@ -9,19 +9,40 @@ import (
 	"strings"
 )
 
-// A Key names one issue of one repository.
+// A Key names one issue of one repository, or one of a person's workspaces of it.
 type Key struct {
 	Owner, Repo string
-	Issue       int64
+	Issue       int64  // 0 for a workspace
+	Name        string `json:",omitempty"` // of a workspace, "" for an issue
 }
 
-// String is owner/repo#3.
-func (k Key) String() string { return fmt.Sprintf("%s/%s#%d", k.Owner, k.Repo, k.Issue) }
+// String is owner/repo#3, or owner/repo@name.
+func (k Key) String() string {
+	if k.Name != "" {
+		return fmt.Sprintf("%s/%s@%s", k.Owner, k.Repo, k.Name)
+	}
+	return fmt.Sprintf("%s/%s#%d", k.Owner, k.Repo, k.Issue)
+}
+
+// workspaceName begins with a letter, since numbers are issues.
+var workspaceName = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$`)
+
+// ValidName tells whether a workspace may be called so.
+func ValidName(name string) bool { return workspaceName.MatchString(name) }
+
+// WorkspaceName is what a workspace for a branch is called, "" when it has to be
+// given a name.
+func WorkspaceName(branch string) string {
+	if name := slug(branch, 40); ValidName(name) {
+		return name
+	}
+	return ""
+}
 
 // id tells keys of all instances apart, whatever their names look like. The
 // forge's names don't differ by case alone.
 func id(instance string, k Key) string {
-	sum := sha256.Sum256([]byte(instance + "\x00" + strings.ToLower(k.Owner+"\x00"+k.Repo) + "\x00" + strconv.FormatInt(k.Issue, 10)))
+	sum := sha256.Sum256([]byte(instance + "\x00" + strings.ToLower(k.Owner+"\x00"+k.Repo) + "\x00" + k.last()))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -33,10 +54,19 @@ func slug(s string, n int) string {
 	return strings.Trim(s[:min(len(s), n)], "-")
 }
 
+// last is what names the pod within its repository. No workspace is called like an
+// issue.
+func (k Key) last() string {
+	if k.Name != "" {
+		return k.Name
+	}
+	return strconv.FormatInt(k.Issue, 10)
+}
+
 // Name is the pod's name, a DNS label of at most 63 bytes:
-// <instance>-<repository>-<issue>-<hash>.
+// <instance>-<repository>-<issue>-<hash>, with a workspace's name for the issue.
 func Name(instance string, k Key) string {
-	return fmt.Sprintf("%s-%s-%d-%s", instance, orElse(slug(k.Repo, 24), "repo"), k.Issue, id(instance, k)[:6])
+	return fmt.Sprintf("%s-%s-%s-%s", instance, orElse(slug(k.Repo, 24), "repo"), slug(k.last(), 12), id(instance, k)[:6])
 }
 
 // BranchPrefix is what every branch that this issue's agent pushes starts with.

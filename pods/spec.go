@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,6 +63,7 @@ const (
 	labelRole     = "devaipod.role"
 	labelRepo     = "devaipod.repo"
 	labelIssue    = "devaipod.issue"
+	labelName     = "devaipod.workspace" // in place of an issue
 	labelRepoID   = "devaipod.repo-id"
 	labelBranch   = "devaipod.branch"
 	labelBase     = "devaipod.base"
@@ -71,10 +73,13 @@ const (
 // labels of everything that belongs to the pod. Volumes outlive containers
 // and carry no pin, but what the clones in them borrow from.
 func (m *Manager) labels(k Key) map[string]string {
-	return map[string]string{
-		labelInstance: m.cfg.Instance, labelPod: Name(m.cfg.Instance, k),
-		labelRepo: k.Owner + "/" + k.Repo, labelIssue: fmt.Sprint(k.Issue),
+	l := map[string]string{labelInstance: m.cfg.Instance, labelPod: Name(m.cfg.Instance, k), labelRepo: k.Owner + "/" + k.Repo}
+	if k.Name != "" {
+		l[labelName] = k.Name
+	} else {
+		l[labelIssue] = fmt.Sprint(k.Issue)
 	}
+	return l
 }
 
 // containerLabels add what the pod was started for.
@@ -136,10 +141,15 @@ func (s Spec) limit(role string) Limit {
 	return l
 }
 
-// containers are the pod's four, in the order in which they start.
+// containers are the pod's four, in the order in which they start. A person's pod
+// has no agent, and so nothing to save of one.
 func (m *Manager) containers(s Spec, t tokens) ([]backend.Container, error) {
 	out := []backend.Container{m.control(s), m.agent(s, t), m.workspace(s, t), m.saver(s)}
-	for i, role := range []string{RoleControl, RoleAgent, RoleWorkspace, RoleSaver} {
+	roles := []string{RoleControl, RoleAgent, RoleWorkspace, RoleSaver}
+	if s.Name != "" {
+		out, roles = []backend.Container{out[0], out[2]}, []string{RoleControl, RoleWorkspace}
+	}
+	for i, role := range roles {
 		if err := m.finish(&out[i], s, role); err != nil {
 			return nil, err
 		}
@@ -193,6 +203,11 @@ func (m *Manager) control(s Spec) backend.Container {
 			{Kind: backend.VolumeMount, Source: name + "-agent-sock", Target: podfile.AgentSocketDir},
 			{Kind: backend.VolumeMount, Source: name + "-workspace-sock", Target: podfile.WorkspaceSocketDir},
 		},
+	}
+	if s.Name != "" { // no agent, and no account of one
+		c.Mounts = slices.DeleteFunc(c.Mounts, func(m backend.Mount) bool {
+			return m.Target == podfile.UsageDir || m.Target == podfile.AgentSocketDir
+		})
 	}
 	return c
 }
@@ -272,6 +287,15 @@ func (m *Manager) saver(s Spec) backend.Container {
 
 // agentVolume has the agent's clone.
 func agentVolume(name string) string { return name + "-agent-workspace" }
+
+// volumesOf are those that a pod is made of.
+func (m *Manager) volumesOf(k Key) []string {
+	name := m.Name(k)
+	if k.Name != "" {
+		return []string{name + "-workspace", name + "-workspace-home", name + "-workspace-sock"}
+	}
+	return volumes(name)
+}
 
 // volumes of a pod, by the last part of their names.
 func volumes(name string) []string {

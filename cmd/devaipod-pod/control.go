@@ -38,16 +38,23 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	// The other end of these two is another user. Sticky: what is ours there it
-	// can't replace.
-	for _, dir := range []string{p.agent, p.workspace} {
+	file, err := podfile.Read(p.service)
+	if err != nil {
+		return fmt.Errorf("reading the podfile: %w", err)
+	}
+	dirs := []string{p.agent, p.workspace}
+	if file.Agent == "" {
+		dirs = dirs[1:]
+	}
+	// The other end of these is another user. Sticky: what is ours there it can't
+	// replace.
+	for _, dir := range dirs {
 		if err := os.Chmod(dir, 0o777|fs.ModeSticky); err != nil {
 			return fmt.Errorf("opening the socket directory: %w", err)
 		}
 	}
-	file, err := podfile.Read(p.service)
-	if err != nil {
-		return fmt.Errorf("reading the podfile: %w", err)
+	if file.Agent == "" {
+		return controlWorkspace(ctx, p, file, log)
 	}
 	account, err := usage.Open(p.usage)
 	if err != nil {
@@ -80,6 +87,40 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		{filepath.Join(p.service, podfile.ControlSocket), 0o600, podapi.NewServer(known, journal, log)},
 	})
 }
+
+// controlWorkspace serves a pod without an agent.
+func controlWorkspace(ctx context.Context, p paths, file *podfile.File, log *slog.Logger) error {
+	g, err := gate.New(gate.Config{
+		File: file, Policy: podfile.NewPolicyReader(p.service).Policy, Usage: usage.Broken(errNoAgent), Service: relay.Unix(filepath.Join(p.service, podfile.ServiceSocket)), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() { g.Watch(ctx, nil) })
+	return serveControl(ctx, log, nobody{}, []door{
+		{filepath.Join(p.workspace, podfile.GateSocket), 0o666, g.Handler(gate.Workspace)},
+		{filepath.Join(p.service, podfile.ControlSocket), 0o600, podapi.NewServer(nobody{}, &podapi.Journal{}, log)},
+	})
+}
+
+// errNoAgent is what a pod answers that is a person's own.
+var errNoAgent = errors.New("there is no agent in this pod")
+
+// nobody drives no agent.
+type nobody struct{}
+
+func (nobody) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+func (nobody) Summary() podapi.Summary            { return podapi.Summary{} }
+func (nobody) Send(context.Context, string) error { return errNoAgent }
+func (nobody) Stop(context.Context) error         { return errNoAgent }
 
 // traffic is what the gate saw, for the driver.
 func traffic(t gate.Traffic) opencode.Traffic {

@@ -24,6 +24,7 @@ const help = `usage: devaipod-pod control [flags]
        devaipod-pod saver --issue N [--once] [flags]
        devaipod-pod look [--git PATH]
        devaipod-pod relay --listen ADDR --to SOCKET
+       devaipod-pod inventory | dial | login [DIR] | signal MARK NUMBER
        devaipod-pod version`
 
 // run does what args say and returns the exit code.
@@ -48,6 +49,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runLook(ctx, args[1:], stdout, stderr)
 	case "relay":
 		err = runRelay(ctx, args[1:], stderr, log)
+	case "inventory":
+		err = runInventory(ctx, podfile.WorkspaceDir, podfile.RepoDir, stdout)
+	case "dial":
+		err = runDial(ctx, os.Stdin, stdout)
+	case "login":
+		err = runLogin(args[1:])
+	case "signal":
+		err = runSignal(args[1:])
 	case "version":
 		_, err = fmt.Fprintln(stdout, "devaipod-pod "+version)
 	default:

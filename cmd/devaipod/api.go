@@ -38,6 +38,8 @@ func (s *service) apiHandler() http.Handler {
 	})
 	mux.HandleFunc("GET /api/pods", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.loop.Views()) })
 	s.followHandler(mux)
+	s.workspaceHandler(mux)
+	mux.HandleFunc("GET /api/events", s.serveHappened)
 	mux.HandleFunc("POST /api/steer", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.pods.steerAll(r.Context()); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -69,6 +71,7 @@ func (s *service) apiHandler() http.Handler {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
+		s.happened.add(happening{Kind: kindAgent, Pod: k.String(), State: "removed"})
 		s.json(w, saved)
 	}))
 	mux.HandleFunc("POST /api/saved/{store}/{issue}/forget", func(w http.ResponseWriter, r *http.Request) {
@@ -125,7 +128,11 @@ func (a *app) api() *apiClient {
 var errNotFound = errors.New("not there")
 
 func (c *apiClient) do(ctx context.Context, method, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://service"+path, nil)
+	return c.doBody(ctx, method, path, nil)
+}
+
+func (c *apiClient) doBody(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://service"+path, body)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -140,3 +142,52 @@ var (
 	ChecksText       = checksText
 	DevcontainerNote = devcontainerNote
 )
+
+// Unpack unpacks what came out of a pod; left is how much of it was left out.
+func Unpack(archive io.Reader, dir, name string) (left int, err error) {
+	l, err := unpack(archive, dir, name)
+	return l.n, err
+}
+
+// PodPath splits what `devaipod cp` is given, with the forge at 127.0.0.1:3000.
+func PodPath(s string) (pod, inPod string, ok bool) {
+	a := &app{}
+	a.cfg.Forge.URL = "http://127.0.0.1:3000"
+	return a.podPath(s)
+}
+
+// Detaching reads until the keys come; detached tells whether they did.
+func Detaching(r io.Reader, keys string) (text []byte, detached bool, err error) {
+	k, err := parseKeys(keys)
+	if err != nil {
+		return nil, false, err
+	}
+	text, err = io.ReadAll(&keyReader{r: r, keys: k})
+	if errors.Is(err, errDetached) {
+		return text, true, nil
+	}
+	return text, false, err
+}
+
+// A Chronicle is what happened.
+type Chronicle struct{ c *chronicle }
+
+// OpenChronicle reads what is kept in a file.
+func OpenChronicle(path string) (Chronicle, error) {
+	c, err := openChronicle(path, slog.New(slog.DiscardHandler))
+	return Chronicle{c}, err
+}
+
+// Add notes a state.
+func (c Chronicle) Add(kind, pod, state string) {
+	c.c.add(happening{Kind: kind, Pod: pod, State: state})
+}
+
+// After are the pods and states after an id.
+func (c Chronicle) After(id int64) (all []string, last int64) {
+	found, _ := c.c.after(id)
+	for _, h := range found {
+		all, last = append(all, h.Pod+" "+h.Was+">"+h.State), h.ID
+	}
+	return all, last
+}

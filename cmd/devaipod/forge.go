@@ -318,7 +318,11 @@ func (a *app) stopAll(ctx context.Context, p *podman.Client, m *pods.Manager) er
 	if err != nil {
 		return err
 	}
-	for _, f := range found {
+	own, err := m.Workspaces(ctx)
+	if err != nil {
+		return err
+	}
+	for _, f := range append(found, own...) {
 		if err := m.Stop(ctx, f.Key); err != nil {
 			return err
 		}

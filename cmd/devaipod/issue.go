@@ -53,8 +53,18 @@ func (a *app) repoHere(ctx context.Context) (string, error) {
 
 // remoteHere finds the remote of the checkout here that leads to the forge.
 func (a *app) remoteHere(ctx context.Context) (remote, repo string, err error) {
+	return a.remoteAt(ctx, "")
+}
+
+// remoteAt does so in a directory, "" for this one.
+func (a *app) remoteAt(ctx context.Context, dir string) (remote, repo string, err error) {
 	// Only the remotes are asked for; the checkout is the person's own.
-	out, err := exec.CommandContext(ctx, "git", "config", "--get-regexp", `^remote\..*\.url$`).Output()
+	cmd := exec.CommandContext(ctx, "git", "config", "--get-regexp", `^remote\..*\.url$`)
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil && dir != "" {
+		return "", "", usagef("%s is no checkout that has remotes: name one of a repository of the forge at %s, or the repository itself as owner/repo", dir, a.cfg.forgeURL())
+	}
 	if err != nil {
 		return "", "", usagef("no repository named, and this is no checkout that has remotes: name it as owner/repo")
 	}

@@ -37,7 +37,7 @@ func (a *app) personForge(creds credentials) (*forge.Client, error) {
 
 func (a *app) listCmd() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List the issues that agents work on", Args: noArgs,
+		Use: "list", Aliases: []string{"ls"}, Short: "List the issues that agents work on, and people's own pods", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var views []reconcile.View
 			if err := a.api().get(cmd.Context(), "/api/pods", &views); err != nil {
@@ -50,28 +50,53 @@ func (a *app) listCmd() *cobra.Command {
 			if st.Trouble != "" {
 				a.step("what follows may be old; the service tries again: %s", plain(st.Trouble, 1000))
 			}
-			if a.asJSON {
-				return json.NewEncoder(a.out).Encode(views)
+			var own []workspaceView
+			if err := a.api().get(cmd.Context(), "/api/workspaces", &own); err != nil {
+				return err
 			}
-			w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "ISSUE\tSTATE\tPULL REQUEST\tTITLE")
-			for _, v := range views {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Issue, v.State, orDash(v.PullRequest), plain(v.Title, 60))
-			}
-			return w.Flush()
+			return a.printList(views, own)
 		},
 	})
 }
 
+func (a *app) printList(views []reconcile.View, own []workspaceView) error {
+	if a.asJSON {
+		all := []any{}
+		for _, v := range views {
+			all = append(all, struct {
+				Kind string `json:"kind"`
+				reconcile.View
+			}{kindAgent, v})
+		}
+		for _, v := range own {
+			all = append(all, v)
+		}
+		return json.NewEncoder(a.out).Encode(all)
+	}
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ISSUE\tSTATE\tPULL REQUEST\tTITLE")
+	for _, v := range views {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Issue, v.State, orDash(v.PullRequest), plain(v.Title, 60))
+	}
+	for _, v := range own {
+		fmt.Fprintf(w, "%s\t%s\t-\tworkspace on %s\n", v.Name, v.State, plain(v.Branch, 60))
+	}
+	return w.Flush()
+}
+
 func (a *app) statusCmd() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
-		Use: "status ISSUE", Short: "Tell how the work on an issue is going", Args: args(cobra.ExactArgs(1)),
+		Use: "status POD", Short: "Tell how the work on an issue, or a pod of your own, is going", Args: args(cobra.ExactArgs(1)),
+		Long: "POD is an issue (owner/name#3, its URL, or 3 inside a checkout) or a workspace (owner/name@NAME, or NAME inside a checkout).", ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, rest []string) error {
-			k, err := a.issueKey(cmd.Context(), rest[0])
+			k, err := a.podKey(cmd.Context(), rest[0])
 			if err != nil {
 				return err
 			}
-			return a.status(cmd.Context(), k)
+			if k.Name != "" {
+				return a.workspaceStatus(cmd.Context(), k)
+			}
+			return a.status(cmd.Context(), reconcile.Key(k))
 		},
 	})
 }
@@ -185,13 +210,17 @@ func (a *app) printEvent(ev podapi.Event) error {
 
 func (a *app) stopCmd() *cobra.Command {
 	return &cobra.Command{
-		Use: "stop ISSUE", Short: "Stop the agent on an issue and keep its work", Args: args(cobra.ExactArgs(1)),
-		Long: "Take the label off the issue, as you would in the browser, and wait until the pod has stopped.",
+		Use: "stop POD", Short: "Stop the agent on an issue, or a pod of your own, and keep its work", Args: args(cobra.ExactArgs(1)),
+		Long: "Take the label off the issue, as you would in the browser, and wait until the pod has stopped.\nA workspace (owner/name@NAME) stops and stays; devaipod up starts it again.", ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, rest []string) error {
-			k, err := a.issueKey(cmd.Context(), rest[0])
+			key, err := a.podKey(cmd.Context(), rest[0])
 			if err != nil {
 				return err
 			}
+			if key.Name != "" {
+				return a.stopWorkspace(cmd.Context(), key)
+			}
+			k := reconcile.Key(key)
 			if err := a.unlabel(cmd.Context(), k); err != nil {
 				return err
 			}
@@ -242,19 +271,27 @@ func (a *app) waitStopped(ctx context.Context, k reconcile.Key) error {
 func (a *app) rmCmd() *cobra.Command {
 	var force, purge bool
 	cmd := &cobra.Command{
-		Use: "rm ISSUE", Short: "Remove the pod of an issue, once its work is saved", Args: args(cobra.ExactArgs(1)),
+		Use: "rm POD", Short: "Remove the pod of an issue, once its work is saved, or one of your own", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.completePods,
 		Long: `Stop the agent on an issue, save what it did and remove its pod: containers,
 network and volumes. What it pushed stays on the forge, and the rest in the work
 store (see devaipod recover). When something of it can't be saved the pod stays, and
 what it is is printed: --force removes the pod all the same, and leaves a recovery
 bundle of what is saved.
 
-With --purge and --force what was saved goes too, but for a recovery bundle.`,
+With --purge and --force what was saved goes too, but for a recovery bundle.
+
+A workspace (owner/name@NAME) stays while it holds what is nowhere else: commits that no
+branch of the forge has, changes, stashes, files beside the clone. --force removes it all
+the same, for good: there is no bundle of it.`,
 		RunE: func(cmd *cobra.Command, rest []string) error {
-			k, err := a.issueKey(cmd.Context(), rest[0])
+			key, err := a.podKey(cmd.Context(), rest[0])
 			if err != nil {
 				return err
 			}
+			if key.Name != "" {
+				return a.rmWorkspace(cmd.Context(), key, force)
+			}
+			k := reconcile.Key(key)
 			if purge && !force {
 				return usagef("--purge removes for good what was saved of %s: add --force if that is meant", k)
 			}

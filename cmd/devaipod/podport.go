@@ -233,20 +233,9 @@ func (p *podPort) open(spec pods.Spec) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := reconcile.Key(spec.Key)
-	dir := p.manager.RunDir(spec.Key)
-	if old := p.doors[k]; old != nil {
-		_, err := os.Stat(filepath.Join(dir, podfile.ServiceSocket))
-		_, err2 := os.Stat(p.manager.SaveSocket(spec.Key))
-		if err == nil && err2 == nil {
-			return nil
-		}
-		delete(p.doors, k) // a socket was removed: nobody finds it any more
-		if err := old.close(); err != nil {
-			return err
-		}
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making the pod's run directory: %w", err)
+	dir, old, err := p.doorway(spec.Key, p.manager.SaveSocket(spec.Key))
+	if err != nil || old {
+		return err
 	}
 	if err := p.manager.MakeSaveDir(spec.Key); err != nil {
 		return err
@@ -267,6 +256,30 @@ func (p *podPort) open(spec pods.Spec) error {
 	mux.HandleFunc("GET /dial/model", p.dialModel)
 	p.doors[k] = door{p.serve(k, l, mux), p.serve(k, saves, p.work.Saves(func() (mirror.SaveRules, error) { return p.saveRules(spec.Key) }))}
 	return nil
+}
+
+// doorway makes a pod's run directory; old tells that its door is there. more are
+// sockets of the door beside the service's.
+func (p *podPort) doorway(k pods.Key, more ...string) (dir string, old bool, err error) {
+	dir = p.manager.RunDir(k)
+	if have := p.doors[reconcile.Key(k)]; have != nil {
+		var gone error
+		for _, socket := range append(more, filepath.Join(dir, podfile.ServiceSocket)) {
+			_, err := os.Stat(socket)
+			gone = errors.Join(gone, err)
+		}
+		if gone == nil {
+			return dir, true, nil
+		}
+		delete(p.doors, reconcile.Key(k)) // a socket was removed: nobody finds it any more
+		if err := have.close(); err != nil {
+			return dir, false, err
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return dir, false, fmt.Errorf("making the pod's run directory: %w", err)
+	}
+	return dir, false, nil
 }
 
 func (p *podPort) serve(k reconcile.Key, l net.Listener, h http.Handler) *http.Server {

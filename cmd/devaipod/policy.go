@@ -49,6 +49,10 @@ func (p *policies) take(k pods.Key, o reconcile.Orders) {
 func (p *policies) of(k pods.Key) (podfile.Policy, error) {
 	out := podfile.Policy{Prices: p.cfg.Model.Price, Rate: p.cfg.Model.Rate, ProviderTools: p.cfg.Model.ProviderTools}
 	var err error
+	if k.Name != "" { // a person's: no model, and what everybody's agents may reach
+		out.Network, _ = p.network(k, reconcile.Orders{})
+		return out, nil
+	}
 	if p.cfg.Model.Key != "" {
 		// Without its key the model refuses, which is told: a key that was removed is
 		// used no more.
@@ -182,7 +186,9 @@ func givenSince(entries []usage.Entry, order, now time.Time) bool {
 // steerAll does so for all pods, after a change of what holds for all.
 func (p *podPort) steerAll(ctx context.Context) error {
 	found, err := p.manager.List(ctx)
-	for _, pod := range found {
+	own, err2 := p.manager.Workspaces(ctx)
+	err = errors.Join(err, err2)
+	for _, pod := range append(found, own...) {
 		err = errors.Join(err, p.manager.Steer(pod.Key))
 	}
 	return err

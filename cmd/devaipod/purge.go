@@ -202,6 +202,11 @@ func bundleName(repo mirror.SavedRepository, issue int64) string {
 
 // purgeAll removes pods and forge, once what agents did is kept.
 func (a *app) purgeAll(ctx context.Context, p *podman.Client, m *pods.Manager, e ending) error {
+	if !e.noBundle && !e.force {
+		if err := keepWorkspaces(ctx, m); err != nil {
+			return err
+		}
+	}
 	if !e.noBundle {
 		a.step("saving what agents did")
 		if err := a.keepWork(ctx, m, e.force); err != nil {
@@ -213,6 +218,25 @@ func (a *app) purgeAll(ctx context.Context, p *podman.Client, m *pods.Manager, e
 	}
 	a.step("removing %s and volumes", a.cfg.stackWords())
 	return a.purge(ctx, p, m)
+}
+
+// keepWorkspaces is an error while a person's pod holds what is nowhere else: there
+// is no bundle of those.
+func keepWorkspaces(ctx context.Context, m *pods.Manager) error {
+	own, err := m.Workspaces(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range own {
+		work, err := m.Inventory(ctx, p.Key)
+		if err != nil {
+			work.Broken = err.Error()
+		}
+		if !work.Empty() {
+			return &exitError{codeRefused, fmt.Errorf("nothing was removed: %w (--force here removes it with all the rest)", &workError{p.Key, work})}
+		}
+	}
+	return nil
 }
 
 // purge removes all of the instance but its state directory.

@@ -40,8 +40,11 @@ type service struct {
 	follow *follow.Follower
 	ready  atomic.Bool // the first pass over everything is done
 
-	repos chan struct{} // capacity 1: a repository may be new
-	runs  *podman.Pods
+	tools    string // the image with our own programs
+	wsLocks  workspaceLocks
+	happened *chronicle
+	repos    chan struct{} // capacity 1: a repository may be new
+	runs     *podman.Pods
 }
 
 func (a *app) serveCmd() *cobra.Command {
@@ -121,6 +124,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
+	s.tools = tools
 	if s.cache, err = a.openCache(s.count); err != nil {
 		return nil, err
 	}
@@ -148,10 +152,13 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	s.work = work
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
+	if s.happened, err = openChronicle(a.cfg.file(eventsFile), a.log); err != nil {
+		return nil, err
+	}
 	s.loop, err = reconcile.New(reconcile.Config{
 		Forge: forgePort{client: client, label: a.cfg.Label, instance: a.cfg.Instance, bot: creds.Bot, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Ours: []string{creds.Bot, creds.Service}, Max: a.cfg.Agent.Max,
-		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
+		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
 	return s, err
 }
@@ -242,6 +249,9 @@ func (s *service) run(ctx context.Context) error {
 	if err := s.pods.openAll(ctx); err != nil {
 		return fmt.Errorf("finding the pods that run: %w", err)
 	}
+	if err := s.pods.openWorkspaces(ctx); err != nil {
+		return fmt.Errorf("finding people's pods: %w", err)
+	}
 	if err := s.pods.manager.RenewGates(ctx); err != nil { // theirs go on as they are
 		s.log.Warn("gates of running pods are of an older devaipod", "err", err)
 	}
@@ -283,6 +293,7 @@ func (s *service) run(ctx context.Context) error {
 		select {
 		case <-s.loop.Passed():
 			s.ready.Store(true)
+			s.happened.add(happening{Kind: kindService, State: "ready"})
 			s.log.Info("ready", "url", s.cfg.serviceURL())
 		case <-ctx.Done():
 		}
@@ -290,6 +301,7 @@ func (s *service) run(ctx context.Context) error {
 	if s.cfg.Network.Mode == networkOpen {
 		s.log.Warn("the network of pods is open (network.mode): agents reach every public host, and all that they know can leave")
 	}
+	s.happened.add(happening{Kind: kindService, State: "started"})
 	s.log.Info("serving", "url", s.cfg.serviceURL(), "forge", s.cfg.forgeURL(), "instance", s.cfg.Instance, "pid", os.Getpid())
 	if err := s.loop.Run(ctx); !errors.Is(err, context.Canceled) {
 		return err

@@ -77,7 +77,7 @@ type Gate struct {
 // New checks cfg and returns a gate. It makes no call.
 func New(cfg Config) (*Gate, error) {
 	base, err := url.Parse(cfg.File.Model.BaseURL)
-	if err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
+	if cfg.File.Model != (podfile.Model{}) && (err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https")) {
 		return nil, fmt.Errorf("the model's URL %q: want http(s)://HOST/PATH", cfg.File.Model.BaseURL)
 	}
 	if cfg.Policy == nil || cfg.Usage == nil {
@@ -154,7 +154,7 @@ func (g *Gate) Handler(role Role) http.Handler {
 	repo := "/work/" + g.cfg.File.Repo + ".git"
 	mux.HandleFunc("GET "+repo+"/info/refs", func(w http.ResponseWriter, r *http.Request) {
 		if role == Workspace && r.URL.Query().Get("service") == "git-receive-pack" {
-			refuse(w, http.StatusForbidden, "devaipod: the workspace may read this repository and not push to it yet")
+			refuse(w, http.StatusForbidden, "devaipod: a workspace may read this repository and not push to it; fetch from the workspace where your own credentials are (docs/guide.md, A pod of your own)")
 			return
 		}
 		g.forwardGit(w, r)

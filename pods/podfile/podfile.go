@@ -96,6 +96,8 @@ const (
 	EnvRepo   = "DEVAIPOD_REPO"   // owner/name
 	EnvBranch = "DEVAIPOD_BRANCH" // branch to work on
 	EnvBase   = "DEVAIPOD_BASE"   // branch it starts from
+	// EnvMark marks what a person's command has started, for signals to find it.
+	EnvMark = "DEVAIPOD_EXEC"
 )
 
 // Model wire formats.
@@ -124,7 +126,7 @@ type File struct {
 	AgentToken     string `json:"agent_token"`
 	WorkspaceToken string `json:"workspace_token"`
 
-	Agent string `json:"agent"` // its name: "opencode"
+	Agent string `json:"agent"` // its name: "opencode"; "" for a pod without one
 	Model Model  `json:"model"`
 	Task  Task   `json:"task"`
 }

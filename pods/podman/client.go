@@ -25,8 +25,9 @@ import (
 // A Client talks to one podman API service. Its methods are safe for
 // concurrent use.
 type Client struct {
-	conn  context.Context // carries the bindings' connection, nothing else
-	fault func(point string)
+	conn   context.Context // carries the bindings' connection, nothing else
+	socket string          // of the service
+	fault  func(point string)
 }
 
 // Connect opens a connection to the service at uri (unix:///path).
@@ -37,7 +38,11 @@ func Connect(ctx context.Context, uri string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connecting to podman at %s: %w", uri, err)
 	}
-	return &Client{conn: conn}, nil
+	socket, ok := cutUnix(uri)
+	if !ok {
+		return nil, fmt.Errorf("connecting to podman at %s: want unix:///PATH", uri)
+	}
+	return &Client{conn: conn, socket: socket}, nil
 }
 
 // WithFault returns a client that calls f, with a name, before each call that

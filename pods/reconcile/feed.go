@@ -112,7 +112,7 @@ func (l *Loop) pulls() map[Key]Key {
 	out := map[Key]Key{}
 	for k, v := range l.views {
 		if v.Pull != 0 {
-			out[Key{k.Owner, k.Repo, v.Pull}] = k
+			out[Key{Owner: k.Owner, Repo: k.Repo, Issue: v.Pull}] = k
 		}
 	}
 	return out

@@ -36,6 +36,9 @@ type Config struct {
 	Overlap time.Duration
 	// Harmless takes the force out of text that an agent wrote.
 	Harmless func(string) string
+	// Changed, when not nil, is told of each view whose state is another than before.
+	// It must not call the loop.
+	Changed func(View)
 	// BranchName is the branch for an issue.
 	BranchName func(issue int64, title string) string
 	Now        func() time.Time // the clock; time.Now when nil
@@ -420,6 +423,9 @@ func (l *Loop) keepView(i Issue, v View) View {
 	v.Key, v.Issue, v.Title, v.URL = i.Key, i.Key.String(), i.Title, i.URL
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if old, known := l.views[i.Key]; l.cfg.Changed != nil && (!known || old.State != v.State) {
+		l.cfg.Changed(v)
+	}
 	l.views[i.Key] = v
 	return v
 }

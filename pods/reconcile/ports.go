@@ -28,10 +28,12 @@ var ErrTooMany = errors.New("too many")
 // asked again.
 var ErrLater = errors.New("not yet")
 
-// A Key names one issue.
+// A Key names one issue. Its Name is "": the loop has no part in people's
+// workspaces.
 type Key struct {
 	Owner, Repo string
 	Issue       int64
+	Name        string `json:",omitempty"`
 }
 
 // String is the key as people write it: owner/repo#3.

@@ -79,7 +79,7 @@ func passing(err error) bool {
 }
 
 // Join copies both ways until both are done or ctx ends, and closes both.
-func Join(ctx context.Context, a, b net.Conn) {
+func Join(ctx context.Context, a, b io.ReadWriteCloser) {
 	closeBoth := func() { _, _ = a.Close(), b.Close() }
 	stop := context.AfterFunc(ctx, closeBoth)
 	defer stop()
@@ -93,7 +93,7 @@ func Join(ctx context.Context, a, b net.Conn) {
 
 // oneWay copies src to dst. Its end, or its error, shows to dst as the end of
 // the stream; there is nobody else to tell.
-func oneWay(dst, src net.Conn) {
+func oneWay(dst, src io.ReadWriteCloser) {
 	_, err := io.Copy(dst, src)
 	half, ok := dst.(interface{ CloseWrite() error })
 	if err != nil || !ok || half.CloseWrite() != nil {

@@ -170,6 +170,9 @@ func (c *Config) begin(ctx context.Context, tmp string, borrows bool) error {
 			return err
 		}
 	}
+	if c.Branch == c.Base {
+		return nil // a person's own, and checked out
+	}
 	return c.git(ctx, tmp, "switch", "--quiet", "--no-track", "--create", c.Branch, c.start(ctx, tmp))
 }
 

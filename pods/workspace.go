@@ -1,0 +1,73 @@
+package pods
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"codeberg.org/devaipod/devaipod/pods/backend"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+)
+
+// A pod whose key has a name is a person's own: control and a workspace, without
+// an agent. Whoever brought it up ends it, and nobody else.
+
+// agent is the name of the agent in a pod, "" for none.
+func (s Spec) agent() string {
+	if s.Name != "" {
+		return ""
+	}
+	return AgentName
+}
+
+// roleInventory is a container that looks into a workspace, whether that runs or not.
+const roleInventory = "inventory"
+
+// Inventory tells what a workspace holds and nobody else has. One that has no volume
+// (any more) holds nothing.
+func (m *Manager) Inventory(ctx context.Context, k Key) (found podfile.Work, err error) {
+	there, err := m.hasWorkspace(ctx, k)
+	if err != nil || !there {
+		return found, err
+	}
+	s, err := readSpec(m.RunDir(k))
+	if err != nil {
+		return found, fmt.Errorf("the specification of %s is lost, so there is no image to look into it with: %w", k, err)
+	}
+	if err := m.renewTools(ctx, &s); err != nil {
+		return found, err
+	}
+	c := m.workspace(s, tokens{})
+	c.Command = []string{"inventory"}
+	if err := m.finish(&c, s, roleInventory); err != nil {
+		return found, err
+	}
+	log, err := m.runs.Run(ctx, backend.Pod{Name: m.Name(k), Labels: m.labels(k)}, c)
+	if err != nil {
+		return found, err
+	}
+	for line := range strings.Lines(string(log)) {
+		if strings.HasPrefix(line, "{") && json.Unmarshal([]byte(line), &found) == nil {
+			return found, nil
+		}
+	}
+	return found, fmt.Errorf("looking into %s: %.2000s", k, log)
+}
+
+func (m *Manager) hasWorkspace(ctx context.Context, k Key) (bool, error) {
+	name := m.Name(k)
+	found, err := m.runs.Find(ctx, m.own(k))
+	for _, v := range found {
+		if v.Volume && v.Name == name+"-workspace" {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+// Whose tells which pod something with labels belongs to, and in which role.
+func Whose(labels map[string]string) (k Key, role string, ok bool) {
+	k, ok = keyOf(labels)
+	return k, labels[labelRole], ok
+}
