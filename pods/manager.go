@@ -160,7 +160,7 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 	if s.Borrow != "" {
 		kept[labelBorrow] = s.Borrow
 	}
-	for _, v := range volumes(p.Name) {
+	for _, v := range append(volumes(p.Name), s.mountVolumes(p.Name)...) {
 		vol := backend.Volume{Name: v, Labels: kept, Sockets: strings.HasSuffix(v, "-sock")}
 		if !vol.Sockets { // those are control's, who is root
 			vol.Owner = agentID
