@@ -10,7 +10,7 @@ import (
 var SeccompProfile = seccompProfile
 
 // SetUp is what containers get of what a repository wants.
-func (s Spec) SetUp(c *backend.Container, role string) error { return s.setUp(c, role) }
+func (s Spec) SetUp(c *backend.Container, role string) error { return s.setUp(c, "pod", role) }
 
 // SetupWithin is how long the agent may be waited for.
 func (s Spec) SetupWithin() time.Duration { return s.setupWithin() }

@@ -162,7 +162,7 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 	if s.Borrow != "" {
 		kept[labelBorrow] = s.Borrow
 	}
-	for _, v := range m.volumesOf(s.Key) {
+	for _, v := range append(m.volumesOf(s.Key), s.mountVolumes(p.Name)...) {
 		vol := backend.Volume{Name: v, Labels: kept, Sockets: strings.HasSuffix(v, "-sock")}
 		if !vol.Sockets { // those are control's, who is root
 			vol.Owner = agentID

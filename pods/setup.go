@@ -29,7 +29,7 @@ func Place(instance string, k Key) devcontainer.Place {
 	own := slices.Sorted(maps.Keys(egress.ProxyEnv(podfile.GateAddr, "", podfile.CABundle)))
 	return devcontainer.Place{
 		Repo: k.Repo, Clone: podfile.RepoDir, ID: Name(instance, k),
-		Reserved: []string{podfile.WorkspaceDir, podfile.SocketDir, podfile.ToolsDir, podfile.BorrowDir, "/home/agent", "/proc", "/sys", "/dev"},
+		Reserved: []string{podfile.WorkspaceDir, podfile.SocketDir, podfile.ToolsDir, podfile.BorrowDir, usualHome, "/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", podfile.AgentDir},
 		OwnEnv:   append(own, "DEVAIPOD_*", "OPENCODE_*", "GIT_AUTHOR_*", "GIT_COMMITTER_*", "GIT_CONFIG_*", "APT_CONFIG", "HOME"),
 	}
 }
@@ -68,9 +68,47 @@ func (s Spec) setup(role string) podfile.Setup {
 	return out
 }
 
+// mountVolume is what a volume of the pod's is called that its devcontainer.json asks
+// for.
+func mountVolume(pod, source string) string { return pod + "-mount-" + source }
+
+// mountVolumes are all of these.
+func (s Spec) mountVolumes(pod string) []string {
+	var out []string
+	for _, m := range s.Dev.Mounts {
+		if v := mountVolume(pod, m.Source); m.Type == devcontainer.Volume && !slices.Contains(out, v) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// mounts are the workspace's own. Its home is a volume already.
+func (s Spec) mounts(pod, home string) []backend.Mount {
+	var out []backend.Mount
+	for _, m := range s.Dev.Mounts {
+		switch {
+		case m.Target == home:
+		case m.Type == devcontainer.Volume:
+			out = append(out, backend.Mount{Kind: backend.VolumeMount, Source: mountVolume(pod, m.Source), Target: m.Target, ReadOnly: m.ReadOnly})
+		default:
+			most := s.limit(RoleWorkspace).MemoryBytes / 2
+			size := m.Size
+			if size == 0 || size > most {
+				size = most
+			}
+			out = append(out, backend.Mount{Kind: backend.TmpfsMount, Target: m.Target, Size: size, ReadOnly: m.ReadOnly})
+		}
+	}
+	return out
+}
+
 // setUp gives a container what the repository wants of it. What the pod sets itself
 // is in its environment already, and stays.
-func (s Spec) setUp(c *backend.Container, role string) error {
+func (s Spec) setUp(c *backend.Container, pod, role string) error {
+	if role == RoleWorkspace {
+		c.Mounts = append(c.Mounts, s.mounts(pod, c.Env["HOME"])...)
+	}
 	add := func(env map[string]string) {
 		for name, value := range env {
 			if _, own := c.Env[name]; !own || name == "LANG" || name == "TERM" {

@@ -89,3 +89,20 @@ func TestASetupThatNoEnvironmentCanHoldIsAnError(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestMountsAreTheWorkspacesAlone(t *testing.T) {
+	s := specOf(t, `{"mounts": ["source=a,target=/cache,readonly", "type=tmpfs,target=/scratch,tmpfs-size=99999999999999", "source=b,target=/home/dev", "source=c,target=/tmp/x", "source=d,target=/home/agent"]}`)
+	c := backend.Container{Env: map[string]string{"HOME": "/home/dev"}}
+	if err := s.SetUp(&c, pods.RoleWorkspace); err != nil {
+		t.Fatal(err)
+	}
+	// Its home is on a volume already; what is the pod's stays that.
+	if len(c.Mounts) != 2 || !strings.HasPrefix(c.Mounts[0].Source, "pod-mount-a-") || !c.Mounts[0].ReadOnly || c.Mounts[0].Kind != backend.VolumeMount ||
+		c.Mounts[1] != (backend.Mount{Kind: backend.TmpfsMount, Target: "/scratch", Size: 2 << 30}) {
+		t.Errorf("%+v", c.Mounts)
+	}
+	c.Mounts = nil
+	if err := s.SetUp(&c, pods.RoleAgent); err != nil || len(c.Mounts) != 0 {
+		t.Errorf("the agent's: %+v, %v", c.Mounts, err)
+	}
+}

@@ -154,7 +154,7 @@ func (m *Manager) containers(s Spec, t tokens) ([]backend.Container, error) {
 			return nil, err
 		}
 		if role == RoleAgent || role == RoleWorkspace {
-			if err := s.setUp(&out[i], role); err != nil {
+			if err := s.setUp(&out[i], m.Name(s.Key), role); err != nil {
 				return nil, err
 			}
 		}

@@ -260,6 +260,9 @@ func (r *reader) user(key string, v hujson.Value) {
 	if !plain(name) {
 		r.fail(v, key, "want the name or number of a user")
 	}
+	if name == "root" || name == "0" {
+		r.unsupported(key, "refused; a pod's containers run as user 1000, without privileges")
+	}
 	if key == "remoteUser" {
 		r.remoteUser = name
 	} else {
