@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"strings"
 	"time"
@@ -93,6 +94,9 @@ func (m *Manager) box(ctx context.Context, s Spec, ref string) (Box, error) {
 		return Box{}, &ImageError{ref, fmt.Errorf("the agent's programs are brought into images of amd64 alone, and this machine is %s; use one made from %s", runtime.GOARCH, s.AgentImage)}
 	}
 	seen, err := m.look(ctx, s, ref, info.ID)
+	if errors.Is(err, ErrPreparing) {
+		return Box{}, err
+	}
 	if err != nil {
 		return Box{}, &ImageError{ref, err}
 	}
@@ -139,17 +143,34 @@ const lookWithin = 2 * time.Minute
 // look tells what an image is like, by a short run of ours in it. What was found of
 // an image stays true for it.
 func (m *Manager) look(ctx context.Context, s Spec, ref, id string) (seen, error) {
-	m.looking.Lock()
-	defer m.looking.Unlock()
 	agent, _, err := m.images.ImageInfo(ctx, s.AgentImage)
 	if err != nil {
 		return seen{}, err
 	}
 	key := id + " " + agent.ID + " " + s.ToolsImage
-	if found, ok := m.looked[key]; ok {
-		return found, nil
+	if found, ok := m.looked.Load(key); ok {
+		return found.(seen), nil
 	}
-	var found seen
+	err = m.prepare(ctx, ref, "looking at", func(ctx context.Context, _ io.Writer) error {
+		found, err := m.lookBoth(ctx, s, ref, id)
+		if err == nil {
+			m.looked.Store(key, found)
+		}
+		return err
+	})
+	found, ok := m.looked.Load(key)
+	if !ok {
+		if err == nil { // another's job, of an image that had the name before
+			err = fmt.Errorf("%w: it has just changed", ErrPreparing)
+		}
+		return seen{}, err
+	}
+	return found.(seen), nil
+}
+
+// lookBoth looks in a container as a pod has it, and where none runs, in one whose root
+// may be written to.
+func (m *Manager) lookBoth(ctx context.Context, s Spec, ref, id string) (found seen, err error) {
 	if found.Facts, err = m.lookOnce(ctx, s, ref, id, true); err != nil {
 		first := err
 		if found.Facts, err = m.lookOnce(ctx, s, ref, id, false); err != nil {
@@ -158,10 +179,6 @@ func (m *Manager) look(ctx context.Context, s Spec, ref, id string) (seen, error
 		found.writable = true
 		m.log.Warn("an image does not start with a read-only root; its containers may write to theirs", "image", ref, "err", first)
 	}
-	if m.looked == nil {
-		m.looked = map[string]seen{}
-	}
-	m.looked[key] = found
 	what, err := json.Marshal(found.Facts)
 	m.log.Info("looked at an image", "image", ref, "found", string(what))
 	return found, err
@@ -212,3 +229,8 @@ func scratch(memory int64) []backend.Mount {
 }
 
 const runSize = 16 << 20 // bytes
+
+// SweepLooks removes what a process that was killed has left of looks at images.
+func (m *Manager) SweepLooks(ctx context.Context) error {
+	return m.runs.Remove(ctx, backend.Remains{Labels: map[string]string{labelInstance: m.cfg.Instance, labelRole: roleLook}})
+}

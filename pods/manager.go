@@ -54,10 +54,8 @@ type Manager struct {
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 
 	jobsMu sync.Mutex
-	jobs   map[string]*job // by the image's name
-
-	looking sync.Mutex
-	looked  map[string]seen // images, by what they are and what they were looked at with
+	jobs   map[string]*job // by what they do and the image's name
+	looked sync.Map        // what was seen of images, by what they are and were looked at with
 }
 
 // New returns a manager. It makes no call.

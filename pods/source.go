@@ -46,14 +46,14 @@ type ImageRules struct {
 	Memory int64         // bytes for a step of a build; 0 where there are no limits
 }
 
-// ErrPreparing is in the error of a pod whose image is being fetched or built. That
+// ErrPreparing is in the error of a pod whose image is being fetched, built or looked at. That
 // goes on; the pod is to be asked for again.
 var ErrPreparing = errors.New("its image is not ready yet")
 
 // prepareWithin is how long a pod waits for its image before others have their turn.
 const prepareWithin = 5 * time.Second
 
-// A job fetches or builds an image.
+// A job fetches, builds or looks at an image.
 type job struct {
 	done chan struct{}
 	err  error // once done
@@ -83,23 +83,24 @@ func (j *job) said() string {
 // prepare does something about an image, once however many wait for it, and longer
 // than its caller waits.
 func (m *Manager) prepare(ctx context.Context, ref, what string, do func(ctx context.Context, say io.Writer) error) error {
+	key := what + " " + ref
 	m.jobsMu.Lock()
-	j := m.jobs[ref]
+	j := m.jobs[key]
 	if j == nil {
 		if m.jobs == nil {
 			m.jobs = map[string]*job{}
 		}
 		j = &job{done: make(chan struct{})}
-		m.jobs[ref] = j
+		m.jobs[key] = j
 		go func() {
 			// It ends with the process, or when its time is over.
 			within, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), m.cfg.ImageRules.within(), fmt.Errorf("it took longer than %s (image.within)", m.cfg.ImageRules.within()))
 			defer cancel()
-			m.log.Info(what+" an image", "image", ref)
+			m.log.Debug(what+" an image", "image", ref)
 			if j.err = do(within, j); j.err != nil && within.Err() != nil {
 				j.err = context.Cause(within)
 			}
-			m.log.Info(what+" an image: ended", "image", ref, "err", j.err)
+			m.log.Debug(what+" an image: ended", "image", ref, "err", j.err)
 			close(j.done)
 		}()
 	}
@@ -110,14 +111,14 @@ func (m *Manager) prepare(ctx context.Context, ref, what string, do func(ctx con
 	case <-j.done:
 		m.jobsMu.Lock()
 		defer m.jobsMu.Unlock()
-		if m.jobs[ref] == j {
-			delete(m.jobs, ref) // the next one tries again
+		if m.jobs[key] == j {
+			delete(m.jobs, key) // the next one tries again
 		}
 		return j.err
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-wait.C:
-		return fmt.Errorf("%w: %s %s (%.100q)", ErrPreparing, what, ref, j.said())
+		return fmt.Errorf("%w: %s it (%s; %.100q)", ErrPreparing, what, ref, j.said())
 	}
 }
 

@@ -243,7 +243,7 @@ func (s *service) repositoryChanged() {
 func (s *service) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if err := s.pods.manager.Sweep(); err != nil {
+	if err := errors.Join(s.pods.manager.Sweep(), s.pods.manager.SweepLooks(ctx)); err != nil {
 		return fmt.Errorf("removing what a killed service left: %w", err)
 	}
 	if err := s.pods.openAll(ctx); err != nil {

@@ -144,16 +144,14 @@ func TestNothingOfTheHostIsInAPodButWhatIsDeclared(t *testing.T) {
 	for i, role := range []string{"control", "agent", "workspace", "saver"} {
 		s.Limits[role] = pods.Limit{MemoryBytes: int64(i+1) << 28, CPUs: float64(i+1) / 2, Pids: int64(i+1) * 100}
 	}
-	_, err := m.Ensure(ctx, s)
-	must(t, err)
+	must(t, ensure(t, m, s))
 	closed(t, m, s, "/home/agent")
 	if got := names(t); strings.Count(got, "volume ")-strings.Count(before, "volume ") != 7 {
 		t.Errorf("volumes of others than the pod: %s", got)
 	}
 	// With a root that may be written to, at a person's word.
 	s.WritableRoot = true
-	_, err = m.Ensure(ctx, s)
-	must(t, err)
+	must(t, ensure(t, m, s))
 	for _, role := range []string{"agent", "workspace", "saver", "control"} {
 		if got, want := ociOf(t, m.Name(s.Key)+"-"+role).Root.Readonly, role == "saver" || role == "control"; got != want {
 			t.Errorf("%s: root read-only %v", role, got)

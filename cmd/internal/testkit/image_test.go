@@ -114,6 +114,16 @@ func glibcEntries(t *testing.T, programs map[string]string) []entry {
 	return out
 }
 
+// ensure makes a pod, however long its image takes.
+func ensure(t *testing.T, m *pods.Manager, s pods.Spec) error {
+	t.Helper()
+	for {
+		if _, err := m.Ensure(t.Context(), s); !errors.Is(err, pods.ErrPreparing) {
+			return err
+		}
+	}
+}
+
 func imageSpec(tools, image string, k pods.Key) pods.Spec {
 	s := spec(tools, k)
 	s.AgentImage, s.Image, s.AgentInImage, s.MemoryBytes = testkit.AgentImage, image, true, 1<<30
@@ -144,8 +154,7 @@ func TestAnyImageGetsAWorkingPod(t *testing.T) {
 			before := names(t)
 			k := pods.Key{Owner: "ann", Repo: "any", Issue: int64(i + 1)}
 			image := build(t, strings.ReplaceAll(strings.ReplaceAll(tt.name, " ", "-"), ",", ""), tt.entries, tt.args...)
-			_, err := m.Ensure(ctx, imageSpec(tools, image, k))
-			must(t, err)
+			must(t, ensure(t, m, imageSpec(tools, image, k)))
 			t.Cleanup(func() { must(t, m.Remove(context.WithoutCancel(ctx), k)) })
 			for _, role := range []string{"agent", "workspace"} {
 				// What the model's tool calls and a person do: with the image's own
@@ -208,6 +217,12 @@ func TestAnImageThatCannotBeUsedIsAnsweredByName(t *testing.T) {
 	box := busyboxEntries(t)
 	static := box[0].from
 	before := names(t)
+	_, err := world.Podman(t.Context(), "create", "--name", "badimage-look-0123", "--label", "devaipod.instance=badimage", "--label", "devaipod.role=look", "localhost/box:latest", "sh")
+	must(t, err)
+	must(t, m.SweepLooks(t.Context()))
+	if after := names(t); after != before {
+		t.Errorf("left of a look that was killed:\n%s\nbefore:\n%s", after, before)
+	}
 	for i, tt := range []struct {
 		name, image string
 		want        []string
@@ -220,7 +235,7 @@ func TestAnImageThatCannotBeUsedIsAnsweredByName(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			k := pods.Key{Owner: "ann", Repo: "bad", Issue: int64(i + 1)}
-			_, err := m.Ensure(t.Context(), imageSpec(tools, tt.image, k))
+			err := ensure(t, m, imageSpec(tools, tt.image, k))
 			for _, want := range tt.want {
 				if err == nil || !strings.Contains(err.Error(), want) {
 					t.Errorf("no %q in: %v", want, err)
@@ -278,17 +293,10 @@ func TestAnImageIsBuiltOnceFromTheRepositorysFiles(t *testing.T) {
 		from = pods.Source{Build: &pods.Build{RepoID: 7, Content: content, Dockerfile: "dev/Containerfile", Args: map[string]string{"WHO": "ann"},
 			Files: func(ctx context.Context, w io.Writer) error { written++; return write(ctx, w) }}}
 	}
-	ensure := func(m *pods.Manager) error {
-		for {
-			_, err := m.Ensure(ctx, imageSpec(tools, "", k))
-			if !errors.Is(err, pods.ErrPreparing) {
-				return err
-			}
-		}
-	}
+	made := func(m *pods.Manager) error { return ensure(t, m, imageSpec(tools, "", k)) }
 	set("one", "FROM "+base+"\nARG WHO\nCOPY hello /hello\nRUN echo built for $WHO >>/hello\n")
 	for range 2 {
-		must(t, ensure(m))
+		must(t, made(m))
 	}
 	out, err := world.Podman(ctx, "exec", m.Name(k)+"-workspace", "cat", "/hello")
 	if err != nil || out != "from the repository\nbuilt for ann\n" || written != 1 {
@@ -303,9 +311,9 @@ func TestAnImageIsBuiltOnceFromTheRepositorysFiles(t *testing.T) {
 		return len(found)
 	}
 	set("two", "FROM "+base+"\nCOPY hello /second\n")
-	must(t, ensure(m)) // the older one is in use while this one is built
+	must(t, made(m)) // the older one is in use while this one is built
 	set("three", "FROM "+base+"\nCOPY hello /third\n")
-	must(t, ensure(m))
+	must(t, made(m))
 	if n := images(); n != 2 {
 		t.Errorf("%d images are kept: the one in use, and the one that was in use", n)
 	}
@@ -323,7 +331,7 @@ func TestAnImageIsBuiltOnceFromTheRepositorysFiles(t *testing.T) {
 		{"an image that is too large", "FROM " + base + "\nRUN busybox dd if=/dev/zero of=/x bs=1M count=9 2>/dev/null\n", pods.ImageRules{Size: 6 << 20}, []string{"image.size"}},
 	} {
 		set(tt.name, tt.dockerfile)
-		err := ensure(manager(tt.rules))
+		err := made(manager(tt.rules))
 		for _, want := range tt.want {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: no %q in: %v", tt.name, want, err)
@@ -365,12 +373,7 @@ func TestAnImageThatCannotBeFetched(t *testing.T) {
 		m, err := pods.New(pods.Config{Instance: "pulls", StateDir: filepath.Join(world.Dir, "pulls"), Backend: podman.NewPods(world.client, "pulls", world.log), Images: world.client, Log: world.log, ImageRules: tt.rules,
 			Source: func(context.Context, pods.Spec) (pods.Source, error) { return pods.Source{Image: tt.image}, nil }})
 		must(t, err)
-		for {
-			_, err = m.Ensure(t.Context(), imageSpec(tools, "", pods.Key{Owner: "ann", Repo: "pulled", Issue: 1}))
-			if !errors.Is(err, pods.ErrPreparing) {
-				break
-			}
-		}
+		err = ensure(t, m, imageSpec(tools, "", pods.Key{Owner: "ann", Repo: "pulled", Issue: 1}))
 		for _, want := range tt.want {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("no %q in: %v", want, err)
