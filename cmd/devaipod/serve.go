@@ -252,9 +252,7 @@ func (s *service) run(ctx context.Context) error {
 	if err := s.pods.openWorkspaces(ctx); err != nil {
 		return fmt.Errorf("finding people's pods: %w", err)
 	}
-	if err := s.pods.manager.RenewGates(ctx); err != nil { // theirs go on as they are
-		s.log.Warn("gates of running pods are of an older devaipod", "err", err)
-	}
+	s.renewGates(ctx)
 	s.pods.release(ctx)
 	defer s.pods.shutAll() //nolint:errcheck // the process ends
 	public, err := listenTCP(s.cfg.Service.Listen, "service.listen")
@@ -278,17 +276,7 @@ func (s *service) run(ctx context.Context) error {
 			}
 		}()
 	}
-	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
-	go s.pods.disk.Run(ctx)
-	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
-	go s.work.Run(ctx)  //nolint:errcheck // the same
-	go s.follow.Run(ctx)
-	go s.followConfigs(ctx)
-	if s.cfg.joined() {
-		s.tellJoined()
-	} else {
-		go s.prepareRepositories(ctx)
-	}
+	s.tend(ctx)
 	go func() {
 		select {
 		case <-s.loop.Passed():
@@ -310,6 +298,27 @@ func (s *service) run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// tend looks after all that is not the loop's, beside it, until ctx ends.
+func (s *service) tend(ctx context.Context) {
+	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
+	go s.pods.disk.Run(ctx)
+	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
+	go s.work.Run(ctx)  //nolint:errcheck // the same
+	go s.follow.Run(ctx)
+	go s.followConfigs(ctx)
+	if s.cfg.joined() {
+		s.tellJoined()
+	} else {
+		go s.prepareRepositories(ctx)
+	}
+}
+
+func (s *service) renewGates(ctx context.Context) {
+	if err := s.pods.manager.RenewGates(ctx); err != nil { // theirs go on as they are
+		s.log.Warn("gates of running pods are of an older devaipod", "err", err)
+	}
 }
 
 // publicHandler is what the loopback port reaches.
