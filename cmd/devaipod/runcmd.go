@@ -204,7 +204,7 @@ func (a *app) follow(ctx context.Context, k reconcile.Key) error {
 				return err
 			}
 			a.tellChange(last, v)
-			if last = v; final(v.State) {
+			if last = v; v.State.Waits() {
 				a.drain(events)
 				return a.outcome(v)
 			}
@@ -237,8 +237,6 @@ func (a *app) tellChange(last, v reconcile.View) {
 		a.step("waiting  %s", plain(v.Why, 1000))
 	}
 }
-
-func final(s reconcile.State) bool { return s != reconcile.Queued && s != reconcile.Working }
 
 // outcome turns the last state into the exit code.
 func (a *app) outcome(v reconcile.View) error {

@@ -10,7 +10,7 @@ import (
 
 // begin decides whether a label may start a pod (invariant S1) and starts it.
 // Whatever can't be found out starts nothing.
-func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod, has bool, pods map[Key]Pod) error {
+func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod, has bool) error {
 	task, why, err := l.task(ctx, i, tr, ok)
 	if err != nil {
 		return err
@@ -37,8 +37,14 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 		pod.Key, pod.Branch = task.Key, task.Branch
 		return l.merged(ctx, i, pull, pod)
 	}
-	if l.cfg.Max > 0 && l.busy(task.Key, pods) >= l.cfg.Max {
-		return l.queue(ctx, i, task)
+	if !l.mayStart(i.Key) {
+		if has && !pod.Stopped { // what it did for an earlier label is over
+			if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
+				return err
+			}
+		}
+		l.wait(i, View{Labeler: tr.User, Branch: task.Branch, pod: task.Key}, tr)
+		return nil
 	}
 	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
 	delete(l.resumes, task.Key)
@@ -59,7 +65,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 		}
 		return err
 	}
-	return l.show(ctx, i, View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now(), pod: task.Key})
+	return l.show(ctx, i, View{State: Starting, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now(), pod: task.Key})
 }
 
 // task finds what was pinned for the label event, or pins it now; why says what
@@ -87,12 +93,12 @@ func (l *Loop) task(ctx context.Context, i Issue, tr Trigger, ok bool) (task Tas
 func (l *Loop) unstarted(ctx context.Context, i Issue, t Task, err error) error {
 	since, known := l.stuck[i.Key]
 	if !known {
-		since = l.cfg.Now()
+		since = l.cfg.Uptime()
 		l.stuck[i.Key] = since
 	}
 	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User, pod: t.Key,
 		Why: "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."}
-	if l.cfg.Deadline > 0 && l.cfg.Now().Sub(since) >= l.cfg.Deadline {
+	if l.cfg.Deadline > 0 && l.cfg.Uptime()-since >= l.cfg.Deadline {
 		l.cfg.Log.Error("the pod could not be started", "issue", i.Key.String(), "for", l.cfg.Deadline, "err", err)
 		v.State, v.Cause = Failed, CauseStart
 		v.Why = fmt.Sprintf("The pod could not be started for %s: %s.", l.cfg.Deadline, firstLine(err.Error()))
@@ -169,6 +175,7 @@ func (l *Loop) base(ctx context.Context, i Issue) (name, why string, err error) 
 // refuse tells once, politely, and starts nothing.
 func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 	l.keepView(i, View{State: Refused, Why: why})
+	delete(l.stuck, i.Key) // another label begins anew
 	// The issue's own name, which may be part of a command to copy, stays whole.
 	why = strings.ReplaceAll(l.cfg.Harmless(why), l.cfg.Harmless(i.Key.String()), i.Key.String())
 	body := fmt.Sprintf("No agent was started: %s.", why)
@@ -188,34 +195,6 @@ func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 		return nil
 	}
 	l.cfg.Log.Warn("not started", "issue", i.Key.String(), "why", why)
-	l.said[i.Key] = said{body: body, state: Refused, at: l.cfg.Now()}
+	l.said[i.Key] = said{body: body, state: Refused, at: l.cfg.Uptime()}
 	return nil
-}
-
-// queue tells that an issue waits for its turn.
-func (l *Loop) queue(ctx context.Context, i Issue, t Task) error {
-	return l.show(ctx, i, View{
-		State: Queued, Labeler: t.Trigger.User, Branch: t.Branch, limit: true, pod: t.Key,
-		Why: fmt.Sprintf("%d agents are working, and no more may at a time (agent.max).", l.cfg.Max),
-	})
-}
-
-// busy counts the pods whose agent works, other than k's.
-func (l *Loop) busy(k Key, pods map[Key]Pod) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := 0
-	for key, p := range pods {
-		v, known := l.views[key]
-		if key != k && p.Whole && (!known || v.State == Working) {
-			n++
-		}
-	}
-	// Started in this pass, after the pods were listed.
-	for key, v := range l.views {
-		if _, listed := pods[key]; !listed && key != k && v.State == Working {
-			n++
-		}
-	}
-	return n
 }

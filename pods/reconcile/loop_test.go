@@ -180,7 +180,7 @@ func TestAPodThatCannotStartIsToldAndTriedAgainWithItsPin(t *testing.T) {
 	hash := w.kept.TextHash
 	// Our own words moved the issue's time of update; the pin is from before.
 	w.beginErr = nil
-	if v := w.pass(t); v.State != reconcile.Working || w.begun != 2 || w.said["refused"] != "" {
+	if v := w.pass(t); v.State != reconcile.Starting || w.begun != 2 || w.said["refused"] != "" {
 		t.Errorf("%+v, begun %d, said %q", v, w.begun, w.said)
 	}
 	if w.task.TextHash != hash || w.kept != nil {
@@ -209,7 +209,7 @@ func TestThePlacesAreLimited(t *testing.T) {
 	// Also after a restart, with the text as it was.
 	full = false
 	w.issue.Body = "changed while it waited"
-	if v := w.pass(t); v.State != reconcile.Working || strings.Contains(w.task.Prompt, "changed while") {
+	if v := w.pass(t); v.State != reconcile.Starting || strings.Contains(w.task.Prompt, "changed while") {
 		t.Errorf("%+v with\n%s", v, w.task.Prompt)
 	}
 }
