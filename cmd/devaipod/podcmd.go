@@ -145,7 +145,7 @@ func (a *app) printView(v reconcile.View, saved *savedView) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	rows := [][2]string{
 		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", stateOf(v)}, {"why", plain(v.Why, 1000)},
-		{"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"used", v.Used}, {"note", plain(v.Note, 500)},
+		{"agent", plain(v.Agent, 100)}, {"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"used", v.Used}, {"note", plain(v.Note, 500)},
 		{"network", map[bool]string{true: "open: every public host"}[v.Open]},
 		{"trouble", plain(v.Trouble, 1000)},
 	}
@@ -247,7 +247,7 @@ func (a *app) unlabel(ctx context.Context, k reconcile.Key) error {
 	if err != nil {
 		return err
 	}
-	err = client.RemoveLabel(ctx, repoOf(k), k.Issue, a.cfg.Label)
+	err = unlabel(ctx, client, k, a.cfg.Label)
 	if errors.Is(err, forge.ErrNotFound) {
 		return fmt.Errorf("there is no issue %s on the forge: %w", k, forge.ErrNotFound)
 	}

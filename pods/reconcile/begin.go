@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // begin decides whether a label may start a pod (invariant S1) and starts it.
@@ -43,7 +44,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 				return err
 			}
 		}
-		l.wait(i, View{Labeler: tr.User, Branch: task.Branch, pod: task.Key}, tr)
+		l.wait(i, View{Labeler: tr.User, Agent: tr.Agent, Branch: task.Branch, pod: task.Key}, tr)
 		return nil
 	}
 	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
@@ -65,7 +66,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 		}
 		return err
 	}
-	return l.show(ctx, i, View{State: Starting, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now(), pod: task.Key})
+	return l.show(ctx, i, View{State: Starting, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Agent: tr.Agent, Started: l.cfg.Now(), pod: task.Key})
 }
 
 // task finds what was pinned for the label event, or pins it now; why says what
@@ -87,18 +88,24 @@ func (l *Loop) task(ctx context.Context, i Issue, tr Trigger, ok bool) (task Tas
 	return task, why, err
 }
 
+// A stuck is a label event that no pod could be started for yet.
+type stuck struct {
+	label int64
+	since time.Duration // Uptime
+}
+
 // unstarted tells why a pod can't start yet, and returns the reason, so that it
 // is tried again; when that has gone on for too long it counts as failed, and is
 // tried at the passes over everything alone.
 func (l *Loop) unstarted(ctx context.Context, i Issue, t Task, err error) error {
-	since, known := l.stuck[i.Key]
-	if !known {
-		since = l.cfg.Uptime()
-		l.stuck[i.Key] = since
+	s, known := l.stuck[i.Key]
+	if !known || s.label != t.Trigger.ID {
+		s = stuck{label: t.Trigger.ID, since: l.cfg.Uptime()}
+		l.stuck[i.Key] = s
 	}
-	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User, pod: t.Key,
+	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User, Agent: t.Trigger.Agent, pod: t.Key,
 		Why: "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."}
-	if l.cfg.Deadline > 0 && l.cfg.Uptime()-since >= l.cfg.Deadline {
+	if l.cfg.Deadline > 0 && l.cfg.Uptime()-s.since >= l.cfg.Deadline {
 		l.cfg.Log.Error("the pod could not be started", "issue", i.Key.String(), "for", l.cfg.Deadline, "err", err)
 		v.State, v.Cause = Failed, CauseStart
 		v.Why = fmt.Sprintf("The pod could not be started for %s: %s.", l.cfg.Deadline, firstLine(err.Error()))
@@ -147,6 +154,13 @@ func (l *Loop) refusal(ctx context.Context, i Issue, tr Trigger, ok bool) (strin
 	if err != nil {
 		return "", fmt.Errorf("asking whether %s may write to %s/%s: %w", tr.User, i.Owner, i.Repo, err)
 	}
+	if can && tr.Agent != "" && !slices.Contains(l.cfg.Agents, tr.Agent) {
+		known := "none has a name"
+		if len(l.cfg.Agents) > 0 {
+			known = "known are " + strings.Join(l.cfg.Agents, ", ")
+		}
+		return fmt.Sprintf("there is no agent %s here: %s; put the label of one of them on, or %s alone", code(tr.Agent), known, code(l.cfg.Label)), nil
+	}
 	if !can {
 		return fmt.Sprintf("thank you, but %s can't push code to this repository, and only somebody who can may start an agent; please ask one of them to put the label on", tr.User), nil
 	}
@@ -175,7 +189,6 @@ func (l *Loop) base(ctx context.Context, i Issue) (name, why string, err error) 
 // refuse tells once, politely, and starts nothing.
 func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 	l.keepView(i, View{State: Refused, Why: why})
-	delete(l.stuck, i.Key) // another label begins anew
 	// The issue's own name, which may be part of a command to copy, stays whole.
 	why = strings.ReplaceAll(l.cfg.Harmless(why), l.cfg.Harmless(i.Key.String()), i.Key.String())
 	body := fmt.Sprintf("No agent was started: %s.", why)

@@ -15,10 +15,11 @@ func (w *world) acts(l *reconcile.Loop, others *bool) []func() {
 	agent := func(s reconcile.AgentState) func() {
 		return func() { w.set(func() { w.summary = reconcile.Summary{State: s, Since: w.now} }) }
 	}
+	merged := func() bool { return w.pull != nil && w.pull.Merged && w.pull.ClosedAt.After(w.trigger.At) }
 	pull := func(p reconcile.Pull) func() {
 		return func() {
 			w.set(func() {
-				if p.Number, p.ClosedAt = 4, w.trigger.At.Add(time.Minute); w.pull != nil {
+				if p.Number, p.ClosedAt = 4, w.trigger.At.Add(time.Minute); w.pull != nil && !merged() {
 					w.pull = &p
 				}
 			})
@@ -40,7 +41,13 @@ func (w *world) acts(l *reconcile.Loop, others *bool) []func() {
 		func() { w.set(func() { w.issue.Open = true }) }, func() { w.set(func() { w.issue.Open = !w.issue.Open }) },
 		agent(reconcile.AgentStarting), agent(reconcile.AgentWorking), agent(reconcile.AgentAsking), agent(reconcile.AgentDone), agent(reconcile.AgentFailed),
 		func() { w.set(func() { w.commits = []reconcile.Commit{{}} }) }, func() { w.set(func() { w.commits = nil }) },
-		pull(reconcile.Pull{Open: true}), pull(reconcile.Pull{Merged: true}), pull(reconcile.Pull{}), func() { w.set(func() { w.pull = nil }) },
+		pull(reconcile.Pull{Open: true}), pull(reconcile.Pull{Merged: true}), pull(reconcile.Pull{}), func() {
+			w.set(func() {
+				if !merged() {
+					w.pull = nil
+				}
+			})
+		},
 		pass(time.Minute), pass(5 * time.Hour), pass(25 * time.Hour),
 		pod(func(p *reconcile.Pod) { p.Whole, p.Exit = false, "killed" }),
 		pod(func(p *reconcile.Pod) { p.Whole, p.Stopped, p.Exit = false, true, "" }), // the machine was off

@@ -16,8 +16,10 @@ import (
 type Config struct {
 	Forge Forge
 	Pods  Pods
-	// Label is the trigger label that people put on.
-	Label string
+	// Label is the trigger label that people put on. With one of Agents behind it
+	// (devaipod:fast) it asks for that agent.
+	Label  string
+	Agents []string
 	// Ours are the forge accounts of the service and the bot: what they label
 	// starts nothing.
 	Ours []string
@@ -76,7 +78,7 @@ type Loop struct {
 	exits   map[Key]string        // and how it had ended
 	away    map[Key]time.Duration // since when a pod-api has not answered
 	pins    map[Key]Task          // what could not be kept yet
-	stuck   map[Key]time.Duration // since when a pod could not be started
+	stuck   map[Key]stuck         // what could not be started
 	again   map[Key]int           // how often a decision was put off in a row
 	own     map[Key]own           // what our writes did to the time of update
 	ordered map[Key]ordered       // what was said on it
@@ -125,7 +127,7 @@ func New(cfg Config) (*Loop, error) {
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]time.Duration{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{},
+		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{},
 		line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
 	}, nil
 }

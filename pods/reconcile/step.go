@@ -35,7 +35,13 @@ func (l *Loop) reconcileOne(ctx context.Context, k Key, pods map[Key]Pod) error 
 }
 
 // wanted tells whether the issue asks for an agent.
-func (i Issue) wanted(label string) bool { return i.Open && slices.Contains(i.Labels, label) }
+func (i Issue) wanted(label string) bool { return i.Open && i.triggered(label) }
+
+// triggered tells whether an issue has the trigger label, or one that names an
+// agent.
+func (i Issue) triggered(label string) bool {
+	return slices.ContainsFunc(i.Labels, func(l string) bool { return l == label || strings.HasPrefix(l, label+":") })
+}
 
 func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, pods map[Key]Pod) error {
 	k := i.Key
@@ -78,7 +84,7 @@ func (l *Loop) leaveState(ctx context.Context, i Issue) error {
 
 // advance brings a pod's branch and pull request to where its agent is.
 func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error {
-	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, pod: pod.Key}
+	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, Agent: tr.Agent, pod: pod.Key}
 	l.elapsed(pod.Key, "created", pod.Created) // seen as soon as they can be
 	l.elapsed(pod.Key, "started", pod.Started)
 	pull, err := l.pull(ctx, pod)
@@ -362,7 +368,7 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 // issue, so that nothing starts again, it is told, and the pod is removed. The
 // pod goes last: while it is there, a kill in between is made good.
 func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
-	if i.Open && slices.Contains(i.Labels, l.cfg.Label) {
+	if i.wanted(l.cfg.Label) {
 		if err := l.cfg.Forge.Unlabel(ctx, i.Key); err != nil {
 			return err
 		}

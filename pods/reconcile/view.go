@@ -18,6 +18,7 @@ type View struct {
 	Cause       Cause     `json:"cause,omitempty"`    // of asking or failed
 	Resting     bool      `json:"resting,omitempty"`  // its processes are stopped
 	Position    int       `json:"position,omitempty"` // in the queue for a place, from 1
+	Agent       string    `json:"agent,omitempty"`    // that the label names
 	Branch      string    `json:"branch,omitempty"`
 	PullRequest string    `json:"pull_request,omitempty"` // its URL
 	Pull        int64     `json:"-"`
@@ -57,6 +58,9 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 	}
 	b.WriteString("| | |\n|---|---|\n")
 	fmt.Fprintf(&b, "| state | `%s` |\n", v.State)
+	if v.Agent != "" {
+		fmt.Fprintf(&b, "| agent | %s |\n", code(v.Agent))
+	}
 	if v.Branch != "" {
 		fmt.Fprintf(&b, "| branch | `%s` |\n", v.Branch)
 	}
@@ -106,6 +110,9 @@ func (v View) writeBlocked(b *strings.Builder) {
 
 // next says what a person can do now.
 func next(v View, trigger string) string {
+	if v.Agent != "" {
+		trigger += ":" + v.Agent
+	}
 	stop := fmt.Sprintf("To stop it, take the label `%s` off, close the issue, or run `devaipod stop %s`.", trigger, v.Key)
 	again := fmt.Sprintf("To start again, take the label `%s` off and put it on again.", trigger)
 	switch v.State {

@@ -96,7 +96,7 @@ func (w *world) Wanted(context.Context) ([]reconcile.Issue, time.Time, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.issue.Open && slices.Contains(w.issue.Labels, "devaipod") {
+	if w.issue.Open && slices.ContainsFunc(w.issue.Labels, func(l string) bool { return strings.HasPrefix(l, "devaipod") }) {
 		return []reconcile.Issue{w.issue}, w.now, nil
 	}
 	return nil, w.now, nil
