@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
@@ -46,6 +47,18 @@ func (s *service) apiHandler() http.Handler {
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("POST /api/prune", func(w http.ResponseWriter, r *http.Request) {
+		var did pods.Collected
+		var err error
+		if e := s.loop.Between(r.Context(), func() { did, err = s.collect(r.Context(), r.URL.Query().Get("dry") == "true") }); e != nil {
+			err = e
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		s.json(w, did)
 	})
 	const pod = "/api/pods/{owner}/{repo}/{issue}"
 	mux.HandleFunc("GET "+pod, s.keyed(func(w http.ResponseWriter, _ *http.Request, k reconcile.Key) {

@@ -111,6 +111,11 @@ type config struct {
 		Time   time.Duration `mapstructure:"time"`
 	} `mapstructure:"budget"`
 
+	Prune struct {
+		ImageAge      time.Duration `mapstructure:"image_age"`
+		DiskWatermark string        `mapstructure:"disk_watermark"`
+	} `mapstructure:"prune"`
+
 	// File is where it was read from, "" for nowhere.
 	File string `mapstructure:"-"`
 }
@@ -182,6 +187,8 @@ func defaults() map[string]any {
 		"budget.money":            "10",
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
+		"prune.image_age":         "720h",
+		"prune.disk_watermark":    "90%",
 	}
 	maps.Copy(all, imageDefaults())
 	return all
@@ -410,7 +417,7 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents()); err != nil {
+	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents(), c.validatePrune()); err != nil {
 		return err
 	}
 	return c.validateModel()

@@ -243,6 +243,9 @@ func (s *service) run(ctx context.Context) error {
 	if err := s.pods.manager.Sweep(); err != nil {
 		return fmt.Errorf("removing what a killed service left: %w", err)
 	}
+	if _, err := s.collect(ctx, false); err != nil { // before anything is made
+		s.log.Warn("removing what has no owner; it is tried again later", "err", err)
+	}
 	if err := s.pods.openAll(ctx); err != nil {
 		return fmt.Errorf("finding the pods that run: %w", err)
 	}
@@ -277,6 +280,7 @@ func (s *service) run(ctx context.Context) error {
 	}
 	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
 	go s.pods.disk.Run(ctx)
+	go s.collectAll(ctx)
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	go s.work.Run(ctx)  //nolint:errcheck // the same
 	go s.follow.Run(ctx)

@@ -199,6 +199,19 @@ func (l *Loop) Remove(ctx context.Context, k Key) error {
 	}
 }
 
+// Between runs f between two passes, when nothing is made or removed, and waits for
+// it. It needs Run.
+func (l *Loop) Between(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case l.asks <- func() { defer close(done); f() }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Passed is closed once the first pass over everything is done.
 func (l *Loop) Passed() <-chan struct{} { return l.passed }
 
