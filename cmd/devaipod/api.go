@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 
-	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
@@ -48,18 +47,7 @@ func (s *service) apiHandler() http.Handler {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
-	mux.HandleFunc("POST /api/prune", func(w http.ResponseWriter, r *http.Request) {
-		var did pods.Collected
-		var err error
-		if e := s.loop.Between(r.Context(), func() { did, err = s.collect(r.Context(), r.URL.Query().Get("dry") == "true") }); e != nil {
-			err = e
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		s.json(w, did)
-	})
+	mux.HandleFunc("POST /api/prune", s.prune)
 	const pod = "/api/pods/{owner}/{repo}/{issue}"
 	mux.HandleFunc("GET "+pod, s.keyed(func(w http.ResponseWriter, _ *http.Request, k reconcile.Key) {
 		v, ok := s.loop.View(k)

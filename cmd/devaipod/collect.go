@@ -64,6 +64,20 @@ func (s *service) collectAll(ctx context.Context) {
 	}
 }
 
+// prune answers POST /api/prune.
+func (s *service) prune(w http.ResponseWriter, r *http.Request) {
+	var did pods.Collected
+	var err error
+	if e := s.loop.Between(r.Context(), func() { did, err = s.collect(r.Context(), r.URL.Query().Get("dry") == "true") }); e != nil {
+		err = e
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	s.json(w, did)
+}
+
 // pruneThings has the service remove what has no owner. Where none runs the next one
 // does, at its start.
 func (a *app) pruneThings(ctx context.Context, dry bool) (pods.Collected, error) {

@@ -205,7 +205,7 @@ func (s *service) prepareWanted() func(context.Context, forge.Repo) error {
 
 // prepareForRun readies the repository that an issue shall be opened in.
 func (a *app) prepareForRun(ctx context.Context, creds credentials, repo forge.Repo) error {
-	if !a.cfg.joined() && len(a.cfg.Agents) == 0 {
+	if !a.cfg.joined() {
 		return nil
 	}
 	service, err := a.serviceForge(creds)

@@ -290,15 +290,7 @@ func (s *service) run(ctx context.Context) error {
 	} else {
 		go s.prepareRepositories(ctx)
 	}
-	go func() {
-		select {
-		case <-s.loop.Passed():
-			s.ready.Store(true)
-			s.happened.add(happening{Kind: kindService, State: "ready"})
-			s.log.Info("ready", "url", s.cfg.serviceURL())
-		case <-ctx.Done():
-		}
-	}()
+	go s.getReady(ctx)
 	if s.cfg.Network.Mode == networkOpen {
 		s.log.Warn("the network of pods is open (network.mode): agents reach every public host, and all that they know can leave")
 	}
@@ -311,6 +303,17 @@ func (s *service) run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// getReady notes when the first pass is done.
+func (s *service) getReady(ctx context.Context) {
+	select {
+	case <-s.loop.Passed():
+		s.ready.Store(true)
+		s.happened.add(happening{Kind: kindService, State: "ready"})
+		s.log.Info("ready", "url", s.cfg.serviceURL())
+	case <-ctx.Done():
+	}
 }
 
 // publicHandler is what the loopback port reaches.

@@ -112,18 +112,14 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	}
 	v.Used, v.Note, v.Open, v.ordered = steered.Used, steered.Note, steered.Open, orders.At
 	if state, rests := l.rests(i, pod); rests && !(steered.Wake && state == Asking) {
-		v.State, v.Resting = state, true
-		if old, ok := l.View(i.Key); ok && old.State == state {
-			v.Why, v.Cause = old.Why, old.Cause
-		}
-		l.keepView(i, v)
+		l.rest(i, v, state)
 		return nil
 	}
 	if pod.Full != "" {
 		v.State, v.Cause, v.Why = Failed, CauseDisk, pod.Full+"."
 		return errors.Join(l.stop(ctx, &v), l.show(ctx, i, v))
 	}
-	if _, idle := i.labeled(func(st stage) bool { return st.idle }); !pod.Whole && (pod.Stopped || !idle) && !l.mayStart(i.Key) {
+	if _, idle := i.labeled(idles); !pod.Whole && (pod.Stopped || !idle) && !l.mayStart(i.Key) {
 		l.wait(i, v, tr)
 		return nil
 	}
@@ -157,7 +153,18 @@ func (l *Loop) rests(i Issue, pod Pod) (State, bool) {
 	if !pod.Stopped {
 		return Gone, false
 	}
-	return i.labeled(func(st stage) bool { return st.idle })
+	return i.labeled(idles)
+}
+
+func idles(st stage) bool { return st.idle }
+
+// rest keeps the view of a pod that sleeps in a state; why is as it was.
+func (l *Loop) rest(i Issue, v View, state State) {
+	v.State, v.Resting = state, true
+	if old, ok := l.View(i.Key); ok && old.State == state {
+		v.Why, v.Cause = old.Why, old.Cause
+	}
+	l.keepView(i, v)
 }
 
 // limit ends what has gone on for too long: work at the deadline, and the
