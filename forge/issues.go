@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -142,9 +143,10 @@ func (c *Client) CreateIssue(ctx context.Context, r Repo, spec IssueSpec) (Issue
 
 // A LabelEvent is the putting on of a label.
 type LabelEvent struct {
-	ID   int64
-	User string
-	At   time.Time
+	ID    int64
+	User  string
+	At    time.Time
+	Label string // which of the labels that start agents it was
 }
 
 type timelineEntry struct {
@@ -158,17 +160,19 @@ type timelineEntry struct {
 	} `json:"label"`
 }
 
-// A labelMark is how a label was on an issue after the timeline's entry id.
+// A labelMark is how the labels that start agents were on an issue after the
+// timeline's entry id.
 type labelMark struct {
-	id int64
-	at time.Time // of that entry
-	on bool
-	ev LabelEvent
+	id   int64
+	at   time.Time // of that entry
+	on   map[string]LabelEvent
+	last LabelEvent // the newest that put one of them on or took it off
 }
 
-// LabelEvent finds the newest putting on of a label that nothing undid; ok is
-// false when there is none, and then ev has the ID and the time of what undid it,
-// if anything did. The whole timeline is read once, and later what came to it.
+// LabelEvent finds the newest putting on of a label that starts agents ([Triggers])
+// which nothing undid; ok is false when there is none, and then ev has the ID and
+// the time of what undid it, if anything did. The whole timeline is read once, and
+// later what came to it.
 //
 // Seen on the sibling 1.23.8: an issue created with a label has that event
 // too. An issue's updated_at moves with every label, comment, assignment and
@@ -181,6 +185,9 @@ func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) 
 	c.mu.Lock()
 	mark := c.events[key]
 	c.mu.Unlock()
+	if mark.on = maps.Clone(mark.on); mark.on == nil {
+		mark.on = map[string]LabelEvent{}
+	}
 	in := call{method: "GET", path: r.path("/issues/%d/timeline", n)}
 	if mark.id != 0 {
 		in.query = url.Values{"since": {mark.at.UTC().Format(time.RFC3339)}}
@@ -199,20 +206,29 @@ func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) 
 			continue
 		}
 		mark.id, mark.at = e.ID, e.Created
-		if e.Type == "label" && e.Label != nil && e.Label.Name == label {
-			mark.on, mark.ev = e.Body == "1", LabelEvent{ID: e.ID, User: login(e.User), At: e.Created}
+		if e.Type != "label" || e.Label == nil || !Triggers(label, e.Label.Name) {
+			continue
+		}
+		mark.last = LabelEvent{ID: e.ID, User: login(e.User), At: e.Created, Label: e.Label.Name}
+		if delete(mark.on, e.Label.Name); e.Body == "1" {
+			mark.on[e.Label.Name] = mark.last
 		}
 	}
 	c.mu.Lock()
 	c.events[key] = mark
 	c.mu.Unlock()
+	for _, on := range mark.on {
+		if on.ID > ev.ID {
+			ev = on
+		}
+	}
 	switch {
-	case !mark.on:
-		return LabelEvent{ID: mark.ev.ID, At: mark.ev.At}, false, nil
-	case mark.ev.User == "":
+	case len(mark.on) == 0:
+		return LabelEvent{ID: mark.last.ID, At: mark.last.At}, false, nil
+	case ev.User == "":
 		return LabelEvent{}, false, nil
 	}
-	return mark.ev, true, nil
+	return ev, true, nil
 }
 
 // CanWrite asks whether an account may push code to a repository, by looking

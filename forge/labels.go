@@ -20,10 +20,33 @@ type Label struct {
 
 const stateScope = "agent/"
 
-// DefaultLabels are the label that starts an agent and the scoped, exclusive
-// ones that tell its state.
-func DefaultLabels(trigger string) []Label {
-	var labels []Label
+// Triggers tells whether a label starts an agent: the trigger label itself, or one
+// with an agent's name behind it (devaipod:fast).
+func Triggers(trigger, label string) bool {
+	return label == trigger || strings.HasPrefix(label, trigger+":")
+}
+
+// TriggerOf is the label that starts an agent, by the agent's name if it has one.
+func TriggerOf(trigger, agent string) string {
+	if agent == "" {
+		return trigger
+	}
+	return trigger + ":" + agent
+}
+
+// DefaultLabels are the labels that start agents, also those by name, and the
+// scoped, exclusive ones that tell an agent's state.
+func DefaultLabels(trigger string, agents ...string) []Label {
+	labels := StateLabels()
+	for _, name := range agents {
+		labels = append(labels, Label{Name: TriggerOf(trigger, name), Color: "#6f42c1", Description: "Start the coding agent " + name + " on this issue"})
+	}
+	// Last: where it is, the others are.
+	return append(labels, Label{Name: trigger, Color: "#6f42c1", Description: "Start a coding agent on this issue"})
+}
+
+// StateLabels tell an agent's state.
+func StateLabels() (labels []Label) {
 	for _, s := range []struct{ state, color, text string }{
 		{"queued", "#bfbfbf", "Waiting to start"},
 		{"working", "#1d76db", "An agent is working on this"},
@@ -34,8 +57,7 @@ func DefaultLabels(trigger string) []Label {
 	} {
 		labels = append(labels, Label{Name: stateScope + s.state, Color: s.color, Description: s.text, Exclusive: true})
 	}
-	// Last: where it is, the others are.
-	return append(labels, Label{Name: trigger, Color: "#6f42c1", Description: "Start a coding agent on this issue"})
+	return labels
 }
 
 // labelJSON is the SDK's Label and the exclusive that it lacks.

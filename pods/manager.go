@@ -39,7 +39,10 @@ type Config struct {
 	// Fault, when not nil, is called with a name before each change of a file;
 	// tests end the process there. Backends have their own.
 	Fault func(point string)
-	Log   *slog.Logger
+	// DiskUsed, when not nil, tells how much of a directory's file system is used,
+	// from 0 to 1, instead of the system.
+	DiskUsed func(dir string) (float64, error)
+	Log      *slog.Logger
 }
 
 // A Manager makes and ends the pods of one instance. Its methods may be called
@@ -51,6 +54,7 @@ type Manager struct {
 	images Images
 	log    *slog.Logger
 	warned sync.Map               // specifications that can't be read, by file
+	saving sync.Map               // the keys whose saver is run once now
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 
 	jobsMu sync.Mutex
@@ -105,6 +109,9 @@ const (
 // another label event is made anew, its volumes and so its work kept, and what
 // its clones borrow from.
 func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) {
+	if err := m.endRemoval(ctx, s.Key); err != nil {
+		return false, err
+	}
 	dir := m.RunDir(s.Key)
 	var lent func()
 	if s.Borrow, lent, err = m.borrow(ctx, s); err != nil {
@@ -231,7 +238,7 @@ func readSpec(dir string) (s Spec, err error) {
 func (m *Manager) Sweep() error {
 	dirs, err := filepath.Glob(filepath.Join(m.cfg.StateDir, "p", "*"))
 	for _, dir := range dirs {
-		if _, e := os.Stat(filepath.Join(dir, specFile)); errors.Is(e, fs.ErrNotExist) {
+		if straying(dir) {
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}
@@ -250,6 +257,9 @@ func (m *Manager) Stop(ctx context.Context, k Key) error {
 
 // Remove leaves nothing of a pod.
 func (m *Manager) Remove(ctx context.Context, k Key) error {
+	if err := m.beginRemoval(k); err != nil {
+		return fmt.Errorf("noting that the pod of %s is being removed: %w", k, err)
+	}
 	if err := m.runs.Remove(ctx, backend.Remains{Labels: m.own(k), Volumes: volumes(m.Name(k))}); err != nil {
 		return err
 	}

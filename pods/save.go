@@ -88,6 +88,8 @@ func (m *Manager) saveOnce(ctx context.Context, s Spec) (saved podfile.Saved, er
 	if err := m.finish(&c, s, roleSaverOnce); err != nil {
 		return saved, err
 	}
+	m.saving.Store(s.Key, true)
+	defer m.saving.Delete(s.Key)
 	name := m.Name(s.Key)
 	log, err := m.runs.Run(ctx, backend.Pod{Name: name, Labels: m.labels(s.Key), Volumes: []backend.Volume{{Name: name + "-saver", Owner: agentID}}}, c)
 	if err != nil {

@@ -36,6 +36,7 @@ type Spec struct {
 	// two, where a [Config] has a Source.
 	AgentImage, Image string
 	AgentInImage      bool
+	AgentCommand      []string // the agent's program and arguments, for opencode of its image when empty
 	ToolsImage        string
 	MemoryBytes       int64 // of the agent's container
 	// Limits are by role what else containers get; a role without has the usual.
@@ -216,11 +217,15 @@ func (m *Manager) control(s Spec) backend.Container {
 func (m *Manager) agent(s Spec, t tokens) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := m.inBox(s, s.AgentBox, agentVolume(name), name+"-agent-home", name+"-agent-sock", t.Agent)
-	opencode := "opencode"
-	if s.AgentBox.Guest {
-		opencode = podfile.AgentSet + "/bin/opencode"
+	program := s.AgentCommand
+	switch {
+	case len(program) > 0:
+	case s.AgentBox.Guest:
+		program = []string{podfile.AgentSet + "/bin/opencode"}
+	default:
+		program = []string{AgentName}
 	}
-	c.Command = []string{"shim", "agent", "--", opencode, "serve", "--hostname", "127.0.0.1", "--port", "4096"}
+	c.Command = slices.Concat([]string{"shim", "agent", "--"}, program, []string{"serve", "--hostname", "127.0.0.1", "--port", "4096"})
 	for k, v := range opencodeEnv(s, t.Agent) {
 		c.Env[k] = v
 	}

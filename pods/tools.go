@@ -35,6 +35,14 @@ type Images interface {
 	Images(ctx context.Context, prefix string) ([]string, error)
 	// ImageRemove removes one that no container uses.
 	ImageRemove(ctx context.Context, ref string) error
+	// LabeledImages lists those that carry all of labels.
+	LabeledImages(ctx context.Context, labels map[string]string) ([]backend.ImageThing, error)
+	// ImagesInUse are the IDs of those that containers are made of, whoever's.
+	ImagesInUse(ctx context.Context) (map[string]bool, error)
+	// ImageRemoveAll removes one under all its names, unless a container uses it.
+	ImageRemoveAll(ctx context.Context, i backend.ImageThing) error
+	// ImageDir is the directory of the host that they are in.
+	ImageDir(ctx context.Context) (string, error)
 }
 
 func (m *Manager) toolsPrefix() string { return "localhost/" + m.cfg.Instance + "/tools:" }
@@ -66,7 +74,7 @@ func (m *Manager) EnsureTools(ctx context.Context, binary string) (ref string, e
 	}
 	archive, w := io.Pipe()
 	go func() { w.CloseWithError(toolsTar(w, program, ca)) }()
-	err = m.images.ImageImport(ctx, ref, archive, []string{`ENTRYPOINT ["/devaipod-pod"]`})
+	err = m.images.ImageImport(ctx, ref, archive, []string{`ENTRYPOINT ["/devaipod-pod"]`, "LABEL " + labelInstance + "=" + m.cfg.Instance})
 	if err = errors.Join(err, archive.Close()); err != nil {
 		return "", err
 	}

@@ -69,6 +69,7 @@ type config struct {
 		Pids     int64   `mapstructure:"pids"`
 		Disk     string  `mapstructure:"disk"`
 		Max      int     `mapstructure:"max"`
+		Use      string  `mapstructure:"use"`
 
 		WritableRoot bool `mapstructure:"writable_root"`
 
@@ -85,9 +86,10 @@ type config struct {
 		Dotfiles       string `mapstructure:"dotfiles"`
 		DotfilesScript string `mapstructure:"dotfiles_script"`
 	} `mapstructure:"workspace"`
-	Control limitConfig `mapstructure:"control"`
-	Saver   limitConfig `mapstructure:"saver"`
-	Image   imageConfig `mapstructure:"image"`
+	Control limitConfig            `mapstructure:"control"`
+	Saver   limitConfig            `mapstructure:"saver"`
+	Image   imageConfig            `mapstructure:"image"`
+	Agents  map[string]agentConfig `mapstructure:"agents"`
 	Model   struct {
 		API  string `mapstructure:"api"`
 		URL  string `mapstructure:"url"`
@@ -108,6 +110,11 @@ type config struct {
 		Tokens string        `mapstructure:"tokens"`
 		Time   time.Duration `mapstructure:"time"`
 	} `mapstructure:"budget"`
+
+	Prune struct {
+		ImageAge      time.Duration `mapstructure:"image_age"`
+		DiskWatermark string        `mapstructure:"disk_watermark"`
+	} `mapstructure:"prune"`
 
 	// File is where it was read from, "" for nowhere.
 	File string `mapstructure:"-"`
@@ -158,6 +165,7 @@ func defaults() map[string]any {
 		"agent.image":     "localhost/devaipod/agent:latest",
 		"agent.memory":    "4GiB",
 		"agent.max":       4,
+		"agent.use":       "",
 		"agent.upstreams": []string{},
 		"agent.stall":     "10m",
 		"agent.deadline":  "4h",
@@ -179,6 +187,8 @@ func defaults() map[string]any {
 		"budget.money":            "10",
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
+		"prune.image_age":         "720h",
+		"prune.disk_watermark":    "90%",
 	}
 	maps.Copy(all, imageDefaults())
 	return all
@@ -276,7 +286,11 @@ func readConfigFile(v *viper.Viper, flags *pflag.FlagSet) (string, error) {
 func unknownKeys(v *viper.Viper, file string) error {
 	known := knownKeys()
 	for _, key := range v.AllKeys() {
-		if !slices.Contains(known, key) {
+		named, near := knownAgentKey(key)
+		if !named && near != "" {
+			return fmt.Errorf("%s: unknown key %q; the nearest known one is %q", file, key, near)
+		}
+		if !named && !slices.Contains(known, key) {
 			return fmt.Errorf("%s: unknown key %q; the nearest known one is %q", file, key, nearest(key, known))
 		}
 	}
@@ -403,7 +417,7 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup()); err != nil {
+	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents(), c.validatePrune()); err != nil {
 		return err
 	}
 	return c.validateModel()

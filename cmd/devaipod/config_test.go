@@ -101,6 +101,12 @@ func TestBadConfigurationIsRefusedByName(t *testing.T) {
 		"an authority without TLS":     {file: "[forge]\nurl = \"http://localhost:3000\"\nca = \"/etc/ca.pem\"", want: "forge.ca"},
 		"a webhook of our own":         {file: "[forge]\nwebhook = \"http://127.0.0.1:8090/hooks/forge\"", want: "forge.webhook"},
 		"a webhook that is no URL":     {file: "[forge]\nurl = \"https://git.example.org\"\nwebhook = \"svc\"", want: "forge.webhook"},
+		"a watermark without percent":  {file: "[prune]\ndisk_watermark = \"0.9\"", want: "prune.disk_watermark"},
+		"an agent of another driver":   {file: "[agents.x]\ndriver = \"acp\"", want: `agents.x.driver = "acp": the only driver there is, is "opencode"`},
+		"an unknown key of an agent":   {file: "[agents.x]\nimgae = \"y\"", want: `"agents.x.image"`},
+		"an agent's name with a slash": {file: "[agents.\"x/y\"]\nmodel = \"y\"", want: "agents.x/y"},
+		"an agent that is not there":   {file: "[agent]\nuse = \"x\"", want: `agent.use: there is no agent "x"`},
+		"an agent's model with blanks": {file: "[agents.x]\nmodel = \"a b\"", want: "agents.x.model"},
 		"a file that is no TOML":       {file: "[[[", want: "devaipod.toml"},
 	} {
 		t.Run(name, func(t *testing.T) {

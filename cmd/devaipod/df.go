@@ -66,8 +66,13 @@ func (a *app) pruneCmd() *cobra.Command {
 	var older time.Duration
 	var dry bool
 	cmd := &cobra.Command{
-		Use: "prune", Short: "Remove from the caches what was not used for some time", Args: noArgs,
-		Long: "Remove cached repositories that nobody read for some time. One that its upstream may not have any more stays.",
+		Use: "prune", Short: "Remove what has no owner, and from the caches what was not used for some time", Args: noArgs,
+		Long: `Remove what this instance has that has no owner: what a removal that was cut short
+has left, parts of pods that are gone, old images of its own that nothing uses
+([prune] of the configuration). The service does that by itself, at its start and
+every hour. What may hold work stays, and is named. Then remove cached
+repositories that nobody read for some time; one that its upstream may not have
+any more stays.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.prune(cmd.Context(), older, dry) },
 	}
 	cmd.Flags().DurationVar(&older, "older", 30*24*time.Hour, "how long ago it was used last")
@@ -76,6 +81,17 @@ func (a *app) pruneCmd() *cobra.Command {
 }
 
 func (a *app) prune(ctx context.Context, older time.Duration, dry bool) error {
+	did, err := a.pruneThings(ctx, dry)
+	for _, what := range did.Removed {
+		fmt.Fprintln(a.out, map[bool]string{true: "would remove", false: "removed"}[dry], what)
+	}
+	for _, what := range did.Kept {
+		a.step("kept     %s", what)
+	}
+	return errors.Join(err, a.pruneCache(ctx, older, dry))
+}
+
+func (a *app) pruneCache(ctx context.Context, older time.Duration, dry bool) error {
 	c, all, err := a.listCache()
 	if err != nil {
 		return err

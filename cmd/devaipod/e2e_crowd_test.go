@@ -1,12 +1,14 @@
 package main_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,8 +33,11 @@ type crowd struct {
 
 	begun, left chan struct{} // a pass has begun; the issue that is nowhere was left
 
-	mu   sync.Mutex
-	pods map[reconcile.Key]reconcile.Pod
+	mu    sync.Mutex
+	pods  map[reconcile.Key]reconcile.Pod
+	began []reconcile.Trigger // for whom agents began, in this order
+	ended map[reconcile.Key]bool
+	most  int // that worked at once
 }
 
 const crowdLabel = "crowd"
@@ -49,12 +54,20 @@ func (c *crowd) RoundTrip(r *http.Request) (*http.Response, error) {
 // newCrowd makes the repository with its issues, and starts the loop.
 func newCrowd(tb testing.TB, issues int) *crowd {
 	tb.Helper()
+	c := gather(tb, issues)
+	c.run(tb, 0)
+	return c
+}
+
+// gather makes the repository with its issues.
+func gather(tb testing.TB, issues int) *crowd {
+	tb.Helper()
 	running.once.Do(func() { running.s, running.err = start(suiteContext) })
 	if running.err != nil {
 		tb.Fatal(running.err)
 	}
 	s := running.s
-	c := &crowd{suite: s, repo: forge.Repo{Owner: person, Name: fmt.Sprint("crowd", issues)}, begun: make(chan struct{}, 1), left: make(chan struct{}, 1), pods: map[reconcile.Key]reconcile.Pod{}}
+	c := &crowd{suite: s, repo: forge.Repo{Owner: person, Name: fmt.Sprint("crowd", issues)}, begun: make(chan struct{}, 1), left: make(chan struct{}, 1), pods: map[reconcile.Key]reconcile.Pod{}, ended: map[reconcile.Key]bool{}}
 	cred, err := s.Credentials()
 	if err != nil {
 		tb.Fatal(err)
@@ -80,7 +93,6 @@ func newCrowd(tb testing.TB, issues int) *crowd {
 	if err := c.fill(issues); err != nil {
 		tb.Fatal(err)
 	}
-	c.run(tb)
 	return c
 }
 
@@ -90,20 +102,28 @@ func (c *crowd) fill(issues int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.webhook(true)) }()
+	return c.each(issues, func(n int) error {
+		_, err := c.api(person).CreateIssue(c.ctx, c.repo.String(), fmt.Sprint("One of many, ", n), "")
+		return err
+	})
+}
+
+// each does something n times, a few at a time.
+func (c *crowd) each(n int, do func(n int) error) error {
 	numbers, errs := make(chan int), make(chan error, 8)
 	for range cap(errs) {
 		go func() {
 			var err error
 			for n := range numbers {
 				if err == nil {
-					_, err = c.api(person).CreateIssue(c.ctx, c.repo.String(), fmt.Sprint("One of many, ", n), "")
+					err = do(n)
 				}
 			}
 			errs <- err
 		}()
 	}
-	for n := range issues {
-		numbers <- n
+	for i := range n {
+		numbers <- i
 	}
 	close(numbers)
 	var all error
@@ -129,12 +149,12 @@ func (c *crowd) webhook(on bool) error {
 	return nil
 }
 
-// run starts the loop, until the test's end.
-func (c *crowd) run(tb testing.TB) {
+// run starts the loop, until the test's end, for that many agents at a time.
+func (c *crowd) run(tb testing.TB, most int) {
 	var err error
 	c.loop, err = reconcile.New(reconcile.Config{
 		Forge: main.NewForgePort(c.client, crowdLabel, c.Instance+"-crowd", c.Instance+"-bot"), Pods: c, Label: crowdLabel,
-		Resync: time.Hour, Overlap: crowdOverlap, Harmless: forge.Harmless,
+		Resync: time.Hour, Overlap: crowdOverlap, Max: most, Harmless: forge.Harmless,
 		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-crowd", n) }, Log: slog.New(slog.NewTextHandler(tb.Output(), nil)),
 	})
 	if err != nil {
@@ -241,6 +261,90 @@ func TestAPassOverAThousandIssues(t *testing.T) {
 	}
 }
 
+// TestFiftyLabelsAtOnceOnAForge puts the label on fifty issues, eight at a time, with
+// places for four: they begin in the order of their labels.
+func TestFiftyLabelsAtOnceOnAForge(t *testing.T) {
+	const issues, places = 50, 4
+	c := gather(t, issues)
+	if err := c.webhook(false); err != nil {
+		t.Fatal(err)
+	}
+	err := c.each(issues, func(n int) error {
+		return c.api(person).Label(c.ctx, c.repo.String(), int64(n+1), crowdLabel)
+	})
+	if err := errors.Join(err, c.webhook(true)); err != nil {
+		t.Fatal(err)
+	}
+	var found []testkit.Issue
+	for len(found) < issues { // the forge's index is late
+		if err := c.api(person).Get(c.ctx, "/repos/issues/search?state=open&limit=50&labels="+crowdLabel, &found); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.run(t, places)
+	for c.working() > 0 {
+		c.endOne()
+		c.looked(t) // at it
+		c.looked(t) // and then at the line
+		waits := 0
+		for _, v := range c.loop.Views() {
+			if v.Position > 0 {
+				waits++
+			}
+		}
+		if begun, works := c.count(), c.working(); begun+waits != issues || works != min(places, works+waits) {
+			t.Fatalf("%d have begun, %d work, %d wait", begun, works, waits)
+		}
+	}
+	t.Logf("%d calls", c.calls.Load())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.most != places || len(c.began) != issues || len(c.pods) != issues {
+		t.Errorf("%d began, at most %d at once, of %d issues", len(c.began), c.most, len(c.pods))
+	}
+	if !slices.IsSortedFunc(c.began, func(a, b reconcile.Trigger) int { return cmp.Compare(a.ID, b.ID) }) {
+		t.Errorf("they began out of order: %v", c.began)
+	}
+}
+
+// looked waits until the loop has looked at what was kicked before.
+func (c *crowd) looked(tb testing.TB) {
+	tb.Helper()
+	empty(c.left)
+	c.loop.Kick(c.nowhere())
+	select {
+	case <-c.left:
+	case <-c.ctx.Done():
+		tb.Fatal(c.ctx.Err())
+	}
+}
+
+func (c *crowd) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.began)
+}
+
+func (c *crowd) working() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.began) - len(c.ended)
+}
+
+// endOne lets the agent end that has worked for the longest.
+func (c *crowd) endOne() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var first reconcile.Key
+	for k, p := range c.pods {
+		if !c.ended[k] && (first.Issue == 0 || p.TriggerID < c.pods[first].TriggerID) {
+			first = k
+		}
+	}
+	c.ended[first] = true
+	c.loop.Kick(first)
+}
+
 // relabel puts the label on an issue and takes it off another (0 for none), and
 // waits until the forge's index knows.
 func (c *crowd) relabel(tb testing.TB, on, off int64) {
@@ -296,6 +400,8 @@ func (c *crowd) List(context.Context) (out []reconcile.Pod, _ error) {
 func (c *crowd) Begin(_ context.Context, t reconcile.Task) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.began = append(c.began, t.Trigger)
+	c.most = max(c.most, len(c.began)-len(c.ended))
 	c.pods[t.Key] = reconcile.Pod{
 		Key: t.Key, Name: "none", TriggerID: t.Trigger.ID, TriggerAt: t.Trigger.At, Labeler: t.Trigger.User,
 		Branch: t.Branch, Base: t.Base, Whole: true, Created: time.Now(), Started: time.Now(),
@@ -333,6 +439,11 @@ func (c *crowd) Steer(context.Context, reconcile.Key, reconcile.Orders) (reconci
 }
 func (c *crowd) Kept(reconcile.Key) (*reconcile.Task, error) { return nil, nil }
 func (c *crowd) Waiting() ([]reconcile.Key, error)           { return nil, nil }
-func (c *crowd) Summary(context.Context, reconcile.Key) (reconcile.Summary, error) {
+func (c *crowd) Summary(_ context.Context, k reconcile.Key) (reconcile.Summary, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended[k] {
+		return reconcile.Summary{State: reconcile.AgentAsking, Question: "?", Since: time.Now()}, nil
+	}
 	return reconcile.Summary{State: reconcile.AgentWorking}, nil
 }

@@ -195,7 +195,7 @@ func (s *service) prepareWanted() func(context.Context, forge.Repo) error {
 		if time.Since(done[repo]) < prepareAgain {
 			return nil
 		}
-		err := prepareRepository(ctx, s.forge, repo, "")
+		err := prepareRepository(ctx, s.forge, repo, forge.StateLabels())
 		if err == nil {
 			done[repo] = time.Now()
 		}
@@ -212,7 +212,7 @@ func (a *app) prepareForRun(ctx context.Context, creds credentials, repo forge.R
 	if err != nil {
 		return err
 	}
-	return prepareRepository(ctx, service, repo, a.cfg.Label)
+	return prepareRepository(ctx, service, repo, a.cfg.labels())
 }
 
 // tellJoined says once what is different on a forge that we joined.

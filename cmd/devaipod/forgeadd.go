@@ -146,7 +146,7 @@ func (a *app) adopt(ctx context.Context, creds credentials, name string) error {
 	if err != nil {
 		return unreachable(err)
 	}
-	if err := prepareRepository(ctx, service, repo, a.cfg.Label); err != nil {
+	if err := prepareRepository(ctx, service, repo, a.cfg.labels()); err != nil {
 		return err
 	}
 	return a.tellAdded(repo, info, "")
@@ -180,7 +180,7 @@ func (a *app) addRepo(ctx context.Context, client *forge.Client, creds credentia
 	if err != nil {
 		return info, err
 	}
-	if err := prepareRepository(ctx, service, repo, a.cfg.Label); err != nil {
+	if err := prepareRepository(ctx, service, repo, a.cfg.labels()); err != nil {
 		return info, err
 	}
 	return info, waitFilled(ctx, service, repo)

@@ -15,6 +15,7 @@ import (
 type forgePort struct {
 	client   *forge.Client
 	label    string
+	agents   []string // that have a label of their own
 	instance string
 	bot      string
 	// On a forge that we joined: what readies a repository before it is written
@@ -57,13 +58,26 @@ func issuesOf(found []forge.Issue) (out []reconcile.Issue) {
 }
 
 func (p forgePort) Wanted(ctx context.Context) ([]reconcile.Issue, time.Time, error) {
-	if p.prepare != nil {
-		if some, err := p.client.AnyLabeled(ctx, p.label); err != nil || !some {
+	var all []forge.Issue
+	var first time.Time
+	for _, agent := range append([]string{""}, p.agents...) {
+		label := forge.TriggerOf(p.label, agent)
+		if p.prepare != nil {
+			if some, err := p.client.AnyLabeled(ctx, label); err != nil {
+				return nil, time.Time{}, err
+			} else if !some {
+				continue
+			}
+		}
+		found, asOf, err := p.client.LabeledIssues(ctx, label)
+		if err != nil {
 			return nil, time.Time{}, err
 		}
+		if all = append(all, found...); first.IsZero() || asOf.Before(first) {
+			first = asOf
+		}
 	}
-	found, asOf, err := p.client.LabeledIssues(ctx, p.label)
-	return issuesOf(found), asOf, err
+	return issuesOf(all), first, nil
 }
 
 func (p forgePort) Changed(ctx context.Context, since time.Time) ([]reconcile.Issue, time.Time, error) {
@@ -95,7 +109,8 @@ func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trig
 	if err == nil && !ok && ev.ID != 0 {
 		err = reconcile.ErrUndone
 	}
-	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At}, ok, err
+	agent := strings.TrimPrefix(strings.TrimPrefix(ev.Label, p.label), ":")
+	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At, Agent: agent}, ok, err
 }
 
 func (p forgePort) CanWrite(ctx context.Context, k reconcile.Key, user string) (bool, error) {
@@ -136,7 +151,7 @@ func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.
 		return readOnly(err)
 	}
 	// Somebody may have deleted the label.
-	made, e := p.client.EnsureLabels(ctx, issue.Repo, forge.DefaultLabels(p.label))
+	made, e := p.client.EnsureLabels(ctx, issue.Repo, forge.DefaultLabels(p.label, p.agents...))
 	if e != nil || !made {
 		return errors.Join(err, e)
 	}
@@ -145,7 +160,18 @@ func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.
 }
 
 func (p forgePort) Unlabel(ctx context.Context, k reconcile.Key) error {
-	return readOnly(p.client.RemoveLabel(ctx, repoOf(k), k.Issue, p.label))
+	return readOnly(unlabel(ctx, p.client, k, p.label))
+}
+
+// unlabel takes all labels off that start agents.
+func unlabel(ctx context.Context, client *forge.Client, k reconcile.Key, trigger string) error {
+	i, err := client.Issue(ctx, repoOf(k), k.Issue)
+	for _, l := range i.Labels {
+		if err == nil && forge.Triggers(trigger, l) {
+			err = client.RemoveLabel(ctx, repoOf(k), k.Issue, l)
+		}
+	}
+	return err
 }
 
 func (p forgePort) Say(ctx context.Context, k reconcile.Key, subject, body string) error {

@@ -76,12 +76,20 @@ func (a *app) printList(views []reconcile.View, own []workspaceView) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ISSUE\tSTATE\tPULL REQUEST\tTITLE")
 	for _, v := range views {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Issue, v.State, orDash(v.PullRequest), plain(v.Title, 60))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Issue, stateOf(v), orDash(v.PullRequest), plain(v.Title, 60))
 	}
 	for _, v := range own {
 		fmt.Fprintf(w, "%s\t%s\t-\tworkspace on %s\n", v.Name, v.State, plain(v.Branch, 60))
 	}
 	return w.Flush()
+}
+
+// stateOf is a view's state, with the place in the queue where it has one.
+func stateOf(v reconcile.View) string {
+	if v.Position > 0 {
+		return fmt.Sprintf("%s (number %d)", v.State, v.Position)
+	}
+	return string(v.State)
 }
 
 func (a *app) statusCmd() *cobra.Command {
@@ -136,8 +144,8 @@ func (a *app) knownView(ctx context.Context, k reconcile.Key) (reconcile.View, e
 func (a *app) printView(v reconcile.View, saved *savedView) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	rows := [][2]string{
-		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", string(v.State)}, {"why", plain(v.Why, 1000)},
-		{"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"used", v.Used}, {"note", plain(v.Note, 500)},
+		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", stateOf(v)}, {"why", plain(v.Why, 1000)},
+		{"agent", plain(v.Agent, 100)}, {"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"used", v.Used}, {"note", plain(v.Note, 500)},
 		{"network", map[bool]string{true: "open: every public host"}[v.Open]},
 		{"trouble", plain(v.Trouble, 1000)},
 	}
@@ -239,7 +247,7 @@ func (a *app) unlabel(ctx context.Context, k reconcile.Key) error {
 	if err != nil {
 		return err
 	}
-	err = client.RemoveLabel(ctx, repoOf(k), k.Issue, a.cfg.Label)
+	err = unlabel(ctx, client, k, a.cfg.Label)
 	if errors.Is(err, forge.ErrNotFound) {
 		return fmt.Errorf("there is no issue %s on the forge: %w", k, forge.ErrNotFound)
 	}

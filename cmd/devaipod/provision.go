@@ -144,7 +144,7 @@ func (a *app) repairRepositories(ctx context.Context) error {
 		if r.Archived {
 			continue
 		}
-		if err := prepareRepository(ctx, client, r.Repo, a.cfg.Label); err != nil {
+		if err := prepareRepository(ctx, client, r.Repo, a.cfg.labels()); err != nil {
 			return err
 		}
 	}

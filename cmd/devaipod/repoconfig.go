@@ -45,13 +45,15 @@ type repoConfig struct {
 		Checks       []string `mapstructure:"checks"`
 		Devcontainer string   `mapstructure:"devcontainer"`
 		Sparse       []string `mapstructure:"sparse"`
+		Use          string   `mapstructure:"use"`   // an agent of the configuration, by its name
+		Model        string   `mapstructure:"model"` // instead of its model
 	} `mapstructure:"agent"`
 }
 
 // repoConfigKeys are all that it may have.
 var repoConfigKeys = []string{
 	"network.allow", "image.name", "image.containerfile", "image.context", "image.target", "image.args",
-	"agent.setup", "agent.environment", "agent.checks", "agent.devcontainer", "agent.sparse",
+	"agent.setup", "agent.environment", "agent.checks", "agent.devcontainer", "agent.sparse", "agent.use", "agent.model",
 }
 
 // repoConfig is that of a pod's repository, as it was fetched last. Its error is
@@ -153,6 +155,9 @@ func parseRepoConfig(text []byte) (repoConfig, error) {
 	}
 	if err == nil {
 		err = c.validate()
+	}
+	if err == nil && c.Agent.Model != "" && !modelName.MatchString(c.Agent.Model) {
+		err = fmt.Errorf("agent.model = %q: want the model's name as its provider writes it", c.Agent.Model)
 	}
 	if err != nil {
 		return repoConfig{}, fmt.Errorf("%s: %w", repoConfigFile, err)

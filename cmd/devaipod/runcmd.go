@@ -21,8 +21,8 @@ import (
 
 // job is what `devaipod run` is asked for.
 type job struct {
-	repo, task, file, base, model string
-	detach                        bool
+	repo, task, file, base, model, agent string
+	detach                               bool
 }
 
 func (a *app) runCmd() *cobra.Command {
@@ -49,6 +49,7 @@ Ctrl-C stops following; the agent goes on (devaipod stop ISSUE ends it).`,
 	f.StringVarP(&j.file, "file", "F", "", "read the task from `FILE` (- is standard input)")
 	f.StringVar(&j.base, "base", "", "`branch` to start from (default: the repository's)")
 	f.StringVar(&j.model, "model", "", "`name` of the model, instead of model.name")
+	f.StringVar(&j.agent, "agent", "", "`name` of the agent, of those that have one in the configuration")
 	f.BoolVarP(&j.detach, "detach", "d", false, "print the issue's URL and do not follow")
 	return a.jsonFlag(cmd)
 }
@@ -102,6 +103,9 @@ func (a *app) readJob(ctx context.Context, j *job, rest []string) (err error) {
 }
 
 func (a *app) runJob(ctx context.Context, j job) error {
+	if _, err := a.cfg.agentNamed(j.agent); err != nil {
+		return &exitError{codeUsage, err}
+	}
 	creds, err := a.readCredentials()
 	if err != nil {
 		return err
@@ -132,7 +136,7 @@ func (a *app) runJob(ctx context.Context, j job) error {
 	if j.model != "" {
 		body += "\n\n/model " + j.model
 	}
-	issue, err := client.CreateIssue(ctx, repo, forge.IssueSpec{Title: title, Body: body, Ref: j.base, Labels: []string{a.cfg.Label}})
+	issue, err := client.CreateIssue(ctx, repo, forge.IssueSpec{Title: title, Body: body, Ref: j.base, Labels: []string{forge.TriggerOf(a.cfg.Label, j.agent)}})
 	if errors.Is(err, forge.ErrNotFound) {
 		return usagef("there is no repository %s on the forge: devaipod forge add brings one in", repo)
 	}
@@ -204,7 +208,7 @@ func (a *app) follow(ctx context.Context, k reconcile.Key) error {
 				return err
 			}
 			a.tellChange(last, v)
-			if last = v; final(v.State) {
+			if last = v; v.State.Waits() {
 				a.drain(events)
 				return a.outcome(v)
 			}
@@ -237,8 +241,6 @@ func (a *app) tellChange(last, v reconcile.View) {
 		a.step("waiting  %s", plain(v.Why, 1000))
 	}
 }
-
-func final(s reconcile.State) bool { return s != reconcile.Queued && s != reconcile.Working }
 
 // outcome turns the last state into the exit code.
 func (a *app) outcome(v reconcile.View) error {

@@ -156,8 +156,8 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		return nil, err
 	}
 	s.loop, err = reconcile.New(reconcile.Config{
-		Forge: forgePort{client: client, label: a.cfg.Label, instance: a.cfg.Instance, bot: creds.Bot, prepare: s.prepareWanted()},
-		Pods:  s.pods, Label: a.cfg.Label, Ours: []string{creds.Bot, creds.Service}, Max: a.cfg.Agent.Max,
+		Forge: forgePort{client: client, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: creds.Bot, prepare: s.prepareWanted()},
+		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{creds.Bot, creds.Service}, Max: a.cfg.Agent.Max,
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
 	return s, err
@@ -180,13 +180,6 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pod
 	if err != nil {
 		return pods.Spec{}, err
 	}
-	name := s.cfg.Model.Name
-	if t.Model != "" {
-		name = t.Model
-	}
-	if name == "" {
-		return pods.Spec{}, errors.New("no model is configured: set model.name (docs/devaipod.toml)")
-	}
 	if s.cfg.Model.Key != "" {
 		if _, ok, err := s.cfg.secrets().Value(s.cfg.Model.Key); err != nil {
 			return pods.Spec{}, err
@@ -201,12 +194,16 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pod
 	if err != nil {
 		return pods.Spec{}, err
 	}
+	agent, err := s.cfg.choose(t, wanted.config)
+	if err != nil {
+		return pods.Spec{}, err
+	}
 	return pods.Spec{
 		Key: pods.Key(t.Key), RepoID: t.RepoID, Dev: wanted.dev, Recipe: s.cfg.recipeOf(wanted),
 		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt + checksText(wanted.dev.Agent.Checks), Stall: s.cfg.Agent.Stall},
 		Branch: t.Branch, Base: t.Base,
-		Model:      podfile.Model{API: s.cfg.Model.API, Name: name, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
-		AgentImage: s.cfg.Agent.Image, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,
+		Model:      podfile.Model{API: s.cfg.Model.API, Name: agent.Model, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
+		AgentImage: agent.Image, AgentCommand: agent.Command, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,
 		Pin:     pods.Pin{TextHash: t.TextHash, Labeler: t.Trigger.User, EventID: t.Trigger.ID, At: t.Trigger.At},
 		GitName: s.creds.Bot, GitEmail: s.creds.Bot + "@noreply.localhost",
 	}, nil
@@ -246,6 +243,9 @@ func (s *service) run(ctx context.Context) error {
 	if err := errors.Join(s.pods.manager.Sweep(), s.pods.manager.SweepLooks(ctx)); err != nil {
 		return fmt.Errorf("removing what a killed service left: %w", err)
 	}
+	if _, err := s.collect(ctx, false); err != nil { // before anything is made
+		s.log.Warn("removing what has no owner; it is tried again later", "err", err)
+	}
 	if err := s.pods.openAll(ctx); err != nil {
 		return fmt.Errorf("finding the pods that run: %w", err)
 	}
@@ -277,15 +277,7 @@ func (s *service) run(ctx context.Context) error {
 		}()
 	}
 	s.tend(ctx)
-	go func() {
-		select {
-		case <-s.loop.Passed():
-			s.ready.Store(true)
-			s.happened.add(happening{Kind: kindService, State: "ready"})
-			s.log.Info("ready", "url", s.cfg.serviceURL())
-		case <-ctx.Done():
-		}
-	}()
+	go s.getReady(ctx)
 	if s.cfg.Network.Mode == networkOpen {
 		s.log.Warn("the network of pods is open (network.mode): agents reach every public host, and all that they know can leave")
 	}
@@ -304,6 +296,7 @@ func (s *service) run(ctx context.Context) error {
 func (s *service) tend(ctx context.Context) {
 	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
 	go s.pods.disk.Run(ctx)
+	go s.collectAll(ctx)
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	go s.work.Run(ctx)  //nolint:errcheck // the same
 	go s.follow.Run(ctx)
@@ -318,6 +311,17 @@ func (s *service) tend(ctx context.Context) {
 func (s *service) renewGates(ctx context.Context) {
 	if err := s.pods.manager.RenewGates(ctx); err != nil { // theirs go on as they are
 		s.log.Warn("gates of running pods are of an older devaipod", "err", err)
+	}
+}
+
+// getReady notes when the first pass is done.
+func (s *service) getReady(ctx context.Context) {
+	select {
+	case <-s.loop.Passed():
+		s.ready.Store(true)
+		s.happened.add(happening{Kind: kindService, State: "ready"})
+		s.log.Info("ready", "url", s.cfg.serviceURL())
+	case <-ctx.Done():
 	}
 }
 
@@ -366,7 +370,7 @@ func (s *service) prepareRepositories(ctx context.Context) {
 			if done[r.ID] || r.Archived {
 				continue
 			}
-			if err := prepareRepository(ctx, s.forge, r.Repo, s.cfg.Label); err != nil {
+			if err := prepareRepository(ctx, s.forge, r.Repo, s.cfg.labels()); err != nil {
 				s.log.Warn("preparing a repository; trying again later", "repo", r.Repo.String(), "err", err)
 				continue
 			}
@@ -381,15 +385,10 @@ func (s *service) prepareRepositories(ctx context.Context) {
 	}
 }
 
-// prepareRepository lets the bot push and makes the labels; the one that starts
-// too, unless label is empty.
-func prepareRepository(ctx context.Context, client *forge.Client, repo forge.Repo, label string) error {
+// prepareRepository lets the bot push and makes the labels.
+func prepareRepository(ctx context.Context, client *forge.Client, repo forge.Repo, labels []forge.Label) error {
 	if err := client.EnsureBot(ctx, repo); err != nil {
 		return fmt.Errorf("letting the bot push to %s: %w", repo, err)
-	}
-	labels := forge.DefaultLabels(label)
-	if label == "" {
-		labels = labels[:len(labels)-1]
 	}
 	if _, err := client.EnsureLabels(ctx, repo, labels); err != nil {
 		return fmt.Errorf("making the labels of %s: %w", repo, err)

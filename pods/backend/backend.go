@@ -192,3 +192,10 @@ type ImageBuild struct {
 	Args        map[string]string
 	MemoryBytes int64 // of each step; 0 is no limit
 }
+
+// An ImageThing is an image found by its labels.
+type ImageThing struct {
+	ID      string
+	Names   []string
+	Created time.Time
+}

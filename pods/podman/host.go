@@ -16,6 +16,7 @@ type Host struct {
 	Cgroups     string   // "v1" or "v2"
 	Controllers []string // the cgroup controllers that podman may use
 	Storage     string   // the driver: overlay, vfs, …
+	Graph       string   // the directory of its images
 	Users       int      // how many a container can have; 0 is all of them
 }
 
@@ -32,7 +33,7 @@ func (c *Client) Host(ctx context.Context) (Host, error) {
 	}
 	h := Host{
 		Version: info.Version.Version, Rootless: info.Host.Security.Rootless,
-		Cgroups: info.Host.CgroupsVersion, Controllers: info.Host.CgroupControllers, Storage: info.Store.GraphDriverName,
+		Cgroups: info.Host.CgroupsVersion, Controllers: info.Host.CgroupControllers, Storage: info.Store.GraphDriverName, Graph: info.Store.GraphRoot,
 	}
 	for _, m := range info.Host.IDMappings.UIDMap {
 		h.Users += m.Size

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
+	"github.com/containers/podman/v5/pkg/bindings/containers"
 	"github.com/containers/podman/v5/pkg/bindings/images"
 
 	"codeberg.org/devaipod/devaipod/pods/backend"
@@ -88,4 +90,57 @@ func (c *Client) ImageRemove(ctx context.Context, ref string) error {
 		}
 	}
 	return nil
+}
+
+// LabeledImages lists the local images that carry all of labels.
+func (c *Client) LabeledImages(ctx context.Context, labels map[string]string) ([]backend.ImageThing, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	found, err := images.List(conn, new(images.ListOptions).WithFilters(filter(labels)))
+	if err != nil {
+		return nil, fmt.Errorf("listing images: %w", err)
+	}
+	var out []backend.ImageThing
+	for _, i := range found {
+		if carries(i.Labels, labels) {
+			out = append(out, backend.ImageThing{ID: i.ID, Names: i.RepoTags, Created: time.Unix(i.Created, 0)})
+		}
+	}
+	return out, nil
+}
+
+// ImagesInUse are the IDs of those that containers are made of, whoever's.
+func (c *Client) ImagesInUse(ctx context.Context) (map[string]bool, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	found, err := containers.List(conn, new(containers.ListOptions).WithAll(true))
+	if err != nil {
+		return nil, fmt.Errorf("listing containers: %w", err)
+	}
+	used := map[string]bool{}
+	for _, f := range found {
+		used[f.ImageID] = true
+	}
+	return used, nil
+}
+
+// ImageRemoveAll removes an image under all its names, unless a container uses it.
+func (c *Client) ImageRemoveAll(ctx context.Context, i backend.ImageThing) error {
+	names := i.Names
+	if len(names) == 0 {
+		names = []string{i.ID}
+	}
+	for _, name := range names {
+		c.change("remove image", name)
+		if err := c.ImageRemove(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ImageDir is the directory of the host that images are in.
+func (c *Client) ImageDir(ctx context.Context) (string, error) {
+	h, err := c.Host(ctx)
+	return h.Graph, err
 }

@@ -172,3 +172,14 @@ func (p *Pods) Run(ctx context.Context, pod backend.Pod, c Container) (output []
 	err = p.Logs(ctx, c.Name, false, 0, &log)
 	return log.Bytes(), err
 }
+
+// Shells lists what holds containers together and carries all of labels: pods and
+// their networks.
+func (p *Pods) Shells(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
+	found, err := p.Client.Pods(ctx, labels)
+	if err != nil {
+		return nil, err
+	}
+	nets, err := p.Client.Networks(ctx, labels)
+	return append(found, nets...), err
+}

@@ -203,6 +203,40 @@ func (c *Client) Volumes(ctx context.Context, labels map[string]string) ([]backe
 	return out, nil
 }
 
+// Pods lists those that carry all of labels.
+func (c *Client) Pods(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	found, err := pods.List(conn, new(pods.ListOptions).WithFilters(filter(labels)))
+	if err != nil {
+		return nil, fmt.Errorf("listing pods: %w", err)
+	}
+	var out []backend.Thing
+	for _, f := range found {
+		if carries(f.Labels, labels) {
+			out = append(out, backend.Thing{Name: f.Name, State: backend.State{Labels: f.Labels}})
+		}
+	}
+	return out, nil
+}
+
+// Networks lists those that carry all of labels.
+func (c *Client) Networks(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	found, err := network.List(conn, new(network.ListOptions).WithFilters(filter(labels)))
+	if err != nil {
+		return nil, fmt.Errorf("listing networks: %w", err)
+	}
+	var out []backend.Thing
+	for _, f := range found {
+		if carries(f.Labels, labels) {
+			out = append(out, backend.Thing{Name: f.Name, State: backend.State{Labels: f.Labels}})
+		}
+	}
+	return out, nil
+}
+
 // carries tells whether have holds all of want. It is asked of everything that
 // podman lists: for volumes and networks, version 4.3 takes several label
 // filters as alternatives.
@@ -253,26 +287,20 @@ func (c *Client) RemoveByLabels(ctx context.Context, labels map[string]string) e
 	}
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	podsFound, err := pods.List(conn, new(pods.ListOptions).WithFilters(filter(labels)))
+	podsFound, err := c.Pods(ctx, labels)
 	if err != nil {
-		return fmt.Errorf("listing pods: %w", err)
+		return err
 	}
 	for _, p := range podsFound {
-		if !carries(p.Labels, labels) {
-			continue
-		}
 		if err := c.RemovePod(ctx, p.Name); err != nil {
 			return err
 		}
 	}
-	nets, err := network.List(conn, new(network.ListOptions).WithFilters(filter(labels)))
+	nets, err := c.Networks(ctx, labels)
 	if err != nil {
-		return fmt.Errorf("listing networks: %w", err)
+		return err
 	}
 	for _, n := range nets {
-		if !carries(n.Labels, labels) {
-			continue
-		}
 		c.change("remove network", n.Name)
 		if _, err := network.Remove(conn, n.Name, nil); err != nil && !notFound(err) {
 			return fmt.Errorf("removing network %s: %w", n.Name, err)

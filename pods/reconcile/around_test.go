@@ -338,9 +338,9 @@ func TestARenamedRepositoryKeepsItsPods(t *testing.T) {
 		}
 		w.set(func() { w.beginErr = nil })
 		l.Kick(w.issue.Key)
-		until(t, "at work", func() bool { v, _ := l.View(w.issue.Key); return v.State == reconcile.Working })
+		until(t, "at work", func() bool { v, _ := l.View(w.issue.Key); return v.State == reconcile.Starting })
 	})
-	if w.task.Key != old || v.State != reconcile.Working || !strings.Contains(w.task.Prompt, "ann/welcome") {
+	if w.task.Key != old || v.State != reconcile.Starting || !strings.Contains(w.task.Prompt, "ann/welcome") {
 		t.Errorf("the pod is %s, %+v", w.task.Key, v.State)
 	}
 }
@@ -360,7 +360,7 @@ func TestAnotherRepositoryOfTheSameNameGetsNothingOfTheOld(t *testing.T) {
 	}
 	w.pod = nil // devaipod rm
 	w.label("ann")
-	if v := w.pass(t); v.State != reconcile.Working || w.begun != 2 {
+	if v := w.pass(t); v.State != reconcile.Starting || w.begun != 2 {
 		t.Errorf("%+v, begun %d", v.State, w.begun)
 	}
 }

@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // begin decides whether a label may start a pod (invariant S1) and starts it.
 // Whatever can't be found out starts nothing.
-func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod, has bool, pods map[Key]Pod) error {
+func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod, has bool) error {
 	task, why, err := l.task(ctx, i, tr, ok)
 	if err != nil {
 		return err
@@ -37,8 +38,14 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 		pod.Key, pod.Branch = task.Key, task.Branch
 		return l.merged(ctx, i, pull, pod)
 	}
-	if l.cfg.Max > 0 && l.busy(task.Key, pods) >= l.cfg.Max {
-		return l.queue(ctx, i, task)
+	if !l.mayStart(i.Key) {
+		if has && !pod.Stopped { // what it did for an earlier label is over
+			if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
+				return err
+			}
+		}
+		l.wait(i, View{Labeler: tr.User, Agent: tr.Agent, Branch: task.Branch, pod: task.Key}, tr)
+		return nil
 	}
 	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
 	delete(l.resumes, task.Key)
@@ -59,7 +66,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 		}
 		return err
 	}
-	return l.show(ctx, i, View{State: Working, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Started: l.cfg.Now(), pod: task.Key})
+	return l.show(ctx, i, View{State: Starting, Branch: task.Branch, Activity: "starting", Labeler: tr.User, Agent: tr.Agent, Started: l.cfg.Now(), pod: task.Key})
 }
 
 // task finds what was pinned for the label event, or pins it now; why says what
@@ -81,18 +88,24 @@ func (l *Loop) task(ctx context.Context, i Issue, tr Trigger, ok bool) (task Tas
 	return task, why, err
 }
 
+// A stuck is a label event that no pod could be started for yet.
+type stuck struct {
+	label int64
+	since time.Duration // Uptime
+}
+
 // unstarted tells why a pod can't start yet, and returns the reason, so that it
 // is tried again; when that has gone on for too long it counts as failed, and is
 // tried at the passes over everything alone.
 func (l *Loop) unstarted(ctx context.Context, i Issue, t Task, err error) error {
-	since, known := l.stuck[i.Key]
-	if !known {
-		since = l.cfg.Now()
-		l.stuck[i.Key] = since
+	s, known := l.stuck[i.Key]
+	if !known || s.label != t.Trigger.ID {
+		s = stuck{label: t.Trigger.ID, since: l.cfg.Uptime()}
+		l.stuck[i.Key] = s
 	}
-	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User, pod: t.Key,
+	v := View{State: Queued, Branch: t.Branch, Labeler: t.Trigger.User, Agent: t.Trigger.Agent, pod: t.Key,
 		Why: "The pod can't start yet: " + firstLine(err.Error()) + ". It is tried again."}
-	if l.cfg.Deadline > 0 && l.cfg.Now().Sub(since) >= l.cfg.Deadline {
+	if l.cfg.Deadline > 0 && l.cfg.Uptime()-s.since >= l.cfg.Deadline {
 		l.cfg.Log.Error("the pod could not be started", "issue", i.Key.String(), "for", l.cfg.Deadline, "err", err)
 		v.State, v.Cause = Failed, CauseStart
 		v.Why = fmt.Sprintf("The pod could not be started for %s: %s.", l.cfg.Deadline, firstLine(err.Error()))
@@ -141,6 +154,13 @@ func (l *Loop) refusal(ctx context.Context, i Issue, tr Trigger, ok bool) (strin
 	if err != nil {
 		return "", fmt.Errorf("asking whether %s may write to %s/%s: %w", tr.User, i.Owner, i.Repo, err)
 	}
+	if can && tr.Agent != "" && !slices.Contains(l.cfg.Agents, tr.Agent) {
+		known := "none has a name"
+		if len(l.cfg.Agents) > 0 {
+			known = "known are " + strings.Join(l.cfg.Agents, ", ")
+		}
+		return fmt.Sprintf("there is no agent %s here: %s; put the label of one of them on, or %s alone", code(tr.Agent), known, code(l.cfg.Label)), nil
+	}
 	if !can {
 		return fmt.Sprintf("thank you, but %s can't push code to this repository, and only somebody who can may start an agent; please ask one of them to put the label on", tr.User), nil
 	}
@@ -188,34 +208,6 @@ func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 		return nil
 	}
 	l.cfg.Log.Warn("not started", "issue", i.Key.String(), "why", why)
-	l.said[i.Key] = said{body: body, state: Refused, at: l.cfg.Now()}
+	l.said[i.Key] = said{body: body, state: Refused, at: l.cfg.Uptime()}
 	return nil
-}
-
-// queue tells that an issue waits for its turn.
-func (l *Loop) queue(ctx context.Context, i Issue, t Task) error {
-	return l.show(ctx, i, View{
-		State: Queued, Labeler: t.Trigger.User, Branch: t.Branch, limit: true, pod: t.Key,
-		Why: fmt.Sprintf("%d agents are working, and no more may at a time (agent.max).", l.cfg.Max),
-	})
-}
-
-// busy counts the pods whose agent works, other than k's.
-func (l *Loop) busy(k Key, pods map[Key]Pod) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := 0
-	for key, p := range pods {
-		v, known := l.views[key]
-		if key != k && p.Whole && (!known || v.State == Working) {
-			n++
-		}
-	}
-	// Started in this pass, after the pods were listed.
-	for key, v := range l.views {
-		if _, listed := pods[key]; !listed && key != k && v.State == Working {
-			n++
-		}
-	}
-	return n
 }

@@ -15,6 +15,23 @@
 // own.go tells our own writes from a person's, and view.go renders what people
 // read.
 //
+// life.go has the life of an issue's agent as a table, each state once with what
+// may follow it, and every change of state goes through it:
+//
+//	queued    waits for a place (agent.max), or can't start yet
+//	starting  its pod is made or woken, its agent not at work yet
+//	working   the agent works
+//	asking    the agent needs a person; after agent.rest its pod sleeps
+//	review    its pull request waits for a person; its pod sleeps likewise
+//	failed    it ended by a fault or at agent.deadline; its pod sleeps likewise
+//	stopped   a person ended it: no processes, all of its work kept
+//	done      merged: its work is saved, its pod removed, and then it is gone
+//	refused   nothing was started
+//	gone      nothing is known or left of it
+//
+// queue.go gives places out, in turns by repository; clock.go measures how long
+// something goes on, whatever the machine's clock does.
+//
 // The package imports nothing of ours: [Forge] and [Pods] are what it needs of
 // the others, and the command wires them.
 package reconcile

@@ -13,7 +13,7 @@ import (
 // may miss for good is an issue that was deleted, and what it was late for by
 // more than the overlap.
 type feed struct {
-	whole  time.Time        // when the last whole pass was
+	whole  time.Duration    // when the last whole pass was, by Uptime
 	since  time.Time        // from when on changes are asked for, zero for a whole pass
 	issues map[Key]look     // issues as they were when reconciled
 	pulls  map[Key]string   // prints of pull requests, under their numbers
@@ -33,7 +33,7 @@ const (
 // was reconciled long enough after that.
 type look struct {
 	print   string
-	first   time.Time
+	first   time.Duration // Uptime
 	settled bool
 }
 
@@ -53,7 +53,8 @@ func (i Issue) print() string { return fmt.Sprintf("%d %t %q", i.Updated.Unix(),
 // news are the keys to look at in a pass over everything.
 func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 	now := l.cfg.Now()
-	whole := l.feed.since.IsZero() || now.Sub(l.feed.whole) >= wholeEvery
+	// After a clock has gone back nobody knows from when on to ask.
+	whole := l.feed.since.IsZero() || l.cfg.Uptime()-l.feed.whole >= wholeEvery || now.Add(l.cfg.Overlap).Before(l.feed.since)
 	found, asOf, whole, err := l.ask(ctx, whole)
 	if err != nil {
 		return nil, fmt.Errorf("asking the forge for issues: %w", err)
@@ -81,7 +82,7 @@ func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 			return nil, fmt.Errorf("looking for tasks that wait: %w", err)
 		}
 		keys = append(keys, waiting...)
-		l.feed.whole = now
+		l.feed.whole = l.cfg.Uptime()
 	}
 	// By the earlier of the two clocks: one that is late makes the next pass read
 	// what is known, one that is early would make it miss a change.
@@ -145,10 +146,10 @@ func (l *Loop) seen(i Issue, pod Pod, has bool) {
 	if has {
 		l.feed.pods[pod.Key] = printOf(pod)
 	}
-	now, known := l.cfg.Now(), l.feed.issues[i.Key]
+	now, known := l.cfg.Uptime(), l.feed.issues[i.Key]
 	if known.print != i.print() {
 		known = look{print: i.print(), first: now}
 	}
-	known.settled = known.settled || now.Sub(known.first) > fresh
+	known.settled = known.settled || now-known.first > fresh
 	l.feed.issues[i.Key] = known
 }

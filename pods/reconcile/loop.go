@@ -16,8 +16,10 @@ import (
 type Config struct {
 	Forge Forge
 	Pods  Pods
-	// Label is the trigger label that people put on.
-	Label string
+	// Label is the trigger label that people put on. With one of Agents behind it
+	// (devaipod:fast) it asks for that agent.
+	Label  string
+	Agents []string
 	// Ours are the forge accounts of the service and the bot: what they label
 	// starts nothing.
 	Ours []string
@@ -42,7 +44,10 @@ type Config struct {
 	// BranchName is the branch for an issue.
 	BranchName func(issue int64, title string) string
 	Now        func() time.Time // the clock; time.Now when nil
-	Log        *slog.Logger
+	// Uptime goes forward alone, whatever the clock does; the time since New when
+	// nil. It stands still while the machine sleeps.
+	Uptime func() time.Duration
+	Log    *slog.Logger
 }
 
 // A Loop brings pods and pull requests to what the forge's issues ask for.
@@ -53,10 +58,11 @@ type Loop struct {
 	passed chan struct{} // closed after the first pass over everything
 	asks   chan func()   // what Run does for others, between passes
 
-	mu    sync.Mutex
-	dirty map[Key]bool
-	all   bool
-	views map[Key]View
+	mu     sync.Mutex
+	dirty  map[Key]bool
+	all    bool
+	views  map[Key]View
+	walked map[[2]State]int // how often each step was taken
 	// trouble is why the last pass failed, "" when it did not.
 	trouble string
 
@@ -67,24 +73,30 @@ type Loop struct {
 
 	// Of the goroutine in Run alone.
 	said    map[Key]said
-	errs    map[Key]int       // consecutive errors
-	resumes map[Key]int       // how often a pod was started again
-	exits   map[Key]string    // and how it had ended
-	away    map[Key]time.Time // since when a pod-api has not answered
-	pins    map[Key]Task      // what could not be kept yet
-	stuck   map[Key]time.Time // since when a pod could not be started
-	again   map[Key]int       // how often a decision was put off in a row
-	own     map[Key]own       // what our writes did to the time of update
-	ordered map[Key]ordered   // what was said on it
-	failed  int               // consecutive passes that failed
+	errs    map[Key]int           // consecutive errors
+	resumes map[Key]int           // how often a pod was started again
+	exits   map[Key]string        // and how it had ended
+	away    map[Key]time.Duration // since when a pod-api has not answered
+	pins    map[Key]Task          // what could not be kept yet
+	stuck   map[Key]stuck         // what could not be started
+	again   map[Key]int           // how often a decision was put off in a row
+	own     map[Key]own           // what our writes did to the time of update
+	ordered map[Key]ordered       // what was said on it
+	line    map[Key]*claim        // who waits for a place
+	served  map[place]int         // whose turn it was last, by number
+	turns   int
+	turn    bool // a place is free for the one that is looked at
+	stamps  map[stampKey]stamp
+	failed  int // consecutive passes that failed
 	feed    feed
 }
 
 // said remembers our last comment, so that an unchanged one costs no call.
 type said struct {
-	body  string
-	state State
-	at    time.Time
+	body     string
+	state    State
+	position int
+	at       time.Duration // Uptime
 }
 
 const (
@@ -108,10 +120,15 @@ func New(cfg Config) (*Loop, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Uptime == nil {
+		start := time.Now()
+		cfg.Uptime = func() time.Duration { return time.Since(start) }
+	}
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Time{}, pins: map[Key]Task{}, stuck: map[Key]time.Time{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, feed: newFeed(),
+		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{},
+		line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
 	}, nil
 }
 
@@ -169,9 +186,7 @@ func (l *Loop) Remove(ctx context.Context, k Key) error {
 	ask := func() {
 		err := l.cfg.Pods.Remove(ctx, l.PodKey(k))
 		if err == nil {
-			l.mu.Lock()
-			delete(l.views, k)
-			l.mu.Unlock()
+			l.dropView(k)
 		}
 		done <- err
 		l.Kick(k)
@@ -179,6 +194,19 @@ func (l *Loop) Remove(ctx context.Context, k Key) error {
 	select {
 	case l.asks <- ask:
 		return <-done
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Between runs f between two passes, when nothing is made or removed, and waits for
+// it. It needs Run.
+func (l *Loop) Between(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case l.asks <- func() { defer close(done); f() }:
+		<-done
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -274,19 +302,32 @@ func (l *Loop) pass(ctx context.Context) error {
 		}
 		l.one(ctx, k, pods)
 	}
+	l.admit(ctx, pods)
 	if all {
 		l.first.Do(func() { close(l.passed) })
 	}
 	return nil
 }
 
-// one reconciles a key; an error is logged, told and tried again later.
-func (l *Loop) one(ctx context.Context, k Key, pods map[Key]Pod) {
+// one reconciles a key; an error is logged, told and tried again later. Who waits
+// for a place and can't be looked at keeps it, unless it was its turn.
+func (l *Loop) one(ctx context.Context, k Key, pods map[Key]Pod) (ok bool) {
+	waits := l.line[k]
+	delete(l.line, k)
 	err := l.reconcileOne(ctx, k, pods)
 	if err == nil {
 		delete(l.errs, k)
-		return
+		return true
 	}
+	if waits != nil && !l.turn && l.line[k] == nil {
+		l.line[k] = waits
+	}
+	l.broke(ctx, k, err)
+	return false
+}
+
+// broke notes that something about an issue failed, and has it looked at again.
+func (l *Loop) broke(ctx context.Context, k Key, err error) {
 	if ctx.Err() != nil {
 		return
 	}
@@ -318,10 +359,8 @@ func (l *Loop) remember(dirty map[Key]bool, all bool) {
 
 // forget drops what is known of an issue that is neither wanted nor has a pod.
 func (l *Loop) forget(k Key) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if v, ok := l.views[k]; ok && v.State != Done && v.State != Stopped {
-		delete(l.views, k)
+	if v, ok := l.View(k); ok && v.State != Done && v.State != Stopped {
+		l.dropView(k)
 	}
 	delete(l.said, k)
 	delete(l.resumes, k)
@@ -341,27 +380,20 @@ func sortedKeys(m map[Key]bool) []Key {
 }
 
 // watch looks at the working agents and kicks those that have something new,
-// whose time is over, and as many of those that wait for a place as are free.
+// whose time is over, and sees to the line.
 func (l *Loop) watch(ctx context.Context) {
-	now := l.cfg.Now()
-	views := l.Views()
-	free := l.cfg.Max
-	for _, v := range views {
-		if v.State == Working {
-			free--
-		}
+	now := l.cfg.Uptime()
+	if l.lineMoves() {
+		l.wake()
 	}
 	var ask []View
-	for _, v := range views {
+	for _, v := range l.Views() {
 		switch {
 		case l.errs[v.Key] > 0: // it is looked at again anyway, and not too often
-		case !v.until.IsZero() && now.After(v.until):
+		case v.until != 0 && now > v.until:
 			l.Kick(v.Key)
-		case v.State == Queued && v.limit && free > 0:
-			free--
-			l.Kick(v.Key)
-		case (v.State == Working || v.State == Asking) && !v.Resting:
-			v.chatty = now.Sub(l.said[v.Key].at) >= chatter
+		case (life[v.State].place || v.State == Asking) && !v.Resting:
+			v.chatty = l.mayTell(l.said[v.Key], v)
 			ask = append(ask, v)
 		}
 	}
@@ -400,19 +432,11 @@ func (l *Loop) watchOne(ctx context.Context, v View) {
 	switch {
 	case err != nil: // perhaps gone: look properly
 		l.Kick(v.Key)
-	case settled(sum.State) != settled(agentState(v.State)):
+	case settled(sum.State) == life[v.State].place || (v.State == Starting && sum.State == AgentWorking):
 		l.Kick(v.Key)
 	case (sum.Activity != v.Activity || len(sum.Blocked) != len(v.Blocked) || wrong(sum.Setups) != v.setups) && v.chatty:
 		l.Kick(v.Key)
 	}
-}
-
-// agentState is the agent's state that a view was made from.
-func agentState(s State) AgentState {
-	if s == Working {
-		return AgentWorking
-	}
-	return AgentDone
 }
 
 // settled tells whether the agent waits for somebody else.
@@ -423,11 +447,23 @@ func (l *Loop) keepView(i Issue, v View) View {
 	v.Key, v.Issue, v.Title, v.URL = i.Key, i.Key.String(), i.Title, i.URL
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.walk(i.Key, l.views[i.Key].State, v.State)
 	if old, known := l.views[i.Key]; l.cfg.Changed != nil && (!known || old.State != v.State) {
 		l.cfg.Changed(v)
 	}
 	l.views[i.Key] = v
 	return v
+}
+
+// dropView forgets an issue's view: nothing of it is left.
+func (l *Loop) dropView(k Key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if v, ok := l.views[k]; ok {
+		l.walk(k, v.State, Gone)
+		l.forgetStamps(v.pod)
+		delete(l.views, k)
+	}
 }
 
 // show stores the view, and tells it on the issue when it has changed: first in
@@ -436,7 +472,7 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 	v = l.keepView(i, v)
 	last := l.said[i.Key]
 	body := v.comment(l.cfg.Label, l.cfg.Harmless)
-	if body == last.body || (v.State == last.state && v.State == Working && l.cfg.Now().Sub(last.at) < chatter) {
+	if body == last.body || !l.mayTell(last, v) {
 		return nil
 	}
 	say := func() error {
@@ -445,7 +481,7 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 		}
 		return nil
 	}
-	if v.State == last.state { // an edit of our comment, which does not show on the issue
+	if v.State == last.state || (last.body != "" && v.State.label() == last.state.label()) { // an edit of our comment, which does not show on the issue
 		if err := say(); err != nil {
 			return err
 		}
@@ -460,6 +496,6 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 	}); err != nil || !done {
 		return err
 	}
-	l.said[i.Key] = said{body: body, state: v.State, at: l.cfg.Now()}
+	l.said[i.Key] = said{body: body, state: v.State, position: v.Position, at: l.cfg.Uptime()}
 	return nil
 }

@@ -180,7 +180,7 @@ func TestAPodThatCannotStartIsToldAndTriedAgainWithItsPin(t *testing.T) {
 	hash := w.kept.TextHash
 	// Our own words moved the issue's time of update; the pin is from before.
 	w.beginErr = nil
-	if v := w.pass(t); v.State != reconcile.Working || w.begun != 2 || w.said["refused"] != "" {
+	if v := w.pass(t); v.State != reconcile.Starting || w.begun != 2 || w.said["refused"] != "" {
 		t.Errorf("%+v, begun %d, said %q", v, w.begun, w.said)
 	}
 	if w.task.TextHash != hash || w.kept != nil {
@@ -209,7 +209,7 @@ func TestThePlacesAreLimited(t *testing.T) {
 	// Also after a restart, with the text as it was.
 	full = false
 	w.issue.Body = "changed while it waited"
-	if v := w.pass(t); v.State != reconcile.Working || strings.Contains(w.task.Prompt, "changed while") {
+	if v := w.pass(t); v.State != reconcile.Starting || strings.Contains(w.task.Prompt, "changed while") {
 		t.Errorf("%+v with\n%s", v, w.task.Prompt)
 	}
 }
@@ -347,5 +347,53 @@ func TestAPodThatUsesTooMuchDiskIsStopped(t *testing.T) {
 	}
 	if v := w.pass(t); v.State != reconcile.Failed || w.resumed != 0 || w.stopped != 1 {
 		t.Errorf("later: %+v, stopped %d, resumed %d times", v, w.stopped, w.resumed)
+	}
+}
+
+func TestALabelThatNamesAnAgent(t *testing.T) {
+	named := func(user, agent string) *world {
+		w := newWorld()
+		w.issue.Labels, w.trigger.Agent, w.trigger.User = []string{"devaipod:" + agent}, agent, user
+		return w
+	}
+	run := func(w *world) reconcile.View {
+		c := w.config()
+		c.Agents = []string{"fast", "other"}
+		return w.with(t, c, func(*reconcile.Loop) {})
+	}
+	w := named("ann", "fast")
+	if v := run(w); w.begun != 1 || w.task.Trigger.Agent != "fast" || v.Agent != "fast" || !strings.Contains(w.said["status"], "take the label `devaipod:fast` off") {
+		t.Errorf("begun %d, %+v, said %q", w.begun, w.task.Trigger, w.said)
+	}
+	w.trigger = reconcile.Trigger{ID: 9, User: "ann", At: w.issue.Updated, Agent: "other"} // beside the first
+	w.issue.Labels = append(w.issue.Labels, "devaipod:other")
+	if v := run(w); w.begun != 2 || v.Agent != "other" {
+		t.Errorf("begun %d, %s", w.begun, v.Agent)
+	}
+	w.pull = &reconcile.Pull{Number: 4, Merged: true, ClosedAt: w.issue.Updated.Add(time.Hour)}
+	if v := run(w); v.State != reconcile.Done || w.removed != 1 || len(w.issue.Labels) != 1 {
+		t.Errorf("%s, labels %v", v.State, w.issue.Labels)
+	}
+	w = named("ann", "f@all")
+	if v := run(w); v.State != reconcile.Refused || w.begun != 0 || !strings.Contains(w.said["refused"], "no agent `f(at)all` here: known are fast, other") {
+		t.Errorf("%s, said %q", v.State, w.said)
+	}
+	w = named("stranger", "fast")
+	if v := run(w); v.State != reconcile.Refused || w.begun != 0 || !strings.Contains(w.said["refused"], "can't push") {
+		t.Errorf("%s, said %q", v.State, w.said)
+	}
+	w = named("stranger", "nobody") // told nothing of what is here
+	if run(w); !strings.Contains(w.said["refused"], "can't push") || strings.Contains(w.said["refused"], "fast") {
+		t.Errorf("said %q", w.said)
+	}
+	w = named("ann", "fast")
+	w.canErr = errors.New("forge is down")
+	if run(w); w.begun != 0 {
+		t.Error("a pod was started")
+	}
+	w = named("ann", "fast")
+	w.issue.Labels = []string{"devaipodfast", "my/devaipod:fast"}
+	if run(w); w.begun != 0 || len(w.said) != 0 {
+		t.Errorf("another label: begun %d, said %q", w.begun, w.said)
 	}
 }

@@ -38,6 +38,10 @@ func (l *Loop) end(i Issue, pod Pod, why string) {
 // changes again, the agent goes on: the label is still there.
 func (l *Loop) readOnly(ctx context.Context, i Issue, pod Pod, has bool) error {
 	const why = "The repository is archived: nothing can be pushed or told there. Work goes on within the hour after that is undone."
+	delete(l.stuck, i.Key)
+	if v, _ := l.View(i.Key); !has && life[v.State].place { // it was archived while the pod began
+		pod, has = Pod{Key: v.pod, Branch: v.Branch, Labeler: v.Labeler}, true
+	}
 	if !has {
 		l.keepView(i, View{State: Refused, Why: why})
 		return nil
@@ -52,7 +56,7 @@ func (l *Loop) readOnly(ctx context.Context, i Issue, pod Pod, has bool) error {
 // overdue ends a pod past its deadline while the forge can't be asked. It is
 // told when that is back.
 func (l *Loop) overdue(ctx context.Context, pod Pod) error {
-	if l.cfg.Deadline == 0 || pod.Created.IsZero() || pod.Stopped || l.cfg.Now().Before(pod.Created.Add(l.cfg.Deadline)) {
+	if l.cfg.Deadline == 0 || pod.Created.IsZero() || pod.Stopped || l.elapsed(pod.Key, "created", pod.Created) < l.cfg.Deadline {
 		return nil
 	}
 	if sum, err := l.cfg.Pods.Summary(ctx, pod.Key); err == nil && settled(sum.State) {
@@ -86,6 +90,7 @@ func (l *Loop) renamed(from, to Key) {
 		l.views[to] = v
 		delete(l.views, from)
 	}
+	delete(l.line, from)
 	if s, ok := l.said[from]; ok {
 		l.said[to] = s
 		delete(l.said, from)

@@ -18,8 +18,10 @@ type Orders struct {
 
 // ordered are an issue's orders, as they were when it was updated last.
 type ordered struct {
-	updated, read time.Time
-	orders        Orders
+	updated time.Time
+	first   time.Duration // Uptime at which the update was first seen
+	read    time.Duration
+	orders  Orders
 }
 
 // settles is how long after an update another one may bear the same time: the
@@ -30,10 +32,13 @@ const settles = 5 * time.Second
 // Whoever wrote or changed an order must be allowed to push now; any doubt is an
 // error.
 func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
-	if last, known := l.ordered[i.Key]; known && last.updated.Equal(i.Updated) && last.read.After(i.Updated.Add(settles)) {
-		return last.orders, nil
+	read := l.cfg.Uptime()
+	first := read
+	if last, known := l.ordered[i.Key]; known && last.updated.Equal(i.Updated) {
+		if first = last.first; last.read-first > settles {
+			return last.orders, nil
+		}
 	}
-	read := l.cfg.Now()
 	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
 	if err != nil {
 		return Orders{}, fmt.Errorf("reading what was said on %s: %w", i.Key, err)
@@ -60,7 +65,7 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 			o.At = c.Updated
 		}
 	}
-	l.ordered[i.Key] = ordered{i.Updated, read, o}
+	l.ordered[i.Key] = ordered{i.Updated, first, read, o}
 	return o, nil
 }
 

@@ -92,8 +92,8 @@ func TestCommentsAreReadWhenTheIssueHasChanged(t *testing.T) {
 	w := newWorld()
 	w.with(t, w.config(), func(l *reconcile.Loop) {
 		look := func() (calls int) {
-			w.set(func() { calls, w.now, w.steers = w.read, w.issue.Updated.Add(time.Minute), 0 })
-			l.KickAll()
+			w.set(func() { calls, w.now, w.steers = w.read, w.now.Add(time.Minute), 0 })
+			l.Kick(w.issue.Key)
 			until(t, "steered", func() bool {
 				var more bool
 				w.set(func() { more = w.steers > 0; w.steers = 0 })

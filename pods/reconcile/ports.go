@@ -54,9 +54,10 @@ type Issue struct {
 
 // A Trigger is the event that put the trigger label on an issue.
 type Trigger struct {
-	ID   int64 // of the event, so that the same label put on again is another
-	User string
-	At   time.Time
+	ID    int64 // of the event, so that the same label put on again is another
+	User  string
+	At    time.Time
+	Agent string // that the label names (devaipod:fast), "" for none
 }
 
 // A Comment on an issue.
@@ -91,7 +92,7 @@ type PullText struct {
 // Forge is what the loop needs of a forge. All methods may be called
 // concurrently; those that write are idempotent.
 type Forge interface {
-	// Wanted lists the open issues that carry the trigger label, as they were at
+	// Wanted lists the open issues that carry a trigger label, as they were at
 	// asOf, by the forge's clock; that is zero when the forge does not tell.
 	Wanted(ctx context.Context) (found []Issue, asOf time.Time, err error)
 	// Changed lists the issues and pull requests of any state that changed at
@@ -100,8 +101,8 @@ type Forge interface {
 	// Issue reads one issue; ErrGone when there is none. When the repository has
 	// been renamed, the Key in the answer is what it is called now.
 	Issue(ctx context.Context, k Key) (Issue, error)
-	// Trigger finds the event that put the trigger label there; false when the
-	// forge knows of none, ErrUndone when it is not there any more.
+	// Trigger finds the newest event that put a trigger label there; false when the
+	// forge knows of none, ErrUndone when none is there any more.
 	Trigger(ctx context.Context, k Key) (Trigger, bool, error)
 	// CanWrite asks whether an account may push code. Any doubt is an error.
 	CanWrite(ctx context.Context, k Key, user string) (bool, error)
@@ -115,7 +116,7 @@ type Forge interface {
 
 	// SetState makes agent/<state> the issue's only state label; "" takes it off.
 	SetState(ctx context.Context, i Issue, s State) error
-	// Unlabel takes the trigger label off.
+	// Unlabel takes the trigger labels off.
 	Unlabel(ctx context.Context, k Key) error
 	// Say puts a comment of ours with that subject, or changes the one there.
 	Say(ctx context.Context, k Key, subject, body string) error

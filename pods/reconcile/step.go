@@ -35,7 +35,13 @@ func (l *Loop) reconcileOne(ctx context.Context, k Key, pods map[Key]Pod) error 
 }
 
 // wanted tells whether the issue asks for an agent.
-func (i Issue) wanted(label string) bool { return i.Open && slices.Contains(i.Labels, label) }
+func (i Issue) wanted(label string) bool { return i.Open && i.triggered(label) }
+
+// triggered tells whether an issue has the trigger label, or one that names an
+// agent.
+func (i Issue) triggered(label string) bool {
+	return slices.ContainsFunc(i.Labels, func(l string) bool { return l == label || strings.HasPrefix(l, label+":") })
+}
 
 func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, pods map[Key]Pod) error {
 	k := i.Key
@@ -53,9 +59,9 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 		return fmt.Errorf("asking who labeled %s: %w", k, err)
 	}
 	if has && ok && pod.TriggerID == tr.ID {
-		return l.advance(ctx, i, pod)
+		return l.advance(ctx, i, pod, tr)
 	}
-	return l.begin(ctx, i, tr, ok, pod, has, pods)
+	return l.begin(ctx, i, tr, ok, pod, has)
 }
 
 // leave forgets an issue that nobody wants and that has no pod.
@@ -77,8 +83,10 @@ func (l *Loop) leaveState(ctx context.Context, i Issue) error {
 }
 
 // advance brings a pod's branch and pull request to where its agent is.
-func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
-	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, pod: pod.Key}
+func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error {
+	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, Agent: tr.Agent, pod: pod.Key}
+	l.elapsed(pod.Key, "created", pod.Created) // seen as soon as they can be
+	l.elapsed(pod.Key, "started", pod.Started)
 	pull, err := l.pull(ctx, pod)
 	if err != nil {
 		return err
@@ -104,16 +112,16 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 	}
 	v.Used, v.Note, v.Open, v.ordered = steered.Used, steered.Note, steered.Open, orders.At
 	if state, rests := l.rests(i, pod); rests && !(steered.Wake && state == Asking) {
-		v.State, v.Resting = state, true
-		if old, ok := l.View(i.Key); ok && old.State == state {
-			v.Why, v.Cause = old.Why, old.Cause
-		}
-		l.keepView(i, v)
+		l.rest(i, v, state)
 		return nil
 	}
 	if pod.Full != "" {
 		v.State, v.Cause, v.Why = Failed, CauseDisk, pod.Full+"."
 		return errors.Join(l.stop(ctx, &v), l.show(ctx, i, v))
+	}
+	if _, idle := i.labeled(idles); !pod.Whole && (pod.Stopped || !idle) && !l.mayStart(i.Key) {
+		l.wait(i, v, tr)
+		return nil
 	}
 	sum, err := l.summary(ctx, i, pod)
 	if err != nil {
@@ -143,29 +151,35 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod) error {
 // then, and is not started again.
 func (l *Loop) rests(i Issue, pod Pod) (State, bool) {
 	if !pod.Stopped {
-		return "", false
+		return Gone, false
 	}
-	for _, s := range []State{Asking, Review, Failed} {
-		if slices.Contains(i.Labels, stateScope+string(s)) {
-			return s, true
-		}
+	return i.labeled(idles)
+}
+
+func idles(st stage) bool { return st.idle }
+
+// rest keeps the view of a pod that sleeps in a state; why is as it was.
+func (l *Loop) rest(i Issue, v View, state State) {
+	v.State, v.Resting = state, true
+	if old, ok := l.View(i.Key); ok && old.State == state {
+		v.Why, v.Cause = old.Why, old.Cause
 	}
-	return "", false
+	l.keepView(i, v)
 }
 
 // limit ends what has gone on for too long: work at the deadline, and the
 // processes of a pod that waits for a person.
 func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
-	now := l.cfg.Now()
-	if v.State == Working {
+	if life[v.State].place {
 		if l.cfg.Deadline == 0 || pod.Created.IsZero() {
 			return nil
 		}
-		from := pod.Created
-		if v.ordered.After(from) { // somebody wants it to go on
-			from = v.ordered
+		worked := l.elapsed(pod.Key, "created", pod.Created)
+		if !v.ordered.IsZero() { // somebody wants it to go on
+			worked = min(worked, l.elapsed(pod.Key, "ordered", v.ordered))
 		}
-		if v.until = from.Add(l.cfg.Deadline); now.Before(v.until) {
+		if worked < l.cfg.Deadline {
+			v.until = l.cfg.Uptime() + l.cfg.Deadline - worked
 			return nil
 		}
 		v.State, v.Cause, v.Activity = Failed, CauseDeadline, ""
@@ -178,7 +192,8 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 	if l.cfg.Rest == 0 || sum.Since.IsZero() {
 		return nil
 	}
-	if v.until = sum.Since.Add(l.cfg.Rest); now.Before(v.until) {
+	if waited := l.elapsed(pod.Key, "since", sum.Since); waited < l.cfg.Rest {
+		v.until = l.cfg.Uptime() + l.cfg.Rest - waited
 		return nil
 	}
 	return l.stop(ctx, v)
@@ -186,7 +201,7 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 
 // stop ends a pod's processes; what v says stays true.
 func (l *Loop) stop(ctx context.Context, v *View) error {
-	v.Resting, v.until = true, time.Time{}
+	v.Resting, v.until = true, 0
 	return l.cfg.Pods.Stop(ctx, v.pod)
 }
 
@@ -213,7 +228,7 @@ func (v *View) judge(sum Summary, commits int) {
 	case AgentFailed:
 		v.State, v.Why = Failed, orNothing(sum.Error)
 	case AgentStarting:
-		v.State, v.Activity = Working, "starting"
+		v.State, v.Activity = Starting, "starting"
 		if sum.Activity != "" {
 			v.Activity = sum.Activity
 		}
@@ -275,15 +290,15 @@ func (l *Loop) summary(ctx context.Context, i Issue, pod Pod) (Summary, error) {
 		delete(l.away, pod.Key)
 		return sum, nil
 	}
-	now := l.cfg.Now()
-	if !pod.Whole || now.Sub(pod.Started) < apiWithin {
+	now := l.cfg.Uptime()
+	if !pod.Whole || l.elapsed(pod.Key, "started", pod.Started) < apiWithin {
 		return Summary{State: AgentStarting}, nil // it is not up yet
 	}
 	since, known := l.away[pod.Key]
 	switch {
 	case !known:
 		l.away[pod.Key] = now
-	case now.Sub(since) > awayLimit:
+	case now-since > awayLimit:
 		return Summary{State: AgentFailed, Cause: CauseUnreachable, Error: fmt.Sprintf("The pod's control container runs and has not answered for %s: %s.", awayLimit, firstLine(err.Error()))}, nil
 	}
 	return Summary{}, fmt.Errorf("asking %s how it is: %w", pod.Name, err)
@@ -360,7 +375,7 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 // issue, so that nothing starts again, it is told, and the pod is removed. The
 // pod goes last: while it is there, a kill in between is made good.
 func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
-	if i.Open && slices.Contains(i.Labels, l.cfg.Label) {
+	if i.wanted(l.cfg.Label) {
 		if err := l.cfg.Forge.Unlabel(ctx, i.Key); err != nil {
 			return err
 		}

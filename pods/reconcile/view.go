@@ -6,30 +6,6 @@ import (
 	"time"
 )
 
-// A State is what an issue's agent/<state> label and our comment say.
-type State string
-
-// The states. Refused has no label: nothing was started.
-const (
-	Queued  State = "queued"
-	Working State = "working"
-	Asking  State = "asking"
-	Review  State = "review"
-	Done    State = "done"
-	Failed  State = "failed"
-	Stopped State = "stopped"
-	Refused State = "refused"
-)
-
-// label is the suffix of the state's label, "" when no label fits.
-func (s State) label() State {
-	switch s {
-	case Stopped, Refused:
-		return ""
-	}
-	return s
-}
-
 // A View is what people are told of one issue: what `devaipod list` prints and
 // our comment says. Its JSON is part of the command's output.
 type View struct {
@@ -38,9 +14,11 @@ type View struct {
 	Title       string    `json:"title"`
 	URL         string    `json:"url"`
 	State       State     `json:"state"`
-	Why         string    `json:"why,omitempty"`     // in words, where a person has to act
-	Cause       Cause     `json:"cause,omitempty"`   // of asking or failed
-	Resting     bool      `json:"resting,omitempty"` // its processes are stopped
+	Why         string    `json:"why,omitempty"`      // in words, where a person has to act
+	Cause       Cause     `json:"cause,omitempty"`    // of asking or failed
+	Resting     bool      `json:"resting,omitempty"`  // its processes are stopped
+	Position    int       `json:"position,omitempty"` // in the queue for a place, from 1
+	Agent       string    `json:"agent,omitempty"`    // that the label names
 	Branch      string    `json:"branch,omitempty"`
 	PullRequest string    `json:"pull_request,omitempty"` // its URL
 	Pull        int64     `json:"-"`
@@ -56,11 +34,10 @@ type View struct {
 	// failed, and is made again.
 	Trouble string `json:"trouble,omitempty"`
 
-	ordered time.Time // when somebody gave an order last
-	pod     Key       // the pod's, which is another where a repository was renamed
-	limit   bool      // queued because of the limit on working agents
-	until   time.Time // when it has to be looked at again, zero for never
-	setups  int       // how many of the pod's containers say that their setup went wrong
+	ordered time.Time     // when somebody gave an order last
+	pod     Key           // the pod's, which is another where a repository was renamed
+	until   time.Duration // Uptime at which it has to be looked at again, 0 for never
+	setups  int           // how many of the pod's containers say that their setup went wrong
 	// chatty is set in watch when a new activity may be told again.
 	chatty bool
 }
@@ -72,7 +49,7 @@ const stateScope = "agent/"
 // harmless, which takes the force out of mentions, keywords and images.
 func (v View) comment(trigger string, harmless func(string) string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "**%s**\n\n", headline[v.State])
+	fmt.Fprintf(&b, "**%s**\n\n", life[v.State].headline)
 	if v.Why != "" {
 		for line := range strings.Lines(harmless(clip(v.Why, 4000))) {
 			fmt.Fprintf(&b, "> %s\n", strings.TrimRight(line, "\r\n"))
@@ -81,13 +58,16 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 	}
 	b.WriteString("| | |\n|---|---|\n")
 	fmt.Fprintf(&b, "| state | `%s` |\n", v.State)
+	if v.Agent != "" {
+		fmt.Fprintf(&b, "| agent | %s |\n", code(v.Agent))
+	}
 	if v.Branch != "" {
 		fmt.Fprintf(&b, "| branch | `%s` |\n", v.Branch)
 	}
 	if v.Pull != 0 {
 		fmt.Fprintf(&b, "| pull request | #%d |\n", v.Pull)
 	}
-	if v.Activity != "" && v.State == Working {
+	if v.Activity != "" && life[v.State].place {
 		fmt.Fprintf(&b, "| now | %s |\n", code(v.Activity))
 	}
 	if v.Used != "" {
@@ -128,23 +108,15 @@ func (v View) writeBlocked(b *strings.Builder) {
 	}
 }
 
-var headline = map[State]string{
-	Queued:  "Waiting to start",
-	Working: "An agent is working on this",
-	Asking:  "The agent needs a person",
-	Review:  "A pull request is ready for review",
-	Done:    "Done",
-	Failed:  "The agent failed",
-	Stopped: "Stopped",
-	Refused: "Not started",
-}
-
 // next says what a person can do now.
 func next(v View, trigger string) string {
+	if v.Agent != "" {
+		trigger += ":" + v.Agent
+	}
 	stop := fmt.Sprintf("To stop it, take the label `%s` off, close the issue, or run `devaipod stop %s`.", trigger, v.Key)
 	again := fmt.Sprintf("To start again, take the label `%s` off and put it on again.", trigger)
 	switch v.State {
-	case Queued, Working:
+	case Queued, Starting, Working:
 		return stop
 	case Asking:
 		return adviceOn(v) + " " + again + " " + stop

@@ -18,6 +18,7 @@ import (
 // program's tests run the same thread on real ones.
 type world struct {
 	mu       sync.Mutex
+	ctx      context.Context //nolint:containedctx // of the test
 	issue    reconcile.Issue
 	formerly reconcile.Key // what it was called before its repository was renamed
 	trigger  reconcile.Trigger
@@ -41,6 +42,7 @@ type world struct {
 	pod      *reconcile.Pod
 	kept     *reconcile.Task
 	now      time.Time
+	jumped   time.Duration // by how much of now the clock jumped, and no time went by
 	sumErr   error
 	resumed  int
 	task     reconcile.Task
@@ -94,7 +96,7 @@ func (w *world) Wanted(context.Context) ([]reconcile.Issue, time.Time, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.issue.Open && slices.Contains(w.issue.Labels, "devaipod") {
+	if w.issue.Open && slices.ContainsFunc(w.issue.Labels, func(l string) bool { return strings.HasPrefix(l, "devaipod") }) {
 		return []reconcile.Issue{w.issue}, w.now, nil
 	}
 	return nil, w.now, nil
@@ -303,7 +305,9 @@ func (w *world) Resume(context.Context, reconcile.Key) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.resumed++
-	w.pod.Whole, w.pod.Stopped = true, false
+	if w.pod != nil {
+		w.pod.Whole, w.pod.Stopped, w.pod.Exit = true, false, ""
+	}
 	return nil
 }
 func (w *world) Stop(context.Context, reconcile.Key) error {
@@ -313,7 +317,9 @@ func (w *world) Stop(context.Context, reconcile.Key) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stopped++
-	w.pod.Whole, w.pod.Stopped = false, true
+	if w.pod != nil {
+		w.pod.Whole, w.pod.Stopped, w.pod.Exit = false, true, ""
+	}
 	return nil
 }
 func (w *world) Remove(context.Context, reconcile.Key) error {
@@ -335,9 +341,18 @@ func (w *world) config() reconcile.Config {
 		Forge: w, Pods: w, Label: "devaipod", Ours: []string{"demo-bot"}, Resync: time.Hour, Watch: time.Hour,
 		Harmless:   func(s string) string { return strings.NewReplacer("@", "(at)", "#", "(number)").Replace(s) },
 		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
-		Now:        func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now }, Deadline: 4 * time.Hour, Rest: 24 * time.Hour,
+		Now:        func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now },
+		Uptime:     func() time.Duration { w.mu.Lock(); defer w.mu.Unlock(); return w.now.Sub(at) - w.jumped },
+		Deadline:   4 * time.Hour, Rest: 24 * time.Hour,
 		Log: slog.New(slog.DiscardHandler),
 	}
+}
+
+// jump makes the machine's clock jump, while no time goes by.
+func (w *world) jump(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.now, w.jumped = w.now.Add(d), w.jumped+d
 }
 
 // pass runs a new loop, as after a restart, until its first pass is done.
@@ -361,6 +376,9 @@ func (w *world) with(t *testing.T, c reconcile.Config, f func(*reconcile.Loop)) 
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
+	}
+	for _, step := range l.Strange() {
+		t.Errorf("a step that the life of an issue does not have: %s", step)
 	}
 	v, _ := l.View(w.issue.Key)
 	return v

@@ -223,6 +223,20 @@ func labelsAndComments(t *testing.T, c *forge.Client, prov forge.Provisioner, ap
 	if again, ok, err := c.LabelEvent(ctx, r, n, "devaipod"); err != nil || !ok || again.ID <= ev.ID {
 		t.Errorf("put on again: %+v, %v, %v", again, ok, err)
 	}
+	// A label that names an agent counts too: of those that are on, the newest.
+	if changed, err := c.EnsureLabels(ctx, r, forge.DefaultLabels("devaipod", "fast")); err != nil || !changed {
+		t.Fatalf("labels: %v, %v", changed, err)
+	}
+	plain, _, err := c.LabelEvent(ctx, r, n, "devaipod")
+	must(t, err)
+	must(t, c.AddLabels(ctx, r, n, "devaipod:fast"))
+	if fast, ok, err := c.LabelEvent(ctx, r, n, "devaipod"); err != nil || !ok || fast.Label != "devaipod:fast" || fast.ID <= plain.ID {
+		t.Errorf("with an agent's name: %+v, %v, %v", fast, ok, err)
+	}
+	must(t, c.RemoveLabel(ctx, r, n, "devaipod:fast"))
+	if got, ok, err := c.LabelEvent(ctx, r, n, "devaipod"); err != nil || !ok || got != plain {
+		t.Errorf("taken off again: %+v, %v, %v, want %+v", got, ok, err, plain)
+	}
 	for _, state := range []string{"working", "review", "review", ""} {
 		issue, err = c.Issue(ctx, r, n)
 		must(t, err)

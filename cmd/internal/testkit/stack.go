@@ -69,6 +69,9 @@ image = %q
 memory = %q
 upstreams = [%q]
 
+[agents.second]
+model = "second-model"
+
 [model]
 api = %q
 url = %q
