@@ -88,7 +88,8 @@ func (m *Manager) beginRemoval(k Key) error {
 	return writeJSON(filepath.Join(dir, removingFile), k)
 }
 
-// endRemoval ends a removal of a pod that was cut short, if there was one.
+// endRemoval ends a removal of a pod that was cut short, if there was one. The key is
+// locked.
 func (m *Manager) endRemoval(ctx context.Context, k Key) error {
 	_, err := os.Stat(filepath.Join(m.RunDir(k), removingFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -97,7 +98,7 @@ func (m *Manager) endRemoval(ctx context.Context, k Key) error {
 	if err != nil {
 		return err
 	}
-	return m.Remove(ctx, k)
+	return m.clear(ctx, k)
 }
 
 // removals ends those that were cut short.
@@ -113,7 +114,10 @@ func (c *collection) removals(ctx context.Context) error {
 			e = fmt.Errorf("%s is about %s, which is elsewhere", file, k)
 		}
 		if e == nil {
-			e = c.remove("the rest of the pod of "+k.String(), func() error { return c.Remove(ctx, k) })
+			e = c.remove("the rest of the pod of "+k.String(), func() error {
+				defer c.lock(k)()
+				return c.endRemoval(ctx, k) // unless it was ended meanwhile
+			})
 		}
 		err = errors.Join(err, e)
 	}
@@ -141,9 +145,9 @@ type group struct {
 	work  bool // a volume that may hold work is among it
 }
 
-// holdsWork are the volumes that may.
+// holdsWork are the volumes that may: all but those of sockets.
 func holdsWork(pod, volume string) bool {
-	return slices.Contains([]string{pod + "-agent-home", agentVolume(pod), pod + "-workspace", pod + "-saver"}, volume)
+	return !strings.HasSuffix(volume, "-sock") && strings.HasPrefix(volume, pod+"-")
 }
 
 func (c *collection) strays(ctx context.Context) error {
@@ -296,7 +300,9 @@ func (m *Manager) usedImages() (map[string]bool, error) {
 		if err != nil {
 			return nil, err
 		}
-		used[s.AgentImage], used[s.Image], used[s.ToolsImage] = true, true, true
+		for _, image := range []string{s.AgentImage, s.Image, s.ToolsImage, s.AgentBox.Image, s.WorkspaceBox.Image} {
+			used[image] = true
+		}
 	}
 	return used, err
 }

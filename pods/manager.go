@@ -54,6 +54,7 @@ type Manager struct {
 	images Images
 	log    *slog.Logger
 	warned sync.Map               // specifications that can't be read, by file
+	locks  sync.Map               // by key: held while a pod is made or removed
 	saving sync.Map               // the keys whose saver is run once now
 	tools  atomic.Pointer[string] // the image that EnsureTools made or found
 
@@ -109,6 +110,7 @@ const (
 // another label event is made anew, its volumes and so its work kept, and what
 // its clones borrow from.
 func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) {
+	defer m.lock(s.Key)()
 	if err := m.endRemoval(ctx, s.Key); err != nil {
 		return false, err
 	}
@@ -255,8 +257,21 @@ func (m *Manager) Stop(ctx context.Context, k Key) error {
 	return m.runs.Stop(ctx, all...)
 }
 
+// lock keeps the making and the removing of a pod apart, until unlock is called.
+func (m *Manager) lock(k Key) (unlock func()) {
+	mu, _ := m.locks.LoadOrStore(k, new(sync.Mutex))
+	mu.(*sync.Mutex).Lock() //nolint:forcetypeassert // nothing else is stored
+	return mu.(*sync.Mutex).Unlock
+}
+
 // Remove leaves nothing of a pod.
 func (m *Manager) Remove(ctx context.Context, k Key) error {
+	defer m.lock(k)()
+	return m.clear(ctx, k)
+}
+
+// clear is Remove, with the key locked.
+func (m *Manager) clear(ctx context.Context, k Key) error {
 	if err := m.beginRemoval(k); err != nil {
 		return fmt.Errorf("noting that the pod of %s is being removed: %w", k, err)
 	}
