@@ -40,13 +40,7 @@ func (s *service) apiHandler() http.Handler {
 	s.followHandler(mux)
 	s.workspaceHandler(mux)
 	mux.HandleFunc("GET /api/events", s.serveHappened)
-	mux.HandleFunc("POST /api/steer", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.pods.steerAll(r.Context()); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.WriteHeader(http.StatusNoContent)
-	})
+	mux.HandleFunc("POST /api/steer", s.steer)
 	mux.HandleFunc("POST /api/prune", s.prune)
 	const pod = "/api/pods/{owner}/{repo}/{issue}"
 	mux.HandleFunc("GET "+pod, s.keyed(func(w http.ResponseWriter, _ *http.Request, k reconcile.Key) {
@@ -75,24 +69,36 @@ func (s *service) apiHandler() http.Handler {
 		s.happened.add(happening{Kind: kindAgent, Pod: k.String(), State: "removed"})
 		s.json(w, saved)
 	}))
-	mux.HandleFunc("POST /api/saved/{store}/{issue}/forget", func(w http.ResponseWriter, r *http.Request) {
-		store, err := strconv.ParseInt(r.PathValue("store"), 10, 64)
-		issue, err2 := strconv.ParseInt(r.PathValue("issue"), 10, 64)
-		if err != nil || err2 != nil {
-			http.Error(w, "want the numbers of a store and an issue", http.StatusBadRequest)
-			return
-		}
-		if err := s.work.Forget(r.Context(), store, issue); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		s.pods.release(r.Context())
-		w.WriteHeader(http.StatusNoContent)
-	})
+	mux.HandleFunc("POST /api/saved/{store}/{issue}/forget", s.forget)
 	mux.HandleFunc("GET "+pod+"/events", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
 		s.events(w, r, s.loop.PodKey(k))
 	}))
 	return mux
+}
+
+// steer brings what pods may do up to the configuration.
+func (s *service) steer(w http.ResponseWriter, r *http.Request) {
+	if err := s.pods.steerAll(r.Context()); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// forget drops an issue's saved work.
+func (s *service) forget(w http.ResponseWriter, r *http.Request) {
+	store, err := strconv.ParseInt(r.PathValue("store"), 10, 64)
+	issue, err2 := strconv.ParseInt(r.PathValue("issue"), 10, 64)
+	if err != nil || err2 != nil {
+		http.Error(w, "want the numbers of a store and an issue", http.StatusBadRequest)
+		return
+	}
+	if err := s.work.Forget(r.Context(), store, issue); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	s.pods.release(r.Context())
+	w.WriteHeader(http.StatusNoContent)
 }
 
 func (s *service) keyed(h func(http.ResponseWriter, *http.Request, reconcile.Key)) http.HandlerFunc {

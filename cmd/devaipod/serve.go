@@ -102,17 +102,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		return nil, err
 	}
 	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1), runs: podman.NewPods(pod, a.cfg.Instance, a.log)}
-	var manager *pods.Manager
-	rules := newPolicies(a.cfg, func(k pods.Key) (repoConfig, error) { return s.repoConfig(ctx, k, manager) }, func(k pods.Key) string { return manager.RunDir(k) })
-	host, err := pod.Host(ctx)
-	if err != nil {
-		return nil, err
-	}
-	bounds, err := a.cfg.imageRules(host)
-	if err != nil {
-		return nil, err
-	}
-	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: s.runs, Images: pod, Lend: s.lend, Policy: rules.of, Source: s.imageSource, ImageRules: bounds, Fault: fault, Log: a.log})
+	manager, rules, err := s.newManager(ctx, a, pod)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +151,21 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
 	return s, err
+}
+
+// newManager makes what makes pods, and what says what each of them may do.
+func (s *service) newManager(ctx context.Context, a *app, pod *podman.Client) (manager *pods.Manager, rules *policies, err error) {
+	rules = newPolicies(a.cfg, func(k pods.Key) (repoConfig, error) { return s.repoConfig(ctx, k, manager) }, func(k pods.Key) string { return manager.RunDir(k) })
+	host, err := pod.Host(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	bounds, err := a.cfg.imageRules(host)
+	if err != nil {
+		return nil, nil, err
+	}
+	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: s.runs, Images: pod, Lend: s.lend, Policy: rules.of, Source: s.imageSource, ImageRules: bounds, Fault: fault, Log: a.log})
+	return manager, rules, err
 }
 
 func (a *app) serviceForge(creds credentials) (*forge.Client, error) {
