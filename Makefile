@@ -86,6 +86,7 @@ bench: install images build ## the speed of the whole program, the git cache and
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./mirror/cache </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./pods/egress ./pods/gate </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -benchtime 200x -timeout 20m ./cmd/devaipod-pod </dev/null
+	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./cmd/internal/testkit </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./cmd/devaipod </dev/null
 
 .PHONY: lint

@@ -139,7 +139,7 @@ func addFile(w *tar.Writer, path string) error {
 	return err
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +254,7 @@ func TestANetworkWithAnotherInterfaceIsMadeAnew(t *testing.T) {
 
 // podManager makes a manager of an instance, and the tools image of the pod
 // binary.
-func podManager(t *testing.T, instance string) (*pods.Manager, string) {
+func podManager(t testing.TB, instance string) (*pods.Manager, string) {
 	t.Helper()
 	state := filepath.Join(world.Dir, instance)
 	must(t, os.MkdirAll(state, 0o700))
