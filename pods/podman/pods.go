@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 
 	"codeberg.org/devaipod/devaipod/pods/backend"
@@ -81,18 +83,18 @@ func (p *Pods) within(pod backend.Pod, c Container) Container {
 	return c
 }
 
-// ensureVolume makes a volume; one of sockets anew that podman made by itself, for a
-// container: somebody had removed ours a moment before. It may belong to the wrong
-// user, and nothing is lost with it. Others of that kind stay: somebody may have
-// worked in them.
+// ensureVolume makes a volume, also one that is not as it was made: somebody removes
+// volumes by hand, a moment before they are used. One of sockets that podman has made
+// by itself then, for a container, may belong to the wrong user, and nothing is lost
+// with it; others of that kind stay, since somebody may have worked in them. And one
+// that was made while podman was removing its directory is a name with nothing behind.
 func (p *Pods) ensureVolume(ctx context.Context, pod backend.Pod, v backend.Volume) (created bool, err error) {
 	labels := maps.Clone(pod.Labels)
 	maps.Copy(labels, v.Labels)
-	if created, err = p.EnsureVolumeFor(ctx, v.Name, labels, v.Owner); err != nil || created || !v.Sockets {
+	if created, err = p.EnsureVolumeFor(ctx, v.Name, labels, v.Owner); err != nil || created {
 		return created, err
 	}
-	ours, err := p.Volumes(ctx, pod.Labels)
-	if err != nil || slices.ContainsFunc(ours, func(t backend.Thing) bool { return t.Name == v.Name }) {
+	if good, err := p.asMade(ctx, pod, v); err != nil || good {
 		return false, err
 	}
 	p.log.Warn("a volume is not as it was made; making it, and the pod's containers, anew", "volume", v.Name)
@@ -105,6 +107,22 @@ func (p *Pods) ensureVolume(ctx context.Context, pod backend.Pod, v backend.Volu
 		return false, err
 	}
 	return p.EnsureVolumeFor(ctx, v.Name, labels, v.Owner)
+}
+
+// asMade tells whether a volume that is there is one to go on with.
+func (p *Pods) asMade(ctx context.Context, pod backend.Pod, v backend.Volume) (bool, error) {
+	dir, err := p.VolumeDir(ctx, v.Name)
+	if err != nil {
+		return false, err
+	}
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if !v.Sockets {
+		return true, nil
+	}
+	ours, err := p.Volumes(ctx, pod.Labels)
+	return slices.ContainsFunc(ours, func(t backend.Thing) bool { return t.Name == v.Name }), err
 }
 
 // Start starts a container ([backend.Backend]).

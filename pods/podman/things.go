@@ -95,6 +95,17 @@ func (c *Client) ensureVolume(ctx context.Context, v types.VolumeCreateOptions) 
 	return err == nil, wrap("making volume", name, err)
 }
 
+// VolumeDir is where podman keeps a volume, on its host.
+func (c *Client) VolumeDir(ctx context.Context, name string) (string, error) {
+	conn, cancel := c.with(ctx)
+	defer cancel()
+	v, err := volumes.Inspect(conn, name, nil)
+	if err != nil {
+		return "", wrap("looking at volume", name, err)
+	}
+	return v.Mountpoint, nil
+}
+
 // RemoveVolume removes a volume that no container has; one that is not there is no
 // error.
 func (c *Client) RemoveVolume(ctx context.Context, name string) error {

@@ -2,6 +2,8 @@ package testkit_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -20,6 +22,13 @@ func TestPodmanKeepsTheContract(t *testing.T) {
 		Stray: func(ctx context.Context, volume string) error {
 			_, err := world.client.EnsureVolume(ctx, volume, nil)
 			return err
+		},
+		Lose: func(ctx context.Context, volume string) error {
+			dir, err := world.client.VolumeDir(ctx, volume)
+			if err != nil {
+				return err
+			}
+			return os.RemoveAll(filepath.Dir(dir))
 		},
 		Names: func(context.Context) ([]string, error) { return strings.Split(names(t), "\n"), nil },
 	}.Run(t)

@@ -27,6 +27,8 @@ type World struct {
 	Before func(f func(step int)) backend.Backend
 	// Stray makes a volume of that name without any labels.
 	Stray func(ctx context.Context, volume string) error
+	// Lose removes what is behind a volume, and leaves its name.
+	Lose func(ctx context.Context, volume string) error
 	// Names lists all that there is, whoever made it.
 	Names func(ctx context.Context) ([]string, error)
 }
@@ -44,6 +46,7 @@ func (w World) Run(t *testing.T) {
 		{"RemoveLeavesNothingAndTouchesNobodyElse", World.removes},
 		{"WhatIsNotThereIsNoError", World.absent},
 		{"AVolumeOfSocketsThatIsNotOursIsMadeAnew", World.strays},
+		{"AVolumeWithNothingBehindIsMadeAnew", World.lost},
 		{"EveryStepMayBeTheLast", World.interrupted},
 		{"RunToTheEnd", World.runs},
 		{"LogsFollow", World.logs},
@@ -339,6 +342,23 @@ func (w World) strays(t *testing.T) {
 		t.Errorf("the other one has %q", got)
 	}
 	w.remove(t, p) // by name, too
+}
+
+func (w World) lost(t *testing.T) {
+	p := w.pod("lost")
+	_, err := w.Ensure(t.Context(), p)
+	must(t, err)
+	must(t, w.Lose(t.Context(), "lost-v"))
+	must(t, w.Stop(t.Context(), backend.Ending{Container: "lost-b", Patience: time.Second}))
+	changed, err := w.Ensure(t.Context(), p)
+	if err != nil || !changed {
+		t.Errorf("changed %v, %v", changed, err)
+	}
+	w.whole(t, p)
+	if got := w.see(t, p, "echo new >/v/new; cat /v/new"); got != "new" {
+		t.Errorf("%q", got)
+	}
+	w.remove(t, p)
 }
 
 // interrupted ends the verbs at each of their steps, once by a context.
