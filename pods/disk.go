@@ -48,18 +48,20 @@ type DiskWatch struct {
 // takes podman time, which goes by the number of files.
 const shareOfTime = 20
 
-// Run looks again and again until ctx ends.
+// Run looks again and again until ctx ends, for the first time after Every: a service
+// that starts has more urgent things to ask podman for.
 func (w *DiskWatch) Run(ctx context.Context) {
-	for {
+	for pause := w.Every; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
 		began := time.Now()
 		if err := w.Look(ctx); err != nil && ctx.Err() == nil {
 			w.Broken(err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(max(w.Every, shareOfTime*time.Since(began))):
-		}
+		pause = max(w.Every, shareOfTime*time.Since(began))
 	}
 }
 
