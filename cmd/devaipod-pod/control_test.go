@@ -41,7 +41,7 @@ func newLone(t testing.TB, model http.HandlerFunc) *lone {
 	m := httptest.NewServer(model)
 	t.Cleanup(m.Close)
 	l.must(podfile.Write(l.path("run"), &podfile.File{
-		Repo: "ann/hello", Issue: 3, AgentToken: "agent", WorkspaceToken: "workspace",
+		Repo: "ann/hello", Issue: 3, AgentToken: "agent", WorkspaceToken: "workspace", Agent: "opencode",
 		Model: podfile.Model{API: podfile.APIOpenAI, Name: "m", BaseURL: m.URL + "/v1"}, Task: podfile.Task{Key: "k", Prompt: "p"},
 	}))
 	l.must(podfile.WritePolicy(l.path("run"), podfile.Policy{Key: "sk-the-key"}))

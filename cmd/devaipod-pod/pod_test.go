@@ -121,7 +121,7 @@ func newPodOf(t *testing.T, issue string, stall time.Duration, model podfile.Mod
 	p.model.BaseURL, p.model.ViaService = server.URL+model.BaseURL, true
 	err := podfile.Write(p.path("run"), &podfile.File{
 		Instance: "test", Pod: "test", Repo: "ann/hello", Issue: 3, Branch: branch, BranchPrefix: "agent/3-", Base: "main",
-		AgentToken: agentTok, WorkspaceToken: "token-of-the-workspace",
+		AgentToken: agentTok, WorkspaceToken: "token-of-the-workspace", Agent: pods.AgentName,
 		Model: p.model,
 		Task:  podfile.Task{Key: taskKey, Stall: stall, Prompt: "THE-TASK: push it with: git push origin HEAD:" + branch + "\n\n" + issue + "\n"},
 	})
