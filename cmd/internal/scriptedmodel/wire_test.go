@@ -170,8 +170,7 @@ func TestEachAPIRefusesInItsOwnWords(t *testing.T) {
 	}
 }
 
-// A stream that breaks off is not taken for one that is whole, where the API lets
-// one tell: Gemini counts all along.
+// A stream that breaks off is not taken for one that is whole.
 func TestEachAPIBreaksOff(t *testing.T) {
 	for api, wire := range wires {
 		m := scriptedmodel.New(key, func(scriptedmodel.Request) scriptedmodel.Reply {
