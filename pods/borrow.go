@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 )
 
 // A pod's clones borrow objects from a directory of the host that is mounted into
@@ -78,18 +77,11 @@ func (m *Manager) borrowed(ctx context.Context, k Key) (dir string, old bool, er
 // none of them may be removed.
 func (m *Manager) Borrowed(ctx context.Context) (map[string]bool, error) {
 	dirs := map[string]bool{}
-	files, err := filepath.Glob(filepath.Join(m.cfg.StateDir, "p", "*", specFile))
+	specs, err := m.specs()
 	if err != nil {
 		return nil, err
 	}
-	for _, file := range files {
-		s, err := readSpec(filepath.Dir(file))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
+	for _, s := range specs {
 		dirs[s.Borrow] = true
 	}
 	things, err := m.runs.Find(ctx, map[string]string{labelInstance: m.cfg.Instance})

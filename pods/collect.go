@@ -291,15 +291,8 @@ func (m *Manager) usedImages() (map[string]bool, error) {
 	if tools := m.tools.Load(); tools != nil {
 		used[*tools] = true
 	}
-	files, err := filepath.Glob(filepath.Join(m.cfg.StateDir, "p", "*", specFile))
-	for _, file := range files {
-		s, err := readSpec(filepath.Dir(file))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
+	specs, err := m.specs()
+	for _, s := range specs {
 		for _, image := range []string{s.AgentImage, s.Image, s.ToolsImage, s.AgentBox.Image, s.WorkspaceBox.Image} {
 			used[image] = true
 		}

@@ -235,6 +235,26 @@ func readSpec(dir string) (s Spec, err error) {
 	return s, nil
 }
 
+// specs are those of all pods. With an error they are not all known.
+func (m *Manager) specs() ([]Spec, error) {
+	files, err := filepath.Glob(filepath.Join(m.cfg.StateDir, "p", "*", specFile))
+	if err != nil {
+		return nil, err
+	}
+	var all []Spec
+	for _, file := range files {
+		s, err := readSpec(filepath.Dir(file))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
 // Sweep removes what a process that was killed has left of run directories:
 // those without a specification. It must not run beside other methods.
 func (m *Manager) Sweep() error {

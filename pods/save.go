@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"codeberg.org/devaipod/devaipod/pods/backend"
@@ -70,14 +71,12 @@ func (m *Manager) Save(ctx context.Context, k Key) (podfile.Saved, error) {
 
 // HasWork tells whether the volume with the agent's work is there.
 func (m *Manager) HasWork(ctx context.Context, k Key) (bool, error) {
-	name := Name(m.cfg.Instance, k)
+	return m.hasVolume(ctx, k, agentVolume(m.Name(k)))
+}
+
+func (m *Manager) hasVolume(ctx context.Context, k Key, volume string) (bool, error) {
 	found, err := m.runs.Find(ctx, m.own(k))
-	for _, v := range found {
-		if v.Name == agentVolume(name) {
-			return true, err
-		}
-	}
-	return false, err
+	return slices.ContainsFunc(found, func(t backend.Thing) bool { return t.Volume && t.Name == volume }), err
 }
 
 // saveOnce runs the saver to its end, in a container outside of the pod, which

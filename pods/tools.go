@@ -13,10 +13,8 @@ import (
 	"strings"
 
 	"codeberg.org/devaipod/devaipod/pods/backend"
+	"codeberg.org/devaipod/devaipod/pods/image"
 )
-
-// caBundles are where systems keep their certificate authorities.
-var caBundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"}
 
 // Images are where a backend finds the images of containers.
 type Images interface {
@@ -56,7 +54,7 @@ func (m *Manager) EnsureTools(ctx context.Context, binary string) (ref string, e
 		return "", fmt.Errorf("reading the pod binary: %w", err)
 	}
 	defer program.Close()
-	ca, err := readFirst(caBundles)
+	ca, err := readFirst(image.CABundles)
 	if err != nil {
 		return "", err
 	}

@@ -27,7 +27,7 @@ const roleInventory = "inventory"
 // Inventory tells what a workspace holds and nobody else has. One that has no volume
 // (any more) holds nothing.
 func (m *Manager) Inventory(ctx context.Context, k Key) (found podfile.Work, err error) {
-	there, err := m.hasWorkspace(ctx, k)
+	there, err := m.hasVolume(ctx, k, m.Name(k)+"-workspace")
 	if err != nil || !there {
 		return found, err
 	}
@@ -53,17 +53,6 @@ func (m *Manager) Inventory(ctx context.Context, k Key) (found podfile.Work, err
 		}
 	}
 	return found, fmt.Errorf("looking into %s: %.2000s", k, log)
-}
-
-func (m *Manager) hasWorkspace(ctx context.Context, k Key) (bool, error) {
-	name := m.Name(k)
-	found, err := m.runs.Find(ctx, m.own(k))
-	for _, v := range found {
-		if v.Volume && v.Name == name+"-workspace" {
-			return true, err
-		}
-	}
-	return false, err
 }
 
 // Whose tells which pod something with labels belongs to, and in which role.

@@ -119,7 +119,7 @@ func (s *statistician) look(ctx context.Context) ([]podStats, error) {
 	now, err := s.podman.Usages(ctx, running)
 	s.tell(err)
 	if s.diskAt.IsZero() || time.Since(s.diskAt) > time.Minute {
-		s.disk, err = s.podman.Disk(ctx)
+		s.disk, err = s.podman.AllDisk(ctx)
 		s.tell(err)
 		s.diskAt = time.Now()
 	}

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/containers/podman/v5/pkg/bindings/containers"
-	"github.com/containers/podman/v5/pkg/bindings/system"
 )
 
 // A Usage is what a container that runs uses of its machine.
@@ -44,26 +43,4 @@ func (c *Client) Usages(ctx context.Context, names []string) (map[string]Usage, 
 		wrong = nil
 	}
 	return out, wrong
-}
-
-// A Disk is what takes room on the disk, in bytes by name: of containers what they
-// have written beside their image and volumes.
-type Disk struct{ Containers, Volumes map[string]int64 }
-
-// Disk asks how much room everything of podman's takes. It looks at every file.
-func (c *Client) Disk(ctx context.Context) (Disk, error) {
-	conn, cancel := c.with(ctx)
-	defer cancel()
-	d := Disk{map[string]int64{}, map[string]int64{}}
-	r, err := system.DiskUsage(conn, nil)
-	if err != nil {
-		return d, fmt.Errorf("asking podman what takes room on the disk: %w", err)
-	}
-	for _, x := range r.Containers {
-		d.Containers[x.Names] = x.RWSize
-	}
-	for _, x := range r.Volumes {
-		d.Volumes[x.VolumeName] = x.Size
-	}
-	return d, nil
 }
