@@ -134,8 +134,18 @@ func (p *podPort) Resume(ctx context.Context, k reconcile.Key) error {
 	return p.manager.Resume(ctx, pods.Key(k))
 }
 
+// Stop stops a pod and shuts its door, unless what its agent did is going out
+// through that just now: a removal then shuts it, or the next stop.
 func (p *podPort) Stop(ctx context.Context, k reconcile.Key) error {
-	return errors.Join(p.manager.Stop(ctx, pods.Key(k)), p.shut(k))
+	if err := p.manager.Stop(ctx, pods.Key(k)); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.saves[k]; s != nil && !s.ended() {
+		return nil
+	}
+	return p.shutLocked(k)
 }
 
 // Remove removes a pod once all that its agent did is saved.
@@ -323,6 +333,10 @@ func (p *podPort) tokens(k pods.Key) int64 {
 func (p *podPort) shut(k reconcile.Key) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.shutLocked(k)
+}
+
+func (p *podPort) shutLocked(k reconcile.Key) error {
 	d := p.doors[k]
 	delete(p.doors, k)
 	return d.close()

@@ -120,12 +120,17 @@ func (p *podPort) saveNow(ctx context.Context, k reconcile.Key) (podfile.Saved, 
 func (p *podPort) forgetSave(k reconcile.Key) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.saves[k]; s != nil {
-		select {
-		case <-s.done:
-			delete(p.saves, k)
-		default: // it will be, once it is done
-		}
+	if s := p.saves[k]; s != nil && s.ended() {
+		delete(p.saves, k) // one that goes on will be, once it is done
+	}
+}
+
+func (s *save) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
 	}
 }
 
