@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/containers/podman/v5/pkg/bindings"
@@ -28,6 +29,7 @@ type Client struct {
 	conn   context.Context // carries the bindings' connection, nothing else
 	socket string          // of the service
 	fault  func(point string)
+	host   *atomic.Pointer[Host] // nil until it was asked for
 }
 
 // Connect opens a connection to the service at uri (unix:///path).
@@ -42,7 +44,7 @@ func Connect(ctx context.Context, uri string) (*Client, error) {
 	if !ok {
 		return nil, fmt.Errorf("connecting to podman at %s: want unix:///PATH", uri)
 	}
-	return &Client{conn: conn, socket: socket}, nil
+	return &Client{conn: conn, socket: socket, host: new(atomic.Pointer[Host])}, nil
 }
 
 // WithFault returns a client that calls f, with a name, before each call that

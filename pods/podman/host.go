@@ -20,8 +20,20 @@ type Host struct {
 	Users       int      // how many a container can have; 0 is all of them
 }
 
-// Host asks podman what it runs on.
+// Host is what podman runs on. It is asked once: podman looks for its own packages to
+// answer, which takes up to a second, and what decides here stays as it is.
 func (c *Client) Host(ctx context.Context) (Host, error) {
+	if h := c.host.Load(); h != nil {
+		return *h, nil
+	}
+	h, err := c.askHost(ctx)
+	if err == nil {
+		c.host.Store(&h)
+	}
+	return h, err
+}
+
+func (c *Client) askHost(ctx context.Context) (Host, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	info, err := system.Info(conn, nil)
