@@ -86,11 +86,12 @@ var (
 	interrupted  context.Context // without patience
 )
 
-// Scripts that are not for everybody's company: alone they run one at a time,
-// after the others; last is the end of the stack.
+// Scripts that are not for everybody's company: alone they run one at a time, before
+// the others, whose pods a service that is started again would look at each time;
+// last is the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"agent-dies", "restart-service", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "killed-between-steps", "killed-at-random", "webhooks", "forge-away", "podman-back", "disk-full", "reboot"}
+	alone = []string{"killed-between-steps", "killed-at-random", "agent-dies", "restart-service", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "podman-back", "disk-full", "reboot"}
 	last  = []string{"purge"}
 )
 
@@ -113,16 +114,23 @@ func TestEndToEnd(t *testing.T) {
 	for _, name := range first {
 		t.Run("first", func(t *testing.T) { running.s.scripts(t, name) })
 	}
-	t.Run("together", func(t *testing.T) { running.s.scripts(t, together...) })
-	for _, name := range slices.Concat(alone, last) {
-		t.Run("alone", func(t *testing.T) {
-			// The one before may have failed with the service down.
-			if err := running.s.Run(suiteContext, testkit.Call{Args: []string{"forge", "up", "-d"}}); err != nil {
-				t.Fatal(err)
-			}
-			running.s.scripts(t, name)
-		})
+	for _, name := range alone {
+		running.s.alone(t, name)
 	}
+	t.Run("together", func(t *testing.T) { running.s.scripts(t, together...) })
+	for _, name := range last {
+		running.s.alone(t, name)
+	}
+}
+
+func (s *suite) alone(t *testing.T, name string) {
+	t.Run("alone", func(t *testing.T) {
+		// The one before may have failed with the service down.
+		if err := s.Run(suiteContext, testkit.Call{Args: []string{"forge", "up", "-d"}}); err != nil {
+			t.Fatal(err)
+		}
+		s.scripts(t, name)
+	})
 }
 
 func scriptName(file string) string { return strings.TrimSuffix(filepath.Base(file), ".txtar") }
