@@ -9,10 +9,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/podapi"
 )
@@ -39,7 +42,7 @@ func serve(t *testing.T, d *driver, j *podapi.Journal) (*podapi.Client, string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := httptest.NewUnstartedServer(podapi.NewServer(d, j, slog.New(slog.DiscardHandler)))
+	s := httptest.NewUnstartedServer(podapi.NewServer(d, j, quiet))
 	s.Listener = l
 	s.Start()
 	t.Cleanup(s.Close)
@@ -77,29 +80,10 @@ func TestEventsReplayAndGoOn(t *testing.T) {
 		j.Add(podapi.EventText, fmt.Sprint("old ", i))
 	}
 	c, _ := serve(t, &driver{}, j)
-	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://pod/events?after=1", nil)
-	if err != nil {
-		t.Fatal(err)
+	if ev := stream(t, c, "?after=1", "2")(); ev.ID != 3 {
+		t.Errorf("a browser that comes back after 2 gets %+v", ev)
 	}
-	resp, err := c.Transport().RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	next := func() podapi.Event {
-		for lines.Scan() {
-			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
-				var ev podapi.Event
-				if err := json.Unmarshal([]byte(data), &ev); err != nil {
-					t.Fatal(err)
-				}
-				return ev
-			}
-		}
-		t.Fatal("the stream ended")
-		return podapi.Event{}
-	}
+	next := stream(t, c, "?after=1", "")
 	if a, b := next(), next(); a.Text != "old 1" || b.Text != "old 2" || b.ID != 3 {
 		t.Errorf("replayed %+v %+v", a, b)
 	}
@@ -112,10 +96,149 @@ func TestEventsReplayAndGoOn(t *testing.T) {
 func TestTheJournalIsBounded(t *testing.T) {
 	j := &podapi.Journal{}
 	for range 6000 {
-		j.Add(podapi.EventText, strings.Repeat("é", 8000))
+		j.Add(podapi.EventText, "short")
 	}
 	events, _ := j.After(0)
-	if n := len(events); n > 5000 || n < 4000 || events[n-1].ID != 6000 || len(events[0].Text) > 8300 {
-		t.Errorf("%d events, the last %d, of %d bytes", n, events[n-1].ID, len(events[0].Text))
+	if n := len(events); n > 5000 || n < 4000 || events[n-1].ID != 6000 {
+		t.Errorf("%d events, the last %d", n, events[n-1].ID)
+	}
+	for range 2000 {
+		j.Add(podapi.EventText, strings.Repeat("é", 8000))
+	}
+	events, _ = j.After(0)
+	held := 0
+	for _, ev := range events {
+		held += len(ev.Text)
+	}
+	if n := len(events); n < 100 || held > 5<<20 || events[n-1].ID != 8000 || len(events[n-1].Text) > 8300 {
+		t.Errorf("%d events of %d bytes, the last %d of %d", n, held, events[n-1].ID, len(events[n-1].Text))
+	}
+}
+
+// quiet is for what says nothing that matters.
+var quiet = slog.New(slog.DiscardHandler)
+
+func transcript(t *testing.T, dir string) (out []podapi.Event) {
+	t.Helper()
+	if err := podapi.ReadTranscript(dir, func(ev podapi.Event) error { out = append(out, ev); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// A pod-api that is started again goes on counting where the last one was, and
+// tells nothing twice; what a kill left of a line is none.
+func TestTheJournalIsKept(t *testing.T) {
+	dir := t.TempDir()
+	if got := transcript(t, dir); got != nil {
+		t.Errorf("of nothing: %+v", got)
+	}
+	j := podapi.OpenJournal(dir, quiet)
+	j.Once("part 1", podapi.EventText, "hello")
+	j.Add(podapi.EventState, "working")
+	f, err := os.OpenFile(filepath.Join(dir, podapi.TranscriptFile), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(`{"id": 3, "text": "torn`); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j = podapi.OpenJournal(dir, quiet)
+	j.Once("part 1", podapi.EventText, "hello")
+	j.Once("part 2", podapi.EventText, "there")
+	events, _ := j.After(1)
+	if len(events) != 2 || events[0].ID != 2 || events[1].ID != 3 || events[1].Text != "there" {
+		t.Errorf("goes on with %+v", events)
+	}
+	kept := transcript(t, dir)
+	if len(kept) != 3 || kept[0].Text != "hello" || kept[1].Text != "working" || kept[2].Text != "there" {
+		t.Errorf("kept are %+v", kept)
+	}
+}
+
+// A long journal is two files, and the oldest of it goes.
+func TestAKeptJournalIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	j := podapi.OpenJournal(dir, quiet)
+	const n = 10_000
+	for range n {
+		j.Add(podapi.EventText, strings.Repeat("x", 8<<10))
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 2 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, f := range files {
+		if info, err := f.Info(); err != nil || info.Size() > 33<<20 {
+			t.Errorf("%s has %d bytes, %v", f.Name(), info.Size(), err)
+		}
+	}
+	kept := transcript(t, dir)
+	for i, ev := range kept {
+		if ev.ID != int64(n-len(kept)+1+i) {
+			t.Fatalf("event %d of %d is %d", i, len(kept), ev.ID)
+		}
+	}
+	if len(kept) < n/3 {
+		t.Errorf("%d are left", len(kept))
+	}
+}
+
+// A journal that can't be written is one in memory, until it can.
+func TestAJournalThatCanNotBeWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		file := filepath.Join(dir, podapi.TranscriptFile)
+		if err := os.Mkdir(file, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		j := podapi.OpenJournal(dir, slog.New(slog.NewTextHandler(&said, nil)))
+		j.Add(podapi.EventText, "lost")
+		if events, _ := j.After(0); len(events) != 1 || strings.Count(said.String(), "is not kept") != 1 {
+			t.Errorf("%+v; the log says %s", events, said.String())
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute) // of the bubble's clock
+		j.Add(podapi.EventText, "kept")
+		if got := transcript(t, dir); len(got) != 1 || got[0].Text != "kept" || got[0].ID != 2 {
+			t.Errorf("kept are %+v", got)
+		}
+	})
+}
+
+// stream opens /events and returns what comes, event by event.
+func stream(t *testing.T, c *podapi.Client, query, lastID string) func() podapi.Event {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://pod/events"+query, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lastID != "" {
+		req.Header.Set("Last-Event-ID", lastID)
+	}
+	resp, err := c.Transport().RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = resp.Body.Close() })
+	lines := bufio.NewScanner(resp.Body)
+	return func() podapi.Event {
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+				var ev podapi.Event
+				if err := json.Unmarshal([]byte(data), &ev); err != nil {
+					t.Fatal(err)
+				}
+				return ev
+			}
+		}
+		t.Fatal("the stream ended")
+		return podapi.Event{}
 	}
 }

@@ -13,6 +13,12 @@ import (
 	"github.com/gin-gonic/gin"
 )
 
+// slowest is how long a watcher may take what it is sent.
+const slowest = 30 * time.Second
+
+// beatEvery is how often a watcher is told that there is nothing new.
+const beatEvery = 15 * time.Second
+
 // maxMessage bounds a message to the agent, in bytes.
 const maxMessage = 1 << 20
 
@@ -48,20 +54,29 @@ func (s *server) ready(c *gin.Context) {
 }
 
 // events streams the journal as server-sent events (WHATWG HTML, 9.2), from
-// after an id; follow=0 ends with what is there.
+// after an id, the query's or Last-Event-ID; follow=0 ends with what is there. Who
+// takes nothing for a while is dropped, and can come back for the rest.
 func (s *server) events(c *gin.Context) {
-	after, err := strconv.ParseInt(c.DefaultQuery("after", "0"), 10, 64)
-	if err != nil {
-		c.String(http.StatusBadRequest, "after: want an event's id\n")
+	from := c.DefaultQuery("after", "0")
+	if seen := c.GetHeader("Last-Event-ID"); seen != "" { // by a browser, which comes back
+		from = seen
+	}
+	after, err := strconv.ParseInt(from, 10, 64)
+	if err != nil || after < 0 {
+		c.String(http.StatusBadRequest, "after, Last-Event-ID: want an event's id\n")
 		return
 	}
+	slow := http.NewResponseController(c.Writer)
 	c.Header("Content-Type", "text/event-stream")
 	c.Header("Cache-Control", "no-cache")
 	c.Status(http.StatusOK)
-	beat := time.NewTicker(15 * time.Second)
+	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
 	for {
 		events, more := s.journal.After(after)
+		if err := slow.SetWriteDeadline(time.Now().Add(slowest)); err != nil {
+			return
+		}
 		for _, ev := range events {
 			b, err := json.Marshal(ev)
 			if err != nil {

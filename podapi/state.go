@@ -3,7 +3,6 @@ package podapi
 import (
 	"context"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -80,22 +79,6 @@ type Block struct {
 	Last  time.Time `json:"last"`
 }
 
-// Types of events.
-const (
-	EventState = "state" // the agent's state changed
-	EventText  = "text"  // the agent said something
-	EventTool  = "tool"  // the agent used a tool
-	EventError = "error"
-)
-
-// An Event is one thing that happened, as /events sends it.
-type Event struct {
-	ID   int64     `json:"id"` // counts from 1 in one life of the pod-api
-	Time time.Time `json:"time"`
-	Type string    `json:"type"`
-	Text string    `json:"text"`
-}
-
 // A Driver runs one agent. Summary may be called at any time; Send and Stop
 // once Run has been.
 type Driver interface {
@@ -105,55 +88,6 @@ type Driver interface {
 	// Send gives the agent a message; Stop ends its turn.
 	Send(ctx context.Context, text string) error
 	Stop(ctx context.Context) error
-}
-
-const (
-	maxEvents    = 5000
-	maxEventText = 8 << 10 // bytes
-)
-
-// A Journal keeps the newest events. The zero value is ready; its methods are
-// safe for concurrent use.
-type Journal struct {
-	mu     sync.Mutex
-	last   int64
-	events []Event
-	wake   chan struct{} // closed at the next event
-}
-
-// Add notes an event; its text is bounded.
-func (j *Journal) Add(kind, text string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.last++
-	if len(j.events) >= maxEvents {
-		j.events = append(j.events[:0], j.events[maxEvents/10:]...)
-	}
-	j.events = append(j.events, Event{ID: j.last, Time: time.Now().UTC(), Type: kind, Text: Clip(text, maxEventText)})
-	if j.wake != nil {
-		close(j.wake)
-		j.wake = nil
-	}
-}
-
-// After returns the events with a greater id, and a channel that is closed
-// when there are more. An id that there has not been yet is of an earlier life
-// of the pod-api: all events come after that.
-func (j *Journal) After(id int64) ([]Event, <-chan struct{}) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.wake == nil {
-		j.wake = make(chan struct{})
-	}
-	if id > j.last {
-		id = 0
-	}
-	for i, e := range j.events {
-		if e.ID > id {
-			return append([]Event(nil), j.events[i:]...), j.wake
-		}
-	}
-	return nil, j.wake
 }
 
 // Clip bounds s to n bytes at the end of a rune.

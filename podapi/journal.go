@@ -1,0 +1,241 @@
+package podapi
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Types of events.
+const (
+	EventState = "state" // the agent's state changed
+	EventText  = "text"  // the agent said something
+	EventTool  = "tool"  // the agent used a tool
+	EventError = "error"
+)
+
+// An Event is one thing that happened, as /events sends it.
+type Event struct {
+	ID   int64     `json:"id"` // grows, also over the lives of pods and pod-apis
+	Time time.Time `json:"time"`
+	Type string    `json:"type"`
+	Text string    `json:"text"`
+	// Mark names what it tells of, where that could be told twice: a part of a
+	// message, say, and how far it was.
+	Mark string `json:"mark,omitempty"`
+}
+
+const (
+	maxEvents    = 5000     // that are held in memory
+	maxHeld      = 4 << 20  // bytes of their texts
+	maxEventText = 8 << 10  // bytes
+	maxMark      = 200      // bytes
+	maxMarks     = 50_000   // that are remembered
+	maxKept      = 32 << 20 // bytes of a file; there are two at most
+	keepAgain    = time.Minute
+)
+
+// A Journal keeps what happened: the newest events in memory, and with
+// [OpenJournal] all of them in files, up to some 64 MiB. The zero value is ready;
+// its methods are safe for concurrent use.
+type Journal struct {
+	mu     sync.Mutex
+	last   int64
+	events []Event
+	held   int // bytes of their texts
+	marks  map[string]bool
+	marked []string      // the same, the oldest first
+	wake   chan struct{} // closed at the next event
+
+	path  string    // of the file, "" for none
+	file  *os.File  // nil when it can't be written
+	again time.Time // when that is tried again
+	size  int64
+	log   *slog.Logger
+}
+
+// TranscriptFile is the name of a journal's file in its directory. The older half
+// of a long one has ".1" behind its name.
+const TranscriptFile = "transcript.jsonl"
+
+// OpenJournal opens the journal that is kept in dir, one event a line (JSON), or
+// begins it. A journal that can't be written goes on in memory, and says so in
+// the log.
+func OpenJournal(dir string, log *slog.Logger) *Journal {
+	j := &Journal{path: filepath.Join(dir, TranscriptFile), log: log}
+	err := ReadTranscript(dir, func(ev Event) error {
+		j.hold(ev)
+		return nil
+	})
+	if err != nil {
+		log.Warn("what the agent did before can't be read", "err", err)
+	}
+	j.unkept(j.open())
+	return j
+}
+
+// unkept notes that the file can't be written; what happens until it can is in
+// memory alone.
+func (j *Journal) unkept(err error) {
+	if err != nil {
+		j.log.Error("what the agent does is not kept; trying again in a minute", "err", err)
+		j.file, j.again = nil, time.Now().Add(keepAgain)
+	}
+}
+
+// open opens the file to write behind what is there.
+func (j *Journal) open() error {
+	f, err := os.OpenFile(j.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() > 0 {
+		end := make([]byte, 1)
+		if _, err = f.ReadAt(end, info.Size()-1); err == nil && end[0] != '\n' {
+			_, err = f.WriteString("\n") // a kill cut the last line off
+		}
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	j.file, j.size = f, info.Size()
+	return nil
+}
+
+// Add notes an event; its text is bounded.
+func (j *Journal) Add(kind, text string) { j.Once("", kind, text) }
+
+// Once is Add, unless an event of this mark was noted before.
+func (j *Journal) Once(mark, kind, text string) {
+	mark = Clip(mark, maxMark)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.marks[mark] {
+		return
+	}
+	ev := Event{ID: j.last + 1, Time: time.Now().UTC(), Type: kind, Text: Clip(text, maxEventText), Mark: mark}
+	j.hold(ev)
+	if j.path != "" && (j.file != nil || time.Now().After(j.again)) {
+		j.unkept(j.keep(ev))
+	}
+	if j.wake != nil {
+		close(j.wake)
+		j.wake = nil
+	}
+}
+
+// hold holds an event in memory.
+func (j *Journal) hold(ev Event) {
+	j.last = ev.ID
+	j.events, j.held = append(j.events, ev), j.held+len(ev.Text)
+	if len(j.events) > maxEvents || j.held > maxHeld {
+		gone := len(j.events) / 10
+		for _, old := range j.events[:gone] {
+			j.held -= len(old.Text)
+		}
+		j.events = append([]Event(nil), j.events[gone:]...)
+	}
+	if ev.Mark == "" {
+		return
+	}
+	if j.marks == nil {
+		j.marks = map[string]bool{}
+	}
+	j.marks[ev.Mark], j.marked = true, append(j.marked, ev.Mark)
+	if len(j.marked) > maxMarks {
+		for _, old := range j.marked[:maxMarks/2] {
+			delete(j.marks, old)
+		}
+		j.marked = append([]string(nil), j.marked[maxMarks/2:]...)
+	}
+}
+
+// keep writes an event, in a file of its own once the one before is full.
+func (j *Journal) keep(ev Event) error {
+	line, err := json.Marshal(ev)
+	if err == nil && j.file == nil {
+		err = j.open()
+	}
+	if err == nil && j.size > maxKept {
+		if err = errors.Join(j.file.Close(), os.Rename(j.path, j.path+".1")); err == nil {
+			err = j.open()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	n, err := j.file.Write(append(line, '\n'))
+	j.size += int64(n)
+	if err != nil {
+		err = errors.Join(err, j.file.Close())
+	}
+	return err
+}
+
+// After returns the events with a greater id, and a channel that is closed
+// when there are more. An id that there has not been yet is of another journal:
+// all events come after that.
+func (j *Journal) After(id int64) ([]Event, <-chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.wake == nil {
+		j.wake = make(chan struct{})
+	}
+	if id > j.last {
+		id = 0
+	}
+	for i, e := range j.events {
+		if e.ID > id {
+			return append([]Event(nil), j.events[i:]...), j.wake
+		}
+	}
+	return nil, j.wake
+}
+
+// ReadTranscript calls each with the events that are kept in dir, the oldest first,
+// until one is an error. Lines that are no event, as a kill leaves them, are left
+// out; no journal is no event.
+func ReadTranscript(dir string, each func(Event) error) error {
+	for _, name := range []string{TranscriptFile + ".1", TranscriptFile} {
+		if err := readEvents(filepath.Join(dir, name), each); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readEvents(path string, each func(Event) error) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for lines := bufio.NewReader(f); ; {
+		line, err := lines.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return nil // what there is of a line is none yet
+		}
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", path, err)
+		}
+		var ev Event
+		if json.Unmarshal(line, &ev) != nil || ev.ID == 0 {
+			continue
+		}
+		if err := each(ev); err != nil {
+			return err
+		}
+	}
+}
