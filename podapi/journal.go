@@ -239,3 +239,14 @@ func readEvents(path string, each func(Event) error) error {
 		}
 	}
 }
+
+// RemoveTranscript removes what is kept in dir.
+func RemoveTranscript(dir string) error {
+	var errs []error
+	for _, name := range []string{TranscriptFile + ".1", TranscriptFile} {
+		if err := os.Remove(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -185,6 +185,14 @@ func TestAKeptJournalIsBounded(t *testing.T) {
 	if len(kept) < n/3 {
 		t.Errorf("%d are left", len(kept))
 	}
+	for range 2 { // there is nothing the second time
+		if err := podapi.RemoveTranscript(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := transcript(t, dir); got != nil {
+		t.Errorf("%d events after all are removed", len(got))
+	}
 }
 
 // A journal that can't be written is one in memory, until it can.

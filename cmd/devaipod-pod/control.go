@@ -33,7 +33,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	f.StringVar(&p.service, "service", podfile.ServiceDir, "directory with the podfile, the service's socket and ours")
 	f.StringVar(&p.agent, "agent", podfile.AgentSocketDir, "directory of the agent's sockets")
 	f.StringVar(&p.workspace, "workspace", podfile.WorkspaceSocketDir, "directory of the workspace's sockets")
-	f.StringVar(&p.usage, "usage", podfile.UsageDir, "directory with the account of what the model costs")
+	f.StringVar(&p.usage, "usage", podfile.UsageDir, "directory with the account of what the model costs, and what the agent did")
 	f.StringVar(&p.repo, "repo", podfile.RepoDir, "directory of the agent's clone, as the agent sees it")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -69,7 +69,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	if err != nil {
 		return err
 	}
-	journal := &podapi.Journal{}
+	journal := podapi.OpenJournal(p.usage, log)
 	driver := opencode.New(opencode.Config{
 		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall, Setup: file.Task.Setup,
 		Traffic: func() opencode.Traffic { return traffic(g.Traffic()) }, Journal: journal, Log: log,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,8 +14,6 @@ import (
 
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror"
-	"codeberg.org/devaipod/devaipod/podapi"
-	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -173,49 +170,6 @@ func (a *app) printView(v reconcile.View, saved *savedView) error {
 	return w.Flush()
 }
 
-func (a *app) logsCmd() *cobra.Command {
-	var follow bool
-	var container string
-	cmd := &cobra.Command{
-		Use: "logs ISSUE", Short: "Print what the agent did", Args: args(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, rest []string) error {
-			k, err := a.issueKey(cmd.Context(), rest[0])
-			if err != nil {
-				return err
-			}
-			if container != "" {
-				return a.containerLogs(cmd.Context(), k, container, follow)
-			}
-			if _, err := a.knownView(cmd.Context(), k); err != nil {
-				return err
-			}
-			return a.followEvents(cmd.Context(), k, 0, follow, func(ev podapi.Event) error { return a.printEvent(ev) })
-		},
-	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing what comes")
-	cmd.Flags().StringVar(&container, "container", "", "print a container's own log instead: `agent`, control, saver or workspace")
-	return a.jsonFlag(cmd)
-}
-
-func (a *app) containerLogs(ctx context.Context, k reconcile.Key, container string, follow bool) error {
-	if !slices.Contains([]string{"agent", "control", "saver", "workspace"}, container) {
-		return usagef("--container %q: want agent, control, saver or workspace", container)
-	}
-	p, err := a.podman(ctx)
-	if err != nil {
-		return err
-	}
-	return p.Logs(ctx, pods.Name(a.cfg.Instance, pods.Key(k))+"-"+container, follow, 0, cleanWriter{a.out})
-}
-
-func (a *app) printEvent(ev podapi.Event) error {
-	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(ev)
-	}
-	_, err := fmt.Fprintf(a.out, "%s  %-6s %s\n", ev.Time.Local().Format(time.TimeOnly), ev.Type, strings.ReplaceAll(plain(ev.Text, 4000), "\n", "\n                 "))
-	return err
-}
-
 func (a *app) stopCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "stop POD", Short: "Stop the agent on an issue, or a pod of your own, and keep its work", Args: args(cobra.ExactArgs(1)),
@@ -324,6 +278,11 @@ func (a *app) removePod(ctx context.Context, k reconcile.Key, force, purge bool)
 		a.step("not saved  %s", notSavedLine(n))
 	}
 	a.step("removed  the pod of %s", k)
+	if purge {
+		if err := a.forgetTranscript(ctx, k); err != nil {
+			return err
+		}
+	}
 	if !purge && saved.Complete && len(lostWith(saved)) == 0 {
 		return nil
 	}

@@ -56,20 +56,20 @@ type Driver struct {
 	sum podapi.Summary
 
 	// Of Run's goroutine alone.
-	own       session           // the task's, once found
-	seen      map[string]string // what was journaled of each part
-	idleSince time.Time         // since when all signals say that the turn is over
-	nudged    bool              // an interrupted turn was taken up again
-	sentAt    time.Time         // when a prompt was sent that opencode does not show yet
-	sentAfter string            // the newest message then, "" for none
-	answered  time.Time         // when opencode answered last
-	mark      string            // what there was of the turn when it moved last
-	moved     time.Time         // when that was
-	urged     bool              // it was asked to go on after a stall
-	up        bool              // it has answered, and not failed to since
-	failing   time.Time         // since when the model has failed in this turn
-	gaveUp    bool              // the turn was ended for it
-	patience  time.Duration     // for whether it is up
+	own       session         // the task's, once found
+	seen      map[string]bool // what was journaled of the parts
+	idleSince time.Time       // since when all signals say that the turn is over
+	nudged    bool            // an interrupted turn was taken up again
+	sentAt    time.Time       // when a prompt was sent that opencode does not show yet
+	sentAfter string          // the newest message then, "" for none
+	answered  time.Time       // when opencode answered last
+	mark      string          // what there was of the turn when it moved last
+	moved     time.Time       // when that was
+	urged     bool            // it was asked to go on after a stall
+	up        bool            // it has answered, and not failed to since
+	failing   time.Time       // since when the model has failed in this turn
+	gaveUp    bool            // the turn was ended for it
+	patience  time.Duration   // for whether it is up
 }
 
 // How soon, and how long, an opencode that is not up is asked whether it is. One
@@ -95,7 +95,7 @@ func New(cfg Config) *Driver {
 	if cfg.Silence == 0 {
 		cfg.Silence = max(cfg.Stall, 2*time.Minute) + cfg.Setup
 	}
-	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]string{}}
+	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]bool{}}
 	d.sum.State, d.sum.Since = podapi.Starting, time.Now().UTC()
 	d.answered = time.Now()
 	return d
@@ -322,27 +322,24 @@ func (d *Driver) journal(all []message) {
 	}
 }
 
+// journalPart notes a part once for each of its stages, whatever was noted by a
+// pod-api before this one.
 func (d *Driver) journalPart(m message, p part) {
-	mark, kind, text := "", podapi.EventText, p.Text
-	switch {
-	case p.Type == "text" && m.Info.Time.Completed > 0 && strings.TrimSpace(p.Text) != "":
-		mark = "whole"
-	case p.Type == "tool" && p.State != nil && p.State.Status != "pending":
-		mark, kind = p.State.Status, podapi.EventTool
-		text = p.Tool + " " + p.input()
-		if mark != "running" {
-			if d.seen[p.ID] == "" {
-				d.cfg.Journal.Add(kind, text)
-			}
-			text = podapi.Clip(strings.TrimSpace(p.State.Output+p.State.Error), 2000)
+	note := func(stage, kind, text string) {
+		mark := p.ID + " " + stage
+		if text != "" && !d.seen[mark] {
+			d.cfg.Journal.Once(mark, kind, text)
 		}
+		d.seen[mark] = true
 	}
-	if mark == "" || d.seen[p.ID] == mark {
-		return
-	}
-	d.seen[p.ID] = mark
-	if text != "" {
-		d.cfg.Journal.Add(kind, text)
+	switch {
+	case p.Type == "text" && m.Info.Time.Completed > 0:
+		note("whole", podapi.EventText, strings.TrimSpace(p.Text))
+	case p.Type == "tool" && p.State != nil && p.State.Status != "pending":
+		note("running", podapi.EventTool, p.Tool+" "+p.input())
+		if p.State.Status != "running" {
+			note(p.State.Status, podapi.EventTool, podapi.Clip(strings.TrimSpace(p.State.Output+p.State.Error), 2000))
+		}
 	}
 }
 
