@@ -13,10 +13,7 @@ import (
 
 // A Client talks to a pod-api on its unix socket. Its methods are safe for
 // concurrent use.
-type Client struct {
-	transport *http.Transport
-	http      *http.Client
-}
+type Client struct{ http *http.Client }
 
 // NewClient returns a client for the socket at path. It makes no call.
 func NewClient(path string) *Client {
@@ -26,11 +23,16 @@ func NewClient(path string) *Client {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		},
 	}
-	return &Client{transport: t, http: &http.Client{Transport: t}}
+	return &Client{&http.Client{Transport: t}}
+}
+
+// Through is a client that asks by way of what wrap makes of c's transport.
+func (c *Client) Through(wrap func(http.RoundTripper) http.RoundTripper) *Client {
+	return &Client{&http.Client{Transport: wrap(c.http.Transport)}}
 }
 
 // Transport is the way to the socket, for proxies.
-func (c *Client) Transport() http.RoundTripper { return c.transport }
+func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
 // Summary asks how the agent is.
 func (c *Client) Summary(ctx context.Context) (Summary, error) {
@@ -60,6 +62,9 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	req, err := http.NewRequestWithContext(ctx, method, "http://pod"+path, body)
 	if err != nil {
 		return err
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

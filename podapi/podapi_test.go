@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/podapi/conform"
 )
 
 // driver is one that notes what it is told.
@@ -46,7 +47,7 @@ func serve(t *testing.T, d *driver, j *podapi.Journal) (*podapi.Client, string) 
 	s.Listener = l
 	s.Start()
 	t.Cleanup(s.Close)
-	return podapi.NewClient(socket), socket
+	return podapi.NewClient(socket).Through(conform.Transport), socket
 }
 
 func TestTheClientAndTheServerAgree(t *testing.T) {

@@ -33,6 +33,7 @@ func NewServer(d Driver, j *Journal, log *slog.Logger) http.Handler {
 	s := &server{driver: d, journal: j}
 	r.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok\n") })
 	r.GET("/readyz", s.ready)
+	r.GET("/openapi.yaml", func(c *gin.Context) { c.Data(http.StatusOK, "application/yaml", OpenAPI) })
 	r.GET("/summary", func(c *gin.Context) { c.JSON(http.StatusOK, d.Summary()) })
 	r.GET("/events", s.events)
 	r.POST("/messages", s.message)

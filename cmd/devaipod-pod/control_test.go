@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/podapi/conform"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/usage"
 )
@@ -160,7 +161,7 @@ func TestAFloodAtTheGate(t *testing.T) {
 	}
 	l := newLone(t, answers)
 	l.start()
-	api := podapi.NewClient(l.path("run/" + podfile.ControlSocket))
+	api := podapi.NewClient(l.path("run/" + podfile.ControlSocket)).Through(conform.Transport)
 	beginnings := []string{
 		"", "POST /model/v1/chat/completions HTTP/1.1\r\nHost: x\r\nX: ", "CONNECT a.example.org:443 HTTP/1.1\r\n",
 		"POST /model/v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer agent\r\nContent-Length: 60000000\r\n\r\n{\"model\":\"m\"",
@@ -243,7 +244,7 @@ func TestADamagedAccountClosesTheGateForTheModelAlone(t *testing.T) {
 	if status, answer := l.chat(); status != 503 || !strings.Contains(answer, "usage.jsonl, line 1") {
 		t.Errorf("%d %q", status, answer)
 	}
-	sum, err := podapi.NewClient(l.path("run/" + podfile.ControlSocket)).Summary(t.Context())
+	sum, err := podapi.NewClient(l.path("run/" + podfile.ControlSocket)).Through(conform.Transport).Summary(t.Context())
 	if err != nil || !strings.Contains(sum.Model.LastError, "line 1") {
 		t.Errorf("%+v %v", sum.Model, err)
 	}

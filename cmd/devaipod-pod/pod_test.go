@@ -27,6 +27,7 @@ import (
 	main "codeberg.org/devaipod/devaipod/cmd/devaipod-pod"
 	"codeberg.org/devaipod/devaipod/cmd/internal/scriptedmodel"
 	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/podapi/conform"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
@@ -299,7 +300,7 @@ func (p *pod) shimEnv(token, home string) []string {
 }
 
 func (p *pod) client() *podapi.Client {
-	return podapi.NewClient(p.path("run/" + podfile.ControlSocket))
+	return podapi.NewClient(p.path("run/" + podfile.ControlSocket)).Through(conform.Transport)
 }
 
 // wait waits until the agent is as ok says.

@@ -158,7 +158,7 @@ func (p *podPort) Remove(ctx context.Context, k reconcile.Key) error {
 }
 
 func (p *podPort) control(k reconcile.Key) *podapi.Client {
-	return podapi.NewClient(filepath.Join(p.manager.RunDir(pods.Key(k)), podfile.ControlSocket))
+	return checked(podapi.NewClient(filepath.Join(p.manager.RunDir(pods.Key(k)), podfile.ControlSocket)))
 }
 
 func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summary, error) {
