@@ -20,6 +20,8 @@ const (
 	EventText  = "text"  // the agent said something
 	EventTool  = "tool"  // the agent used a tool
 	EventError = "error"
+	// A person, or the service for one, said something to the agent.
+	EventPerson = "person"
 )
 
 // An Event is one thing that happened, as /events sends it.
@@ -199,6 +201,23 @@ func (j *Journal) After(id int64) ([]Event, <-chan struct{}) {
 		}
 	}
 	return nil, j.wake
+}
+
+// all calls each with everything that there is of the journal, the oldest first.
+func (j *Journal) all(each func(Event) error) error {
+	j.mu.Lock()
+	kept := j.file != nil
+	j.mu.Unlock()
+	if kept {
+		return ReadTranscript(filepath.Dir(j.path), each)
+	}
+	events, _ := j.After(0)
+	for _, ev := range events {
+		if err := each(ev); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ReadTranscript calls each with the events that are kept in dir, the oldest first,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -72,6 +73,65 @@ func TestTheClientAndTheServerAgree(t *testing.T) {
 	d.err = podapi.ErrNotReady
 	if err := c.Send(ctx, "x"); err == nil || !strings.Contains(err.Error(), "not up yet") {
 		t.Errorf("an agent that is not up: %v", err)
+	}
+}
+
+// get asks for a path and returns the answer's text.
+func get(t *testing.T, c *podapi.Client, path string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://pod"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Transport().RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", path, resp.Status, err)
+	}
+	return string(b)
+}
+
+// What a person says is among the messages, and all of it in the transcript.
+func TestMessagesTranscriptAndMetrics(t *testing.T) {
+	dir := t.TempDir()
+	for name, j := range map[string]*podapi.Journal{"in memory": {}, "kept": podapi.OpenJournal(dir, quiet)} {
+		t.Run(name, func(t *testing.T) {
+			d := &driver{sum: podapi.Summary{State: podapi.Working}}
+			d.sum.Model.Requests = 7
+			c, _ := serve(t, d, j)
+			if got := get(t, c, "/messages"); got != "[]" {
+				t.Errorf("messages of nothing: %s", got)
+			}
+			j.Add(podapi.EventText, "shall I?")
+			j.Add(podapi.EventTool, "bash")
+			if err := c.Send(t.Context(), "do"); err != nil {
+				t.Fatal(err)
+			}
+			d.err = podapi.ErrNotReady
+			if err := c.Send(t.Context(), "nobody heard that"); err == nil {
+				t.Error("a message went to nobody")
+			}
+			var said []podapi.Event
+			if err := json.Unmarshal([]byte(get(t, c, "/messages")), &said); err != nil {
+				t.Fatal(err)
+			}
+			if len(said) != 2 || said[0].Text != "shall I?" || said[1].Text != "do" || said[1].Type != podapi.EventPerson {
+				t.Errorf("messages are %+v", said)
+			}
+			if lines := strings.Split(get(t, c, "/transcript"), "\n"); len(lines) != 4 || !strings.Contains(lines[1], `"bash"`) || !strings.Contains(lines[2], `"do"`) {
+				t.Errorf("the transcript is %q", lines)
+			}
+			all := get(t, c, "/metrics")
+			for _, want := range []string{`devaipod_agent_state{state="working"} 1`, `devaipod_agent_state{state="done"} 0`, "devaipod_model_requests_total 7"} {
+				if !strings.Contains(all, want+"\n") {
+					t.Errorf("no %q in\n%s", want, all)
+				}
+			}
+		})
 	}
 }
 

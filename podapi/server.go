@@ -30,13 +30,16 @@ func NewServer(d Driver, j *Journal, log *slog.Logger) http.Handler {
 		log.Error("pod-api: panic", "path", c.Request.URL.Path, "err", err)
 		c.AbortWithStatus(http.StatusInternalServerError)
 	}))
-	s := &server{driver: d, journal: j}
+	s := &server{driver: d, journal: j, log: log}
 	r.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok\n") })
 	r.GET("/readyz", s.ready)
 	r.GET("/openapi.yaml", func(c *gin.Context) { c.Data(http.StatusOK, "application/yaml", OpenAPI) })
 	r.GET("/summary", func(c *gin.Context) { c.JSON(http.StatusOK, d.Summary()) })
 	r.GET("/events", s.events)
+	r.GET("/messages", s.messages)
 	r.POST("/messages", s.message)
+	r.GET("/transcript", s.transcript)
+	r.GET("/metrics", gin.WrapH(metrics(d)))
 	r.POST("/stop", s.stop)
 	return r
 }
@@ -44,6 +47,7 @@ func NewServer(d Driver, j *Journal, log *slog.Logger) http.Handler {
 type server struct {
 	driver  Driver
 	journal *Journal
+	log     *slog.Logger
 }
 
 func (s *server) ready(c *gin.Context) {
@@ -113,7 +117,33 @@ func (s *server) message(c *gin.Context) {
 		c.String(http.StatusBadRequest, "want {\"text\": \"…\"} of at most 1 MiB\n")
 		return
 	}
-	s.answer(c, s.driver.Send(c.Request.Context(), in.Text))
+	err := s.driver.Send(c.Request.Context(), in.Text)
+	if err == nil {
+		s.journal.Add(EventPerson, in.Text)
+	}
+	s.answer(c, err)
+}
+
+// messages are what agent and person have said to one another lately.
+func (s *server) messages(c *gin.Context) {
+	events, _ := s.journal.After(0)
+	said := []Event{}
+	for _, ev := range events {
+		if ev.Type == EventText || ev.Type == EventPerson {
+			said = append(said, ev)
+		}
+	}
+	c.JSON(http.StatusOK, said)
+}
+
+// transcript is all that is kept of what happened, an event a line.
+func (s *server) transcript(c *gin.Context) {
+	c.Header("Content-Type", "application/jsonl")
+	c.Status(http.StatusOK)
+	lines := json.NewEncoder(c.Writer)
+	if err := s.journal.all(func(ev Event) error { return lines.Encode(ev) }); err != nil {
+		s.log.Warn("a transcript ended early", "err", err)
+	}
 }
 
 func (s *server) stop(c *gin.Context) { s.answer(c, s.driver.Stop(c.Request.Context())) }

@@ -105,11 +105,10 @@ func (d *Document) request(r *http.Request) (*openapi3filter.RequestValidationIn
 // response checks an answer, and leaves it a body that can be read again.
 func (d *Document) response(in *openapi3filter.RequestValidationInput, resp *http.Response) error {
 	options := &openapi3filter.Options{IncludeResponseStatus: true}
-	stream := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
 	var body []byte
-	if stream {
+	if kind := resp.Header.Get("Content-Type"); kind == "text/event-stream" || kind == "application/jsonl" {
 		options.ExcludeResponseBody = true
-		resp.Body = &events{ReadCloser: resp.Body, schema: d.Components.Schemas["Event"].Value}
+		resp.Body = &events{ReadCloser: resp.Body, sse: kind == "text/event-stream", schema: d.Components.Schemas["Event"].Value}
 	} else {
 		var err error
 		if body, err = hold(&resp.Body); err != nil {
@@ -130,7 +129,10 @@ func hold(body *io.ReadCloser) ([]byte, error) {
 	if *body == nil {
 		return nil, nil
 	}
-	b, err := io.ReadAll(io.LimitReader(*body, maxBody))
+	b, err := io.ReadAll(io.LimitReader(*body, maxBody+1))
+	if len(b) > maxBody {
+		err = fmt.Errorf("a body of more than %d bytes", maxBody)
+	}
 	if err := errors.Join(err, (*body).Close()); err != nil {
 		return nil, err
 	}
@@ -138,9 +140,10 @@ func hold(body *io.ReadCloser) ([]byte, error) {
 	return b, nil
 }
 
-// events checks a stream of events as it passes.
+// events checks a stream of events as it passes, server-sent or one a line.
 type events struct {
 	io.ReadCloser
+	sse    bool
 	schema *openapi3.Schema
 	line   []byte
 }
@@ -164,7 +167,10 @@ func (e *events) Read(p []byte) (int, error) {
 }
 
 func (e *events) check(line string) error {
-	data, ok := strings.CutPrefix(line, "data: ")
+	data, ok := line, true
+	if e.sse {
+		data, ok = strings.CutPrefix(line, "data: ")
+	}
 	if !ok {
 		if line == "" || strings.HasPrefix(line, ":") || strings.HasPrefix(line, "id: ") {
 			return nil

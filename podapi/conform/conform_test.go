@@ -74,6 +74,7 @@ func TestWhatIsNotDocumentedIsAnError(t *testing.T) {
 	}{
 		{"a summary", "GET", "/summary", "", asJSON(summary), ""},
 		{"events", "GET", "/events?after=1&follow=0", "", stream("id: 1\ndata: " + event + "\n\n: still here\n\n"), ""},
+		{"a transcript", "GET", "/transcript", "", said{200, "application/jsonl", event + "\n"}, ""},
 		{"a message", "POST", "/messages", `{"text": "hello"}`, nothing, ""},
 		{"an error", "POST", "/messages", `{"text": "hello"}`, said{503, "text/plain; charset=utf-8", "no"}, ""},
 
@@ -89,6 +90,7 @@ func TestWhatIsNotDocumentedIsAnError(t *testing.T) {
 		{"a value", "GET", "/summary", "", asJSON(strings.Replace(summary, "working", "sleeping", 1)), "state"},
 		{"a body of none", "POST", "/stop", "", said{204, "text/plain", "x"}, "no body"},
 		{"an event", "GET", "/events", "", stream("data: " + strings.Replace(event, "text", "song", 1) + "\n\n"), "event is not as documented"},
+		{"an event of a transcript", "GET", "/transcript", "", said{200, "application/jsonl", "{}\n"}, "event is not as documented"},
 		{"a field of an event", "GET", "/events", "", stream("event: x\n"), "no line of an event"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
