@@ -42,6 +42,7 @@ func (s *service) apiHandler() http.Handler {
 	mux.HandleFunc("GET /api/events", s.serveHappened)
 	mux.HandleFunc("POST /api/steer", s.steer)
 	mux.HandleFunc("POST /api/prune", s.prune)
+	mux.HandleFunc("POST /api/open", s.openPage)
 	const pod = "/api/pods/{owner}/{repo}/{issue}"
 	mux.HandleFunc("GET "+pod, s.keyed(func(w http.ResponseWriter, _ *http.Request, k reconcile.Key) {
 		v, ok := s.loop.View(k)

@@ -363,14 +363,7 @@ func (a *app) forgeOpenCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "open", Short: "Open the forge in a browser", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(a.out, a.cfg.forgeURL())
-			if os.Getenv("DISPLAY") == "" && os.Getenv("WAYLAND_DISPLAY") == "" {
-				return nil // nothing to open it with; the URL is what there is
-			}
-			if err := exec.CommandContext(cmd.Context(), "xdg-open", a.cfg.forgeURL()).Start(); err != nil {
-				return fmt.Errorf("opening a browser: %w; the URL is above", err)
-			}
-			return nil
+			return a.browse(cmd.Context(), a.cfg.forgeURL())
 		},
 	}
 }

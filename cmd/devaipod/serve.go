@@ -18,6 +18,7 @@ import (
 	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/follow"
+	"codeberg.org/devaipod/devaipod/podapi/web"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
@@ -38,6 +39,7 @@ type service struct {
 	creds  credentials
 	basis  string
 	follow *follow.Follower
+	site   *web.Site
 	ready  atomic.Bool // the first pass over everything is done
 
 	tools    string // the image with our own programs
@@ -150,7 +152,10 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{creds.Bot, creds.Service}, Max: a.cfg.Agent.Max,
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
-	return s, err
+	if err != nil {
+		return nil, err
+	}
+	return s, s.newSite(a)
 }
 
 // newManager makes what makes pods, and what says what each of them may do.
@@ -334,7 +339,7 @@ func (s *service) getReady(ctx context.Context) {
 func (s *service) publicHandler() http.Handler {
 	mux := s.relayHandler()
 	serveCache(mux, s.cache, s.count)
-	return mux
+	return s.site.Handler(mux)
 }
 
 // relayHandler is what the forge's relay reaches: nothing that reads a

@@ -1,0 +1,189 @@
+package web
+
+import (
+	"bytes"
+	"embed"
+	"fmt"
+	"html/template"
+	"net/http"
+	"strings"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/podapi"
+)
+
+//go:embed *.html
+var files embed.FS
+
+var pages = template.Must(template.New("").Funcs(template.FuncMap{
+	"when":  func(t time.Time) string { return t.Local().Format(time.DateTime) },
+	"since": since,
+	"http":  httpOnly,
+	"lines": func(s string) []diffLine { return diffLines(s) },
+}).ParseFS(files, "*.html"))
+
+// since is how long ago something was, in one unit.
+func since(t time.Time) string {
+	d := time.Since(t)
+	switch {
+	case t.IsZero():
+		return ""
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+// httpOnly is a link's target, "" for one that is no page.
+func httpOnly(link string) string {
+	if strings.HasPrefix(link, "http://") || strings.HasPrefix(link, "https://") {
+		return link
+	}
+	return ""
+}
+
+func (s *Site) render(w http.ResponseWriter, status int, name string, data any) {
+	var b bytes.Buffer
+	if err := pages.ExecuteTemplate(&b, name, data); err != nil {
+		s.cfg.Log.Error("a page can't be made", "page", name, "err", err)
+		http.Error(w, "this page can't be made; the service's log has why", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write(b.Bytes()) // the browser is gone: nobody to tell
+}
+
+type loginPage struct{ Failed, Late bool }
+
+type row struct {
+	Pod
+	Link string
+}
+
+type listPage struct{ Rows []row }
+
+func (s *Site) listed() listPage {
+	var l listPage
+	for _, p := range s.cfg.Pods.List() {
+		l.Rows = append(l.Rows, row{p, s.base() + "/pods/enter?pod=" + p.Name})
+	}
+	return l
+}
+
+func (s *Site) list(w http.ResponseWriter, _ *http.Request) {
+	s.render(w, http.StatusOK, "list", s.listed())
+}
+
+func (s *Site) rows(w http.ResponseWriter, _ *http.Request) {
+	s.render(w, http.StatusOK, "rows", s.listed())
+}
+
+// A podPage is what a pod's page shows.
+type podPage struct {
+	Pod
+	Home     string // URL of the list
+	Summary  podapi.Summary
+	Silent   string // why there is no summary
+	Work     Work
+	WorkErr  string
+	Said     []podapi.Event // lately
+	LastSeen int64          // the id of the last of all events
+}
+
+// maxShown bounds the events that a page begins with.
+const maxShown = 200
+
+func (s *Site) gather(r *http.Request) (podPage, bool) {
+	p, ok := s.find(podName(r))
+	if !ok {
+		return podPage{}, false
+	}
+	page := podPage{Pod: p, Home: s.base() + "/pods/"}
+	if p.Runs {
+		c, err := s.cfg.Pods.Control(p.Name)
+		if err == nil {
+			page.Summary, err = c.Summary(r.Context())
+		}
+		if err != nil {
+			page.Silent = err.Error()
+		}
+	}
+	var err error
+	if page.Work, err = s.cfg.Pods.Work(r.Context(), p.Name); err != nil {
+		page.WorkErr = err.Error()
+	}
+	return page, true
+}
+
+func (s *Site) pod(w http.ResponseWriter, r *http.Request) {
+	page, ok := s.gather(r)
+	if !ok {
+		s.render(w, http.StatusNotFound, "gone", page)
+		return
+	}
+	past, err := s.cfg.Pods.Past(page.Name)
+	if err != nil {
+		s.cfg.Log.Warn("what an agent did can't be shown", "pod", page.Name, "err", err)
+	}
+	if n := len(past); n > 0 {
+		page.LastSeen = past[n-1].ID
+		past = past[max(0, n-maxShown):]
+	}
+	page.Said = past
+	s.render(w, http.StatusOK, "pod", page)
+}
+
+// facts is the part of the page that changes, for its script.
+func (s *Site) facts(w http.ResponseWriter, r *http.Request) {
+	page, ok := s.gather(r)
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	s.render(w, http.StatusOK, "facts", page)
+}
+
+type diffPage struct {
+	Pod
+	Text string
+}
+
+// A diffLine is one line of a diff and what it is.
+type diffLine struct{ Kind, Text string }
+
+func diffLines(text string) (out []diffLine) {
+	for line := range strings.Lines(text) {
+		kind := "same"
+		switch {
+		case strings.HasPrefix(line, "diff "), strings.HasPrefix(line, "+++"), strings.HasPrefix(line, "---"):
+			kind = "file"
+		case strings.HasPrefix(line, "@@"):
+			kind = "place"
+		case strings.HasPrefix(line, "+"):
+			kind = "new"
+		case strings.HasPrefix(line, "-"):
+			kind = "old"
+		}
+		out = append(out, diffLine{kind, line})
+	}
+	return out
+}
+
+func (s *Site) diff(w http.ResponseWriter, r *http.Request) {
+	p, ok := s.find(podName(r))
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	text, err := s.cfg.Pods.Diff(r.Context(), p.Name)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	s.render(w, http.StatusOK, "diff", diffPage{p, text})
+}

@@ -1,0 +1,334 @@
+package web
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/podapi"
+)
+
+// A Pod is what the page shows of one beside what its pod-api tells.
+type Pod struct {
+	Name        string // a DNS label
+	Issue       string // owner/repo#3
+	Title       string
+	URL         string // the issue's
+	State       string
+	Why         string
+	Agent       string // that the label names
+	Branch      string
+	PullRequest string // its URL
+	Activity    string
+	Used        string // of the model, against the budget
+	Labeler     string
+	Started     time.Time
+	Blocked     []Block
+	// Runs says that there is a pod-api to ask.
+	Runs bool
+}
+
+// A Block is a host that the pod was refused.
+type Block struct{ Host, Why, Allow string }
+
+// Work is what is saved of an agent's work.
+type Work struct {
+	At       time.Time // zero when nothing is saved
+	Pushed   bool      // the forge has all of it
+	Stat     string    // the diff's stat against the base
+	NotSaved []string
+}
+
+// Pods is what the pages are about. Its methods are called concurrently.
+type Pods interface {
+	// List is all of them, in an order that stays.
+	List() []Pod
+	// Control is the way to a pod's pod-api.
+	Control(name string) (*podapi.Client, error)
+	// Work is what is saved of a pod's agent; Diff is that against the base, as git
+	// prints it, bounded.
+	Work(ctx context.Context, name string) (Work, error)
+	Diff(ctx context.Context, name string) (string, error)
+	// Past are the events of a pod that does not run.
+	Past(name string) ([]podapi.Event, error)
+}
+
+// Config is what a [Site] is made from.
+type Config struct {
+	Pods Pods
+	// Listen is the address that people's browsers reach the service at, host:port.
+	Listen string
+	// Token is the login's; it must not be empty.
+	Token string
+	Log   *slog.Logger
+}
+
+// A Site serves the pages. It is safe for concurrent use.
+type Site struct {
+	cfg    Config
+	port   string
+	login  *login
+	home   http.Handler // of the service's origin
+	page   http.Handler // of a pod's
+	guard  *http.CrossOriginProtection
+	static http.Handler
+}
+
+//go:embed static
+var static embed.FS
+
+// New returns the site.
+func New(cfg Config) (*Site, error) {
+	_, port, err := net.SplitHostPort(cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("the pages' address: %w", err)
+	}
+	if cfg.Token == "" || cfg.Pods == nil || cfg.Log == nil {
+		return nil, errors.New("web: Token, Pods and Log must be set")
+	}
+	files, err := fs.Sub(static, "static")
+	if err != nil {
+		return nil, err
+	}
+	s := &Site{cfg: cfg, port: port, login: newLogin(cfg.Token), guard: http.NewCrossOriginProtection(), static: http.FileServerFS(files)}
+	s.home, s.page = s.homeRoutes(), s.pageRoutes()
+	return s, nil
+}
+
+// Handler answers at the origins of pods, and /pods/ at the service's own; what is
+// not for pages goes to next.
+func (s *Site) Handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, pod := s.podOf(r.Host)
+		pages := strings.HasPrefix(r.URL.Path, "/pods/") || r.URL.Path == "/pods" || r.URL.Path == "/"
+		switch {
+		case pod && name == homeName:
+			s.serve(w, r, s.home)
+		case pod:
+			s.serve(w, r.WithContext(context.WithValue(r.Context(), podKey{}, name)), s.page)
+		case pages && s.ours(r.Host):
+			http.Redirect(w, r, s.base()+"/pods/", http.StatusSeeOther)
+		case pages && r.URL.Path != "/":
+			http.Error(w, "these pages are at "+s.base()+"/pods/", http.StatusMisdirectedRequest)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+func (s *Site) serve(w http.ResponseWriter, r *http.Request, h http.Handler) {
+	head := w.Header()
+	head.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+	head.Set("X-Content-Type-Options", "nosniff")
+	head.Set("Referrer-Policy", "no-referrer")
+	head.Set("Cross-Origin-Opener-Policy", "same-origin")
+	head.Set("Cross-Origin-Resource-Policy", "same-origin")
+	head.Set("Cache-Control", "no-store")
+	if err := s.guard.Check(r); err != nil {
+		http.Error(w, "that came from another page: "+err.Error(), http.StatusForbidden)
+		return
+	}
+	h.ServeHTTP(w, r)
+}
+
+// podKey finds a pod's name in a request's context.
+type podKey struct{}
+
+func podName(r *http.Request) string {
+	name, _ := r.Context().Value(podKey{}).(string)
+	return name
+}
+
+// podOf tells which pod's origin a host is.
+func (s *Site) podOf(host string) (name string, ok bool) {
+	name, ok = strings.CutSuffix(strings.ToLower(host), ".localhost:"+s.port)
+	return name, ok && name != "" && !strings.Contains(name, ".")
+}
+
+// homeName is where the list is and people log in: not at localhost, whose cookies go
+// to whatever listens on a port there, such as one that was forwarded from a pod. No
+// pod is called so.
+const homeName = "pods"
+
+// ours tells whether a host is the service's own address.
+func (s *Site) ours(host string) bool {
+	return host == s.cfg.Listen || host == "localhost:"+s.port
+}
+
+// base is the origin of the list and of logins; podBase a pod's.
+func (s *Site) base() string { return s.podBase(homeName) }
+
+func (s *Site) podBase(name string) string { return "http://" + s.podHost(name) }
+
+func (s *Site) podHost(name string) string { return name + ".localhost:" + s.port }
+
+// Open is a URL that lets a browser in, once and within a minute: at a pod's page, or
+// at the list when name is "".
+func (s *Site) Open(name string) string {
+	q := url.Values{"ticket": {s.login.issue(s.podHost(homeName))}}
+	if name != "" {
+		q.Set("pod", name)
+	}
+	return s.base() + "/pods/enter?" + q.Encode()
+}
+
+// find is a pod by its name.
+func (s *Site) find(name string) (Pod, bool) {
+	for _, p := range s.cfg.Pods.List() {
+		if p.Name == name {
+			return p, true
+		}
+	}
+	return Pod{}, false
+}
+
+func (s *Site) homeRoutes() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", http.RedirectHandler("/pods/", http.StatusSeeOther))
+	mux.Handle("GET /pods", http.RedirectHandler("/pods/", http.StatusSeeOther))
+	mux.HandleFunc("GET /pods/{$}", s.inside(s.list))
+	mux.HandleFunc("GET /pods/rows", s.inside(s.rows))
+	mux.Handle("GET /pods/static/", http.StripPrefix("/pods/static", s.static))
+	mux.HandleFunc("GET /pods/enter", s.enterHome)
+	mux.HandleFunc("POST /pods/login", s.logIn)
+	mux.HandleFunc("POST /pods/logout", func(w http.ResponseWriter, r *http.Request) {
+		dismiss(w)
+		http.Redirect(w, r, "/pods/", http.StatusSeeOther)
+	})
+	return mux
+}
+
+// inside is for those that have logged in; others see the login.
+func (s *Site) inside(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !s.login.admitted(r, r.Host) {
+			s.render(w, http.StatusUnauthorized, "login", loginPage{})
+			return
+		}
+		h(w, r)
+	}
+}
+
+func (s *Site) logIn(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 4<<10)
+	if !s.login.knows(strings.TrimSpace(r.PostFormValue("token"))) {
+		s.cfg.Log.Warn("a login to the pages failed", "from", r.RemoteAddr)
+		s.render(w, http.StatusUnauthorized, "login", loginPage{Failed: true})
+		return
+	}
+	s.login.admit(w, r.Host)
+	http.Redirect(w, r, "/pods/", http.StatusSeeOther)
+}
+
+// enterHome lets in who has a ticket, and leads on to a pod's page.
+func (s *Site) enterHome(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	in := s.login.admitted(r, r.Host)
+	if t := q.Get("ticket"); t != "" && s.login.redeem(t, r.Host) {
+		s.login.admit(w, r.Host)
+		in = true
+	}
+	name := q.Get("pod")
+	_, known := s.find(name)
+	switch {
+	case !in:
+		s.render(w, http.StatusUnauthorized, "login", loginPage{Late: q.Get("ticket") != ""})
+	case known:
+		http.Redirect(w, r, s.podBase(name)+"/enter?ticket="+s.login.issue(s.podHost(name)), http.StatusSeeOther)
+	default:
+		http.Redirect(w, r, "/pods/", http.StatusSeeOther)
+	}
+}
+
+func (s *Site) pageRoutes() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /static/", http.StripPrefix("/static", s.static))
+	mux.HandleFunc("GET /enter", func(w http.ResponseWriter, r *http.Request) {
+		if s.login.redeem(r.URL.Query().Get("ticket"), r.Host) {
+			s.login.admit(w, r.Host)
+		}
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+	})
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		if !s.login.admitted(r, r.Host) {
+			http.Redirect(w, r, s.base()+"/pods/enter?pod="+url.QueryEscape(podName(r)), http.StatusSeeOther)
+			return
+		}
+		s.pod(w, r)
+	})
+	mux.HandleFunc("GET /facts", s.within(s.facts))
+	mux.HandleFunc("GET /diff", s.within(s.diff))
+	mux.HandleFunc("GET /events", s.within(s.control))
+	mux.HandleFunc("POST /messages", s.within(s.say))
+	mux.HandleFunc("POST /stop", s.within(s.control))
+	return mux
+}
+
+// within is for browsers that have entered the pod's page.
+func (s *Site) within(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !s.login.admitted(r, r.Host) {
+			http.Error(w, "log in at "+s.base()+"/pods/", http.StatusUnauthorized)
+			return
+		}
+		h(w, r)
+	}
+}
+
+// control passes a request on to the pod-api, without what is the person's.
+func (s *Site) control(w http.ResponseWriter, r *http.Request) {
+	c, err := s.cfg.Pods.Control(podName(r))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL = &url.URL{Scheme: "http", Host: "pod", Path: r.URL.Path, RawQuery: r.URL.RawQuery}
+			p.Out.Host = "pod"
+			for _, name := range []string{"Cookie", "Authorization", "Referer", "Origin"} {
+				p.Out.Header.Del(name)
+			}
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			resp.Header.Del("Set-Cookie")
+			return nil
+		},
+		Transport: c.Transport(), FlushInterval: -1,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, "the pod does not answer: "+err.Error(), http.StatusServiceUnavailable)
+		},
+	}
+	proxy.ServeHTTP(w, r)
+}
+
+// maxMessage bounds what a person writes, in bytes.
+const maxMessage = 64 << 10
+
+// say gives the agent what a person wrote: from the script, or from the form alone.
+func (s *Site) say(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxMessage)
+	text := strings.TrimSpace(r.PostFormValue("text"))
+	if text == "" {
+		http.Error(w, "an empty message, or one of more than 64 KiB, is not sent", http.StatusBadRequest)
+		return
+	}
+	c, err := s.cfg.Pods.Control(podName(r))
+	if err == nil {
+		err = c.Send(r.Context(), text)
+	}
+	if err != nil {
+		http.Error(w, "the agent does not have it: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
