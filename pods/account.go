@@ -46,15 +46,26 @@ func Accounts(stateDir string) ([]Account, error) {
 	}
 	var out []Account
 	for _, file := range files {
-		text, err := os.ReadFile(file)
+		a, err := ReadAccount(filepath.Dir(file))
 		if err != nil {
 			return nil, err
-		}
-		a := Account{Dir: filepath.Dir(file)}
-		if err := json.Unmarshal(text, &a); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", file, err)
 		}
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// ReadAccount reads the account in a directory. One that is not there is an
+// [fs.ErrNotExist].
+func ReadAccount(dir string) (Account, error) {
+	file := filepath.Join(dir, accountFile)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return Account{}, err
+	}
+	a := Account{Dir: dir}
+	if err := json.Unmarshal(text, &a); err != nil {
+		return Account{}, fmt.Errorf("reading %s: %w", file, err)
+	}
+	return a, nil
 }

@@ -70,6 +70,7 @@ func (s *service) apiHandler() http.Handler {
 		s.happened.add(happening{Kind: kindAgent, Pod: k.String(), State: "removed"})
 		s.json(w, saved)
 	}))
+	mux.HandleFunc("POST "+pod+"/messages", s.keyed(s.say))
 	mux.HandleFunc("POST /api/saved/{store}/{issue}/forget", s.forget)
 	mux.HandleFunc("GET "+pod+"/events", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
 		s.events(w, r, s.loop.PodKey(k))

@@ -127,7 +127,7 @@ func (p webPods) work(ctx context.Context, name string) (foundWork, mirror.Snaps
 	if err != nil {
 		return foundWork{}, mirror.Snapshot{}, savedView{}, err
 	}
-	spec, err := p.pods.manager.Spec(pods.Key(pod))
+	account, err := pods.ReadAccount(p.pods.manager.UsageDir(pods.Key(pod))) // it outlives the pod
 	if errors.Is(err, fs.ErrNotExist) {
 		err = mirror.ErrNothingSaved
 	}
@@ -138,7 +138,7 @@ func (p webPods) work(ctx context.Context, name string) (foundWork, mirror.Snaps
 	if !ok {
 		known = ""
 	}
-	work := foundWork{p.saved.Work(spec.RepoID, issue.Issue, known), issue}
+	work := foundWork{p.saved.Work(account.RepoID, issue.Issue, known), issue}
 	snap, view, err := work.newest(ctx)
 	return work, snap, view, err
 }
