@@ -67,9 +67,10 @@ soak: install images build ## the end-to-end suite N=5 times, with 200 kills eac
 	done
 
 .PHONY: soak-more
-soak-more: install images build ## a million refs, a repository of 1 GB; then the end-to-end suite as an ordinary user
+soak-more: install images build ## a million refs, a repository of 1 GB, a thousand issues; then the end-to-end suite as an ordinary user
 	@TEST_REFS=1000000 $(TEST) -count=1 -run '^TestManyRefs$$' ./mirror/cache </dev/null
 	@TEST_BIG_MB=1024 $(TEST) -count=1 -run '^TestEndToEnd$$/^together$$/^big-repository$$' ./cmd/devaipod </dev/null
+	@TEST_ISSUES=1000 $(TEST) -count=1 -run '^TestAPassOverManyIssues$$' ./cmd/devaipod </dev/null
 	@TEST_ROOTLESS=all $(TEST) -count=1 -run '^TestRootless$$' ./cmd/devaipod </dev/null
 
 .PHONY: demo
