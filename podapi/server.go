@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httputil"
 	"strconv"
 	"strings"
 	"time"
@@ -41,7 +42,30 @@ func NewServer(d Driver, j *Journal, log *slog.Logger) http.Handler {
 	r.GET("/transcript", s.transcript)
 	r.GET("/metrics", gin.WrapH(metrics(d)))
 	r.POST("/stop", s.stop)
+	if p, ok := d.(Paged); ok {
+		r.Any("/agent/*path", gin.WrapH(http.StripPrefix("/agent", pagesOf(p, log))))
+	}
 	return r
+}
+
+// pagesOf passes requests on to the agent's own server, with nothing of a person's:
+// it is hostile.
+func pagesOf(p Paged, log *slog.Logger) http.Handler {
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", "agent", r.In.Host
+			r.Out.Header.Del("Cookie")
+			r.Out.Header.Del("Authorization")
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			resp.Header.Del("Set-Cookie")
+			return nil
+		},
+		Transport: p.Pages(), FlushInterval: -1, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, "the agent does not answer: "+err.Error(), http.StatusBadGateway)
+		},
+	}
 }
 
 type server struct {

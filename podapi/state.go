@@ -2,6 +2,7 @@ package podapi
 
 import (
 	"context"
+	"net/http"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -88,6 +89,13 @@ type Driver interface {
 	// Send gives the agent a message; Stop ends its turn.
 	Send(ctx context.Context, text string) error
 	Stop(ctx context.Context) error
+}
+
+// Paged is a driver of an agent that has an HTTP server of its own, which /agent/
+// leads to.
+type Paged interface {
+	// Pages is the way there, whatever the URL's host.
+	Pages() http.RoundTripper
 }
 
 // Clip bounds s to n bytes at the end of a rune.

@@ -136,6 +136,22 @@ type watched struct {
 	gate *gate.Gate
 }
 
+// Pages implements [podapi.Paged], for an agent that has pages.
+func (w watched) Pages() http.RoundTripper {
+	if p, ok := w.Driver.(podapi.Paged); ok {
+		return p.Pages()
+	}
+	return noPages{}
+}
+
+// noPages answers for an agent that has none.
+type noPages struct{}
+
+// RoundTrip implements [http.RoundTripper].
+func (noPages) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, errors.New("it has no pages of its own")
+}
+
 // Summary tells of both.
 func (w watched) Summary() podapi.Summary {
 	sum := w.Driver.Summary()

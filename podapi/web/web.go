@@ -79,6 +79,7 @@ type Site struct {
 	login  *login
 	home   http.Handler // of the service's origin
 	page   http.Handler // of a pod's
+	agent  http.Handler // of its agent's
 	guard  *http.CrossOriginProtection
 	static http.Handler
 }
@@ -100,7 +101,7 @@ func New(cfg Config) (*Site, error) {
 		return nil, err
 	}
 	s := &Site{cfg: cfg, port: port, login: newLogin(cfg.Token), guard: http.NewCrossOriginProtection(), static: http.FileServerFS(files)}
-	s.home, s.page = s.homeRoutes(), s.pageRoutes()
+	s.home, s.page, s.agent = s.homeRoutes(), s.pageRoutes(), s.agentRoutes()
 	return s, nil
 }
 
@@ -114,7 +115,13 @@ func (s *Site) Handler(next http.Handler) http.Handler {
 		case pod && name == homeName:
 			s.serve(w, r, s.home)
 		case pod:
-			s.serve(w, r.WithContext(context.WithValue(r.Context(), podKey{}, name)), s.page)
+			agents := strings.HasSuffix(name, ofAgent)
+			r = r.WithContext(context.WithValue(r.Context(), podKey{}, strings.TrimSuffix(name, ofAgent)))
+			if agents {
+				s.serveAgent(w, r)
+				return
+			}
+			s.serve(w, r, s.page)
 		case pages && s.ours(r.Host):
 			http.Redirect(w, r, s.base()+"/pods/", http.StatusSeeOther)
 		case pages && r.URL.Path != "/":
@@ -138,6 +145,51 @@ func (s *Site) serve(w http.ResponseWriter, r *http.Request, h http.Handler) {
 		return
 	}
 	h.ServeHTTP(w, r)
+}
+
+// ofAgent ends the name of the origin at which an agent's own pages are: another site
+// than the pod's page, for browsers. A pod's name ends otherwise.
+const ofAgent = "-a"
+
+// serveAgent serves the agent's own pages. What they may do is for them to say; no
+// other page shows or uses them.
+func (s *Site) serveAgent(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	w.Header().Set("Cross-Origin-Opener-Policy", "same-origin")
+	w.Header().Set("Cross-Origin-Resource-Policy", "same-origin")
+	w.Header().Set("X-Frame-Options", "DENY")
+	if err := s.guard.Check(r); err != nil {
+		http.Error(w, "that came from another page: "+err.Error(), http.StatusForbidden)
+		return
+	}
+	s.agent.ServeHTTP(w, r)
+}
+
+// enterAgent is where a ticket for an agent's pages is taken.
+const enterAgent = "/.devaipod-enter"
+
+func (s *Site) agentRoutes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+enterAgent, s.takeTicket)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case s.login.admitted(r, r.Host):
+			s.proxy(w, r, "/agent"+r.URL.Path)
+		case r.URL.Path == "/" && r.Method == http.MethodGet:
+			http.Redirect(w, r, s.base()+"/pods/enter?agent=1&pod="+url.QueryEscape(podName(r)), http.StatusSeeOther)
+		default:
+			http.Error(w, "log in at "+s.base()+"/pods/", http.StatusUnauthorized)
+		}
+	})
+	return mux
+}
+
+// takeTicket lets a browser in that has one.
+func (s *Site) takeTicket(w http.ResponseWriter, r *http.Request) {
+	if s.login.redeem(r.URL.Query().Get("ticket"), r.Host) {
+		s.login.admit(w, r.Host)
+	}
+	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
 // podKey finds a pod's name in a request's context.
@@ -242,6 +294,8 @@ func (s *Site) enterHome(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !in:
 		s.render(w, http.StatusUnauthorized, "login", loginPage{Late: q.Get("ticket") != ""})
+	case known && q.Get("agent") != "":
+		http.Redirect(w, r, s.podBase(name+ofAgent)+enterAgent+"?ticket="+s.login.issue(s.podHost(name+ofAgent)), http.StatusSeeOther)
 	case known:
 		http.Redirect(w, r, s.podBase(name)+"/enter?ticket="+s.login.issue(s.podHost(name)), http.StatusSeeOther)
 	default:
@@ -252,12 +306,7 @@ func (s *Site) enterHome(w http.ResponseWriter, r *http.Request) {
 func (s *Site) pageRoutes() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /static/", http.StripPrefix("/static", s.static))
-	mux.HandleFunc("GET /enter", func(w http.ResponseWriter, r *http.Request) {
-		if s.login.redeem(r.URL.Query().Get("ticket"), r.Host) {
-			s.login.admit(w, r.Host)
-		}
-		http.Redirect(w, r, "/", http.StatusSeeOther)
-	})
+	mux.HandleFunc("GET /enter", s.takeTicket)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		if !s.login.admitted(r, r.Host) {
 			http.Redirect(w, r, s.base()+"/pods/enter?pod="+url.QueryEscape(podName(r)), http.StatusSeeOther)
@@ -284,8 +333,11 @@ func (s *Site) within(h http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// control passes a request on to the pod-api, without what is the person's.
-func (s *Site) control(w http.ResponseWriter, r *http.Request) {
+// control passes a request on to the pod-api.
+func (s *Site) control(w http.ResponseWriter, r *http.Request) { s.proxy(w, r, r.URL.Path) }
+
+// proxy passes a request on to a path of the pod-api, without what is the person's.
+func (s *Site) proxy(w http.ResponseWriter, r *http.Request, path string) {
 	c, err := s.cfg.Pods.Control(podName(r))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
@@ -293,7 +345,7 @@ func (s *Site) control(w http.ResponseWriter, r *http.Request) {
 	}
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
-			p.Out.URL = &url.URL{Scheme: "http", Host: "pod", Path: r.URL.Path, RawQuery: r.URL.RawQuery}
+			p.Out.URL = &url.URL{Scheme: "http", Host: "pod", Path: path, RawQuery: r.URL.RawQuery}
 			p.Out.Host = "pod"
 			for _, name := range []string{"Cookie", "Authorization", "Referer", "Origin"} {
 				p.Out.Header.Del(name)

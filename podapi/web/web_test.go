@@ -1,6 +1,7 @@
 package web_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -29,9 +30,15 @@ const (
 
 // agent is a driver that notes what it is told.
 type agent struct {
-	mu   sync.Mutex
-	sum  podapi.Summary
-	told []string
+	mu    sync.Mutex
+	sum   podapi.Summary
+	told  []string
+	pages http.RoundTripper
+}
+
+// Pages implements podapi.Paged.
+func (a *agent) Pages() http.RoundTripper {
+	return trip(func(r *http.Request) (*http.Response, error) { return a.pages.RoundTrip(r) })
 }
 
 func (a *agent) Run(context.Context) error { return nil }
@@ -391,3 +398,118 @@ func TestThePodGetsNothingOfThePersons(t *testing.T) {
 type trip func(*http.Request) (*http.Response, error)
 
 func (f trip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// hostile is an agent's server: it shows what it was sent, sets a cookie that it
+// should not, and echoes what comes over a connection that was upgraded.
+type hostile struct{ seen http.Header }
+
+func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.seen = r.Header.Clone()
+	if r.Header.Get("Upgrade") != "" {
+		conn, both, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		_, _ = io.Copy(conn, both)
+		return
+	}
+	w.Header().Set("Set-Cookie", "devaipod=stolen; Domain=localhost")
+	body, _ := io.ReadAll(r.Body)
+	_, _ = io.WriteString(w, r.Method+" "+r.URL.RequestURI()+" "+strings.Repeat("x", len(body)))
+}
+
+// serveAgent gives the world's agent pages of its own.
+func (w *world) serveAgent(t *testing.T) *hostile {
+	t.Helper()
+	h := &hostile{}
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	w.agent.pages = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", srv.Listener.Addr().String())
+	}}
+	return h
+}
+
+// An agent's own pages are at an origin of their own, for who has logged in, and get
+// nothing of what the browser has.
+func TestAnAgentsOwnPages(t *testing.T) {
+	w := newWorld(t)
+	h := w.serveAgent(t)
+	own := w.url(podName+"-a", "")
+	stranger := w.browser(t)
+	for path, want := range map[string]int{"/": 401, "/session": 401, "/.devaipod-enter?ticket=GUESSED": 401} {
+		if status, text, _ := do(t, stranger, "GET", own+path, "", nil); status != want || strings.Contains(text, "GET ") {
+			t.Errorf("a stranger at %s: %d %s", path, status, text)
+		}
+	}
+	_, cookie := w.entered(t) // of the pod's page
+	if status, _, _ := do(t, stranger, "GET", own+"/session", "", map[string]string{"Cookie": cookie}); status != 401 {
+		t.Errorf("with the page's cookie: %d", status)
+	}
+	if h.seen != nil {
+		t.Fatalf("the agent was asked %v", h.seen)
+	}
+
+	b := w.browser(t)
+	if status, _, _ := do(t, b, "GET", w.site.Open(""), "", nil); status != 200 {
+		t.Fatal(status)
+	}
+	if status, text, at := do(t, b, "GET", own+"/", "", nil); status != 200 || text != "GET / " || at.String() != own+"/" {
+		t.Fatalf("%d at %s: %s", status, at, text)
+	}
+	large := strings.Repeat("y", 3<<20)
+	if status, text, _ := do(t, b, "PUT", own+"/a/b?c=d", large, map[string]string{"Authorization": "Basic eA==", "Origin": own, "Sec-Fetch-Site": "same-origin"}); status != 200 || text != "PUT /a/b?c=d "+strings.Repeat("x", len(large)) {
+		t.Errorf("a large body: %d %.60s", status, text)
+	}
+	for _, name := range []string{"Cookie", "Authorization"} {
+		if got := h.seen.Get(name); got != "" {
+			t.Errorf("the agent got %s: %s", name, got)
+		}
+	}
+	at, err := url.Parse(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range b.Jar.Cookies(at) {
+		if c.Value == "stolen" {
+			t.Error("the agent set a cookie")
+		}
+	}
+	if status, _, _ := do(t, b, "POST", own+"/session", "", map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "http://evil.test"}); status != 403 {
+		t.Errorf("another site's request: %d", status)
+	}
+	w.upgrade(t, b, at)
+}
+
+// upgrade speaks over a connection that becomes something else.
+func (w *world) upgrade(t *testing.T, b *http.Client, at *url.URL) {
+	t.Helper()
+	conn, err := net.Dial("tcp", w.listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	cookies := b.Jar.Cookies(at)
+	if len(cookies) != 1 {
+		t.Fatalf("cookies %v", cookies)
+	}
+	if _, err := io.WriteString(conn, "GET /pty HTTP/1.1\r\nHost: "+at.Host+"\r\nConnection: Upgrade\r\nUpgrade: echo\r\nCookie: "+cookies[0].String()+"\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(lines, nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	if _, err := io.WriteString(conn, "hello\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := lines.ReadString('\n'); err != nil || line != "hello\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+}
