@@ -111,6 +111,8 @@ type config struct {
 		Time   time.Duration `mapstructure:"time"`
 	} `mapstructure:"budget"`
 
+	Notify notifyConfig `mapstructure:"notify"`
+
 	Prune struct {
 		ImageAge      time.Duration `mapstructure:"image_age"`
 		DiskWatermark string        `mapstructure:"disk_watermark"`
@@ -187,6 +189,10 @@ func defaults() map[string]any {
 		"budget.money":            "10",
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
+		"notify.url":              "",
+		"notify.format":           notifyJSON,
+		"notify.on":               []string{"asking", "review", "failed"},
+		"notify.secret":           "",
 		"prune.image_age":         "720h",
 		"prune.disk_watermark":    "90%",
 	}
@@ -482,7 +488,7 @@ func (c config) validateBudget() error {
 		return fmt.Errorf("budget.time = %q: want 0s (no bound) or more", c.Budget.Time)
 	}
 	_, err := c.budget()
-	return err
+	return errors.Join(err, c.Notify.check())
 }
 
 func (c config) serviceURL() string { return "http://" + c.Service.Listen }

@@ -307,6 +307,7 @@ func (s *service) tend(ctx context.Context) {
 	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
 	go s.pods.disk.Run(ctx)
 	go s.collectAll(ctx)
+	s.notifier().start(ctx)
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	go s.work.Run(ctx)  //nolint:errcheck // the same
 	go s.follow.Run(ctx)
