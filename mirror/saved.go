@@ -342,16 +342,9 @@ func (w *SavedWork) Pushed(ctx context.Context) (bool, error) {
 	if is, was, _ := strings.Cut(trees, "\n"); is != was {
 		return false, nil
 	}
-	have, err := w.onForge(ctx, func(string) bool { return true })
+	have, err := w.everPushed(ctx)
 	if err != nil {
 		return false, err
-	}
-	taken, err := refs(ctx, w.dir, accepted+"heads/")
-	if err != nil {
-		return false, err
-	}
-	for _, r := range taken {
-		have = append(have, r.id)
 	}
 	saved, err := refs(ctx, w.dir, w.Prefix())
 	if err != nil {
@@ -365,4 +358,18 @@ func (w *SavedWork) Pushed(ctx context.Context) (bool, error) {
 	}
 	missing, err := w.output(ctx, revisions(tips, have), "rev-list", "--max-count=1", "--stdin")
 	return missing == "", err
+}
+
+// everPushed lists commits that the forge has: of its branches, and of pushes that it
+// took.
+func (w *SavedWork) everPushed(ctx context.Context) ([]string, error) {
+	have, err := w.onForge(ctx, func(string) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	taken, err := refs(ctx, w.dir, accepted+"heads/")
+	for _, r := range taken {
+		have = append(have, r.id)
+	}
+	return have, err
 }

@@ -297,3 +297,44 @@ func TestTheBaseOfADiff(t *testing.T) {
 		t.Errorf("changed are %q, %v", out.String(), err)
 	}
 }
+
+func TestTheStatusOfAClone(t *testing.T) {
+	w := newSnapshotWorld(t)
+	status := func() mirror.GitStatus {
+		t.Helper()
+		w.snapshot(t)
+		work := w.saved.Work(7, 3, w.bare)
+		snap, err := work.Newest(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := work.Status(t.Context(), snap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	base := strings.TrimSpace(git(t, w.own, "rev-parse", "HEAD"))
+	if st := status(); st.Branch != "agent/3-fix" || st.Head != base || st.Base != base || st.Ahead+st.Behind+len(st.Unpushed)+len(st.Changes) != 0 {
+		t.Errorf("at the beginning: %+v", st)
+	}
+	w.commitOf(t, "first")
+	git(t, w.own, "commit", "-q", "--allow-empty", "-m", "second")
+	w.trust(t, "theirs", "text\n") // main goes on
+	write(t, filepath.Join(w.own, "file"), "changed\n")
+	write(t, filepath.Join(w.own, " new\n"), "untracked\n")
+	st := status()
+	if st.Base != base || st.Ahead != 2 || st.Behind != 1 || len(st.Unpushed) != 2 || st.Unpushed[0].ID != st.Head || st.Unpushed[0].Subject != "second" {
+		t.Errorf("two commits: %+v", st)
+	}
+	if want := []mirror.Change{{Path: " new\n", How: "added"}, {Path: "file", How: "modified"}}; !slices.Equal(st.Changes, want) {
+		t.Errorf("changed are %+v", st.Changes)
+	}
+	git(t, w.own, "push", "-q", w.url+"/work/alice/hello.git", "HEAD:refs/heads/agent/3-fix")
+	if err := os.Remove(filepath.Join(w.own, "file")); err != nil {
+		t.Fatal(err)
+	}
+	if st := status(); st.Ahead != 2 || len(st.Unpushed) != 0 || len(st.Changes) != 2 || st.Changes[1].How != "deleted" {
+		t.Errorf("pushed: %+v", st)
+	}
+}

@@ -40,6 +40,12 @@ func (c *Client) Summary(ctx context.Context) (Summary, error) {
 	return s, c.do(ctx, http.MethodGet, "/summary", nil, &s)
 }
 
+// GitStatus asks how the agent's clone stands; the answer is JSON (openapi.yaml).
+func (c *Client) GitStatus(ctx context.Context) (json.RawMessage, error) {
+	var status json.RawMessage
+	return status, c.do(ctx, http.MethodGet, "/git/status", nil, &status)
+}
+
 // Send gives the agent a message.
 func (c *Client) Send(ctx context.Context, text string) error {
 	return c.do(ctx, http.MethodPost, "/messages", map[string]string{"text": text}, nil)

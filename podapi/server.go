@@ -42,6 +42,7 @@ func NewServer(d Driver, j *Journal, log *slog.Logger) http.Handler {
 	r.GET("/transcript", s.transcript)
 	r.GET("/metrics", gin.WrapH(metrics(d)))
 	r.POST("/stop", s.stop)
+	r.GET("/git/status", s.git)
 	if p, ok := d.(Paged); ok {
 		r.Any("/agent/*path", gin.WrapH(http.StripPrefix("/agent", pagesOf(p, log))))
 	}
@@ -167,6 +168,23 @@ func (s *server) transcript(c *gin.Context) {
 	lines := json.NewEncoder(c.Writer)
 	if err := s.journal.all(func(ev Event) error { return lines.Encode(ev) }); err != nil {
 		s.log.Warn("a transcript ended early", "err", err)
+	}
+}
+
+// git tells how the clone stands.
+func (s *server) git(c *gin.Context) {
+	err := ErrNothingSaved
+	var status json.RawMessage
+	if d, ok := s.driver.(Cloned); ok {
+		status, err = d.GitStatus(c.Request.Context())
+	}
+	switch {
+	case errors.Is(err, ErrNothingSaved):
+		c.String(http.StatusNotFound, err.Error()+"\n")
+	case err != nil:
+		c.String(http.StatusBadGateway, err.Error()+"\n")
+	default:
+		c.Data(http.StatusOK, "application/json; charset=utf-8", status)
 	}
 }
 

@@ -2,6 +2,8 @@ package podapi
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -90,6 +92,16 @@ type Driver interface {
 	Send(ctx context.Context, text string) error
 	Stop(ctx context.Context) error
 }
+
+// Cloned is a driver that can tell how the agent's clone stands.
+type Cloned interface {
+	// GitStatus is JSON, as /git/status answers it, or [ErrNothingSaved].
+	GitStatus(ctx context.Context) (json.RawMessage, error)
+}
+
+// ErrNothingSaved is for a clone that was not saved yet: how it stands is known by what
+// is saved.
+var ErrNothingSaved = errors.New("nothing of the clone is saved yet")
 
 // Paged is a driver of an agent that has an HTTP server of its own, which /agent/
 // leads to.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -74,7 +75,9 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall, Setup: file.Task.Setup,
 		Traffic: func() opencode.Traffic { return traffic(g.Traffic()) }, Journal: journal, Log: log,
 	})
-	known := watched{driver, g}
+	known := watched{driver, g, &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return relay.Unix(filepath.Join(p.service, podfile.ServiceSocket))(ctx)
+	}}}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var watching sync.WaitGroup
@@ -133,7 +136,31 @@ func traffic(t gate.Traffic) opencode.Traffic {
 // watched is the agent's driver, which knows what the gate refused.
 type watched struct {
 	podapi.Driver
-	gate *gate.Gate
+	gate    *gate.Gate
+	service *http.Client
+}
+
+// GitStatus implements [podapi.Cloned]: the service has what is saved.
+func (w watched) GitStatus(ctx context.Context) (json.RawMessage, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://service"+podfile.GitStatusPath, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := w.service.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("asking the service: %w", err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("asking the service: %w", err)
+	case resp.StatusCode == http.StatusNotFound:
+		return nil, podapi.ErrNothingSaved
+	case resp.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("the service answered %s: %s", resp.Status, podapi.Line(string(text), 300))
+	}
+	return text, nil
 }
 
 // Pages implements [podapi.Paged], for an agent that has pages.

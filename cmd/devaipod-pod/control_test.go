@@ -146,6 +146,42 @@ const used110 = `{"usage":{"prompt_tokens":100,"completion_tokens":10}}`
 
 func answers(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, used110) }
 
+// How the agent's clone stands, the service knows: what it says is passed on, and what
+// it does not know is said.
+func TestTheStateOfTheCloneIsTheServices(t *testing.T) {
+	l := newLone(t, answers)
+	l.start()
+	api := podapi.NewClient(l.path("run/" + podfile.ControlSocket)).Through(conform.Transport)
+	if _, err := api.GitStatus(t.Context()); err == nil || !strings.Contains(err.Error(), "asking the service") {
+		t.Errorf("with no service: %v", err)
+	}
+	const known = `{"at":"2026-01-02T03:04:05Z","branch":"agent/3-x","ahead":1,"behind":0,"unpushed":[{"id":"abc","subject":"s"}],"changes":[{"path":"f","how":"added"}]}`
+	text := ""
+	service, err := net.Listen("unix", l.path("run/"+podfile.ServiceSocket))
+	l.must(err)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != podfile.GitStatusPath || text == "" {
+			http.NotFound(w, r)
+			return
+		}
+		fmt.Fprint(w, text)
+	}))
+	srv.Listener = service
+	srv.Start()
+	defer srv.Close()
+	if _, err := api.GitStatus(t.Context()); err == nil || !strings.Contains(err.Error(), "nothing of the clone is saved yet") {
+		t.Errorf("with nothing saved: %v", err)
+	}
+	text = known
+	if got, err := api.GitStatus(t.Context()); err != nil || string(got) != known {
+		t.Errorf("%s, %v", got, err)
+	}
+	text = `{"at": 1}`
+	if got, err := api.GitStatus(t.Context()); err == nil {
+		t.Errorf("nonsense: %s", got) // the document's word, which tests hold it to
+	}
+}
+
 // What an agent does to its gate keeps the person's side neither from answering nor
 // within its memory.
 func TestAFloodAtTheGate(t *testing.T) {

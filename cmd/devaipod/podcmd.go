@@ -157,6 +157,7 @@ func (a *app) printView(v reconcile.View, saved *savedView) error {
 		rows = append(rows, [2]string{"started", v.Started.Local().Format(time.DateTime)})
 	}
 	if saved != nil {
+		rows = append(rows, [2]string{"git", saved.gitLine()})
 		rows = append(rows, [2]string{"saved", saved.At.Local().Format(time.DateTime) + " (" + ago(saved.At) + ")"})
 		for _, line := range saved.notSavedLines() {
 			rows = append(rows, [2]string{"not saved", line})

@@ -35,7 +35,9 @@ import (
 type podPort struct {
 	manager  *pods.Manager
 	work     *mirror.Work
+	saved    *mirror.Saved
 	cache    *cache.Cache
+	mirrored string       // the cache's directory
 	others   http.Handler // repositories of other hosts
 	quota    int64        // bytes that are kept of an issue's agent
 	lifts    func(ctx context.Context, k reconcile.Key) ([]mirror.Lift, error)
@@ -264,8 +266,39 @@ func (p *podPort) open(spec pods.Spec) error {
 	mux.Handle("GET "+podfile.RestorePath, p.work.Saved(p.rules(spec), spec.Issue))
 	mux.Handle("/git/", p.others)
 	mux.HandleFunc("GET /dial/model", p.dialModel)
+	mux.HandleFunc("GET "+podfile.GitStatusPath, func(w http.ResponseWriter, r *http.Request) { p.gitStatus(w, r, spec.RepoID, k) })
 	p.doors[k] = door{p.serve(k, l, mux), p.serve(k, saves, p.work.Saves(func() (mirror.SaveRules, error) { return p.saveRules(spec.Key) }))}
 	return nil
+}
+
+// savedWork is what is saved of an issue's agent.
+func (p *podPort) savedWork(repoID int64, k reconcile.Key) foundWork {
+	known, ok := cache.Dir(p.mirrored, forgeAddress(k.Owner+"/"+k.Repo))
+	if !ok {
+		known = ""
+	}
+	return foundWork{p.saved.Work(repoID, k.Issue, known), k}
+}
+
+// gitStatus tells a pod-api how its agent's clone stood when it was saved last: 404
+// when it was not.
+func (p *podPort) gitStatus(w http.ResponseWriter, r *http.Request, repoID int64, k reconcile.Key) {
+	work := p.savedWork(repoID, k)
+	snap, _, err := work.newest(r.Context())
+	var st mirror.GitStatus
+	if err == nil {
+		st, err = work.Status(r.Context(), snap)
+	}
+	switch {
+	case errors.Is(err, mirror.ErrNothingSaved):
+		http.Error(w, err.Error(), http.StatusNotFound)
+	case err != nil:
+		p.log.Warn("the state of an agent's clone can't be told", "issue", k.String(), "err", err)
+		http.Error(w, "the state of the clone can't be told; the service's log has why", http.StatusInternalServerError)
+	default:
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(st) // the pod-api has gone: nobody to tell
+	}
 }
 
 // doorway makes a pod's run directory; old tells that its door is there. more are

@@ -126,6 +126,8 @@ type savedView struct {
 	More     int                `json:"more,omitempty"` // left out of not_saved
 	// Kept: an earlier saver of the issue made it.
 	Kept bool `json:"kept,omitempty"`
+	// Git is how the clone stood then, for who shows it.
+	Git *mirror.GitStatus `json:"git,omitempty"`
 }
 
 // viewSnapshot reads what the saver said with a snapshot.
@@ -190,9 +192,31 @@ func (a *app) savedOf(ctx context.Context, k reconcile.Key) (*savedView, error) 
 	if err != nil {
 		return nil, err
 	}
-	_, v, err := work.newest(ctx)
+	snap, v, err := work.newest(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &v, nil
+	git, err := work.Status(ctx, snap)
+	v.Git = &git
+	return &v, err
+}
+
+// gitLine tells in a line how the clone stood.
+func (v savedView) gitLine() string {
+	if v.Git == nil {
+		return ""
+	}
+	var parts []string
+	for _, part := range []struct {
+		n    int
+		what string
+	}{{v.Git.Ahead, "ahead"}, {v.Git.Behind, "behind"}, {len(v.Git.Unpushed), "not pushed"}, {len(v.Git.Changes), "files not committed"}} {
+		if part.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", part.n, part.what))
+		}
+	}
+	if len(parts) == 0 {
+		return "nothing that is not on the forge"
+	}
+	return strings.Join(parts, ", ")
 }

@@ -124,6 +124,10 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
+	saved, err := a.openSaved()
+	if err != nil {
+		return nil, err
+	}
 	others, err := a.othersForPods(s.cache)
 	if err != nil {
 		return nil, err
@@ -136,7 +140,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		return nil, err
 	}
 	s.pods = &podPort{
-		manager: manager, work: work, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota,
+		manager: manager, work: work, saved: saved, mirrored: a.cfg.Mirror.Dir, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota,
 		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, tools) }, policies: rules,
 	}
 	if s.pods.disk, err = s.diskWatch(manager); err != nil {

@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"codeberg.org/devaipod/devaipod/mirror"
-	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/podapi/web"
 	"codeberg.org/devaipod/devaipod/pods"
@@ -48,19 +47,12 @@ func (s *service) newSite(a *app) error {
 	if err != nil {
 		return err
 	}
-	saved, err := a.openSaved()
-	if err != nil {
-		return err
-	}
-	s.site, err = web.New(web.Config{Pods: webPods{s, saved}, Listen: a.cfg.Service.Listen, Token: token, Log: a.log})
+	s.site, err = web.New(web.Config{Pods: webPods{s}, Listen: a.cfg.Service.Listen, Token: token, Log: a.log})
 	return err
 }
 
 // webPods is what the pages are about: the issues that the loop looks after.
-type webPods struct {
-	*service
-	saved *mirror.Saved
-}
+type webPods struct{ *service }
 
 // podName is what the pod of an issue is called, also when there is none any more.
 func (p webPods) podName(v reconcile.View) string {
@@ -134,11 +126,7 @@ func (p webPods) work(ctx context.Context, name string) (foundWork, mirror.Snaps
 	if err != nil {
 		return foundWork{}, mirror.Snapshot{}, savedView{}, err
 	}
-	known, ok := cache.Dir(p.cfg.Mirror.Dir, forgeAddress(issue.Owner+"/"+issue.Repo))
-	if !ok {
-		known = ""
-	}
-	work := foundWork{p.saved.Work(account.RepoID, issue.Issue, known), issue}
+	work := p.pods.savedWork(account.RepoID, issue)
 	snap, view, err := work.newest(ctx)
 	return work, snap, view, err
 }
@@ -153,18 +141,22 @@ func (p webPods) Work(ctx context.Context, name string) (web.Work, error) {
 		return web.Work{}, err
 	}
 	out := web.Work{At: snap.At, NotSaved: view.notSavedLines()}
-	if out.Pushed, err = work.Pushed(ctx); err != nil {
-		return out, err
-	}
-	base, err := work.Base(ctx, snap, "")
-	if errors.Is(err, mirror.ErrNoBase) {
-		return out, nil
-	}
+	git, err := work.Status(ctx, snap)
 	if err != nil {
 		return out, err
 	}
+	out.Branch, out.Ahead, out.Behind = git.Branch, git.Ahead, git.Behind
+	for _, c := range git.Unpushed {
+		out.Unpushed = append(out.Unpushed, c.Subject)
+	}
+	for _, c := range git.Changes {
+		out.Uncommitted = append(out.Uncommitted, c.How+" "+c.Path)
+	}
+	if git.Base == "" {
+		return out, nil
+	}
 	var stat strings.Builder
-	err = work.Diff(ctx, &limited{&stat, 8 << 10}, base, snap.ID, "--stat=80")
+	err = work.Diff(ctx, &limited{&stat, 8 << 10}, git.Base, snap.ID, "--stat=80")
 	out.Stat = stat.String()
 	return out, err
 }
@@ -196,7 +188,7 @@ func (s *service) openPage(w http.ResponseWriter, r *http.Request) {
 	if issue := r.URL.Query().Get("issue"); issue != "" {
 		for _, v := range s.loop.Views() {
 			if v.Issue == issue {
-				name = webPods{service: s}.podName(v)
+				name = webPods{s}.podName(v)
 			}
 		}
 		if name == "" {

@@ -42,10 +42,13 @@ type Block struct{ Host, Why, Allow string }
 
 // Work is what is saved of an agent's work.
 type Work struct {
-	At       time.Time // zero when nothing is saved
-	Pushed   bool      // the forge has all of it
-	Stat     string    // the diff's stat against the base
-	NotSaved []string
+	At            time.Time // zero when nothing is saved
+	Branch        string
+	Ahead, Behind int      // commits, of the branch of the forge that it left
+	Unpushed      []string // subjects of commits that the forge does not have
+	Uncommitted   []string // files, and what was done to them
+	Stat          string   // the diff's stat against the base
+	NotSaved      []string
 }
 
 // Pods is what the pages are about. Its methods are called concurrently.

@@ -25,6 +25,8 @@ const (
 	// ServiceSocket is the service's end: git of this repository, and dialling
 	// a model that listens on the host. Listener: the service.
 	ServiceSocket = "service.sock"
+	// GitStatusPath tells there how the agent's clone stood when it was saved last.
+	GitStatusPath = "/status/git"
 	// ControlSocket is the pod-api's end in the same directory. Listener: control.
 	ControlSocket = "control.sock"
 	// FileName is the podfile's name in the run directory.
