@@ -63,6 +63,16 @@ type SetupState struct {
 	Ended bool   `json:"ended,omitempty"` // no stage runs any more
 }
 
+// Awaited is what `devaipod-pod await` says, in a line of JSON for each stage that it
+// waits for and one when it is over. It comes out of the container: it is shown.
+type Awaited struct {
+	Stage string `json:"stage,omitempty"` // that runs, or that failed
+	Error string `json:"error,omitempty"`
+	Said  string `json:"said,omitempty"`  // the last lines of the command that failed
+	Over  bool   `json:"over,omitempty"`  // nothing is waited for any more
+	Short bool   `json:"short,omitempty"` // not all that was waited for ended well
+}
+
 // Once tells whether a stage runs once for a clone, and not at each start.
 func Once(stage string) bool { return stage != devcontainer.PostStart }
 

@@ -60,10 +60,18 @@ func (c *Config) command(ctx context.Context, stage string, command devcontainer
 		c.Log.Warn("output left out", "stage", stage, "bytes", left)
 	}
 	if err != nil {
-		return fmt.Errorf("%s %w", name, err)
+		return &failedError{fmt.Errorf("%s %w", name, err), out.last()}
 	}
 	return nil
 }
+
+// A failedError is of a command, with the last lines that it wrote.
+type failedError struct {
+	error
+	said string
+}
+
+func (e *failedError) Unwrap() error { return e.error }
 
 // drainWithin is how long the rest of a command's output is waited for.
 const drainWithin = 200 * time.Millisecond
@@ -170,6 +178,12 @@ const (
 	maxTail   = 8 << 10   // and of its end
 )
 
+// Of what a command that failed wrote, who waits for it is shown so much.
+const (
+	maxSaid      = 2 << 10 // bytes
+	maxSaidLines = 20
+)
+
 // output passes on what comes first, and keeps the last of the rest.
 type output struct {
 	mu   sync.Mutex
@@ -177,13 +191,26 @@ type output struct {
 	left int
 	lost int64
 	tail []byte
+	said []byte // the end of all of it
 	over bool
+}
+
+// last are the last lines.
+func (o *output) last() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	text := strings.TrimSpace(strings.ToValidUTF8(string(o.said[max(0, len(o.said)-maxSaid):]), "\uFFFD"))
+	lines := strings.Split(text, "\n")
+	return strings.Join(lines[max(0, len(lines)-maxSaidLines):], "\n")
 }
 
 func (o *output) Write(b []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n := len(b)
+	if o.said = append(o.said, b...); len(o.said) > 2*maxSaid {
+		o.said = slices.Clone(o.said[len(o.said)-maxSaid:])
+	}
 	if first := min(o.left, len(b)); first > 0 {
 		if _, err := o.to.Write(b[:first]); err != nil {
 			o.left = first // a log that is away: the command goes on

@@ -1,15 +1,19 @@
 package shim
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,6 +79,9 @@ func (c *Config) stage(ctx context.Context, s devcontainer.Stage) error {
 		err = putMark(mark)
 	}
 	if err != nil {
+		if failed := new(failedError); errors.As(err, &failed) {
+			c.state.Said = failed.said
+		}
 		return fmt.Errorf("%s: %w", s.Name, err)
 	}
 	c.Log.Info("ended well", "stage", s.Name, "took", time.Since(began).Round(time.Millisecond))
@@ -122,12 +129,16 @@ func putMark(file string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// A State is what who enters is told: the stages that are behind, and whether
-// there are no more.
+// A State is what who enters is told: the stages that are behind, the one that runs or
+// failed, and whether there are no more.
 type State struct {
 	Done  []string `json:"done,omitempty"`
+	Stage string   `json:"stage,omitempty"`
 	Ended bool     `json:"ended"`
 	Error string   `json:"error,omitempty"`
+	Said  string   `json:"said,omitempty"` // the last lines of the command that failed
+	// Start tells one start of the container from another; 0 is any.
+	Start uint64 `json:"start,omitempty"`
 }
 
 // Behind tells whether a stage is over, or has nothing to run: all of a setup's
@@ -147,14 +158,58 @@ func (c *Config) Dir() string { return c.setupDir() }
 
 // Attach runs what the repository wants to be run each time that somebody enters.
 func (c *Config) Attach(ctx context.Context) error {
-	return c.side(ctx, devcontainer.PostAttach, c.Setup.Attach)
+	if err := c.side(ctx, devcontainer.PostAttach, c.Setup.Attach); err != nil {
+		return fmt.Errorf("%s: %w", devcontainer.PostAttach, err)
+	}
+	return nil
 }
 
 // StateFile is where it is.
 func (c *Config) StateFile() string { return filepath.Join(c.stateDir(), "state.json") }
 
+// ReadState is where the setup of this container is; the one of a start before this is
+// nothing.
+func (c *Config) ReadState() (s State, err error) {
+	text, err := os.ReadFile(c.StateFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return State{}, fmt.Errorf("reading %s: %w", c.StateFile(), err)
+	}
+	if s.Start == 0 {
+		return s, nil
+	}
+	if now, err := BeganAt("/proc/1"); err != nil || now != s.Start {
+		return State{}, err
+	}
+	return s, nil
+}
+
+// BeganAt is when a process began, in ticks (proc_pid_stat(5), field 22).
+func BeganAt(dir string) (uint64, error) {
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return 0, err
+	}
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(f) < 20 {
+		return 0, errors.New("its stat is short")
+	}
+	return strconv.ParseUint(f[19], 10, 64)
+}
+
 func (c *Config) forgetState() error {
 	c.state = State{}
+	if c.Init {
+		var err error
+		if c.state.Start, err = BeganAt("/proc/self"); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(c.stateDir(), 0o755); err != nil {
 		return fmt.Errorf("keeping what was done: %w", err)
 	}

@@ -3,7 +3,6 @@ package shim_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -159,6 +158,9 @@ func TestAFailureEndsTheSetupAndIsTold(t *testing.T) {
 	if !strings.Contains(out.String(), "why") {
 		t.Errorf("the log has %q", out)
 	}
+	if s, err := p.cfg.ReadState(); err != nil || s.Stage != devcontainer.UpdateContent || s.Said != "why" || s.Error != last.Error {
+		t.Errorf("who enters is told %+v, %v", s, err)
+	}
 	// An agent that is not to start without does not.
 	p.cfg.Setup.Required = true
 	if o := p.run("sh", "-c", "echo never >>$LOG"); o.code != 1 || o.err == nil || !strings.Contains(o.err.Error(), "updateContentCommand: bad ended with exit status 3") {
@@ -166,6 +168,33 @@ func TestAFailureEndsTheSetupAndIsTold(t *testing.T) {
 	}
 	if got := p.log(); got != "create good agent good" {
 		t.Errorf("ran again %q", got)
+	}
+}
+
+func TestAGateThatBeginsAnewHearsWhatWentWrong(t *testing.T) {
+	for role, command := range map[string][]string{"workspace": nil, "agent": {"sh", "-c", "while :; do sleep 0.05; done"}} {
+		t.Run(role, func(t *testing.T) {
+			p, _ := newSetup(t, shell(devcontainer.OnCreate, "exit 3"))
+			p.cfg.Role, p.cfg.Remind = role, 50*time.Millisecond
+			ctx, cancel := context.WithCancel(t.Context())
+			done := p.start(ctx, command...)
+			first := p.heard()
+			for range 2 { // whether it has heard it or not
+				again := p.heard()
+				if len(again) != 1 || again[0] != first[len(first)-1] || !strings.Contains(again[0].Error, "exit status 3") {
+					t.Errorf("at first %+v, then %+v", first, again)
+				}
+			}
+			cancel()
+			<-done
+		})
+	}
+	// Of what went well it hears once.
+	p, _ := newSetup(t, order[0])
+	p.cfg.Remind = time.Millisecond
+	p.run("sleep", "0.3")
+	if got := p.heard(); len(got) != 2 || len(p.said) != 0 {
+		t.Errorf("%+v, and %d more", got, len(p.said))
 	}
 }
 
@@ -259,9 +288,10 @@ func TestAWorkspaceIsSetUpWhilePeopleMayEnter(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := p.start(ctx)
-	state := func() (s shim.State) {
-		if b, err := os.ReadFile(p.cfg.StateFile()); err == nil {
-			_ = json.Unmarshal(b, &s) // none yet is no state
+	state := func() shim.State {
+		s, err := p.cfg.ReadState()
+		if err != nil {
+			t.Error(err)
 		}
 		return s
 	}

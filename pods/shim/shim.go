@@ -43,6 +43,9 @@ type Config struct {
 	Setup     podfile.Setup
 	// Output is where the setup's commands write, bounded; the standard error when nil.
 	Output io.Writer
+	// Remind is how often the gate hears again of a setup that went wrong, since it may
+	// have begun anew and know nothing; every 5 seconds when 0.
+	Remind time.Duration
 	// Init is set for PID 1: reap orphans and end every process at the end.
 	Init bool
 	Log  *slog.Logger
@@ -107,6 +110,7 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 		if err := cfg.setUp(ctx); err != nil && ctx.Err() == nil {
 			cfg.Log.Error("the workspace is not set up", "err", err)
 		}
+		wg.Go(func() { cfg.remind(ctx) })
 		return cfg.idle(ctx)
 	}
 	if err := cfg.setUp(ctx); err != nil {
@@ -118,6 +122,7 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 		}
 		cfg.Log.Warn("the agent starts all the same", "err", err)
 	}
+	wg.Go(func() { cfg.remind(ctx) })
 	agent, err := listenSocket(cfg.SocketDir + "/" + podfile.AgentSocket)
 	if err != nil {
 		return 1, err

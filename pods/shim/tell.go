@@ -20,12 +20,35 @@ const tellWithin = 5 * time.Second
 // go on.
 func (c *Config) tell(ctx context.Context, s podfile.SetupState) {
 	s.Error = clip(s.Error, podfile.MaxSetupState/4)
-	c.state.Ended, c.state.Error = s.Ended, s.Error
+	c.state.Stage, c.state.Ended, c.state.Error = s.Stage, s.Ended, s.Error
 	if err := c.keepState(); err != nil {
 		c.Log.Warn("keeping where the setup is", "err", err)
 	}
 	if err := c.post(ctx, s); err != nil && ctx.Err() == nil {
 		c.Log.Warn("the gate was not told where the setup is", "err", err)
+	}
+}
+
+// remindEvery is how often the gate hears again of what went wrong.
+const remindEvery = 5 * time.Second
+
+// remind tells the gate again of a setup that has ended, if it went wrong, until ctx
+// ends.
+func (c *Config) remind(ctx context.Context) {
+	s := podfile.SetupState{Stage: c.state.Stage, Error: c.state.Error, Ended: true}
+	every := c.Remind
+	if every <= 0 {
+		every = remindEvery
+	}
+	for s.Error != "" {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(every):
+		}
+		if err := c.post(ctx, s); err != nil && ctx.Err() == nil {
+			c.Log.Debug("the gate was not reminded of how the setup ended", "err", err)
+		}
 	}
 }
 
