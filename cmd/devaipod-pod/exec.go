@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,6 +25,7 @@ func runExec(ctx context.Context, args []string, stderr io.Writer) (int, error) 
 	f := flags("exec", stderr)
 	wait := f.Bool("wait", false, "wait for the setup first, as far as the repository wants it (waitFor)")
 	attach := f.Bool("attach", false, "run postAttachCommand first")
+	here := f.Bool("here", false, "stay in this directory, instead of the repository's folder")
 	repo := f.String("repo", podfile.RepoDir, "directory of the clone")
 	if err := f.Parse(args); err != nil {
 		return 2, err
@@ -35,63 +37,113 @@ func runExec(ctx context.Context, args []string, stderr io.Writer) (int, error) 
 	if err != nil {
 		return 1, err
 	}
-	cfg := shim.Config{RepoDir: *repo, Setup: setup, Output: stderr, Log: slog.New(slog.NewTextHandler(stderr, nil))}
+	cfg := shim.Config{RepoDir: *repo, Setup: setup, Output: stderr, Log: slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if *wait {
-		if err := awaitSetup(ctx, &cfg, stderr); err != nil {
-			return 1, err
+		at, err := awaitSetup(ctx, &cfg, func(stage string) { fmt.Fprintln(stderr, "devaipod: waiting for "+stage) })
+		if err != nil {
+			return signalled(ctx), fmt.Errorf("exec: waiting for the setup: %w", err)
+		}
+		if at.Error != "" {
+			fmt.Fprintln(stderr, "devaipod: the setup of this container ended early: "+at.Error)
 		}
 	}
 	if *attach {
-		if err := cfg.Attach(ctx); err != nil {
+		if err := cfg.Attach(ctx); ctx.Err() == nil && err != nil {
 			fmt.Fprintln(stderr, "devaipod: "+err.Error())
 		}
 	}
-	env := shim.Environ(os.Environ(), setup)
-	if err := os.Chdir(cfg.Dir()); err != nil {
-		return 1, err
+	if ctx.Err() != nil {
+		return signalled(ctx), errors.New("exec: the command was not started: " + context.Cause(ctx).Error())
 	}
-	program := shim.Find(f.Arg(0), env)
+	if !*here {
+		err := os.Chdir(cfg.Dir())
+		if err != nil && !*attach {
+			return 126, fmt.Errorf("exec: %w", err)
+		}
+		if err != nil { // who enters a container without a clone may want to see why
+			fmt.Fprintln(stderr, "devaipod: "+err.Error())
+		}
+	}
+	return start(f.Args(), shim.Environ(os.Environ(), setup))
+}
+
+// signalled is the exit code of who was told to end.
+func signalled(ctx context.Context) int {
+	if cause := context.Cause(ctx); cause != nil && strings.HasPrefix(cause.Error(), syscall.SIGTERM.String()) {
+		return 128 + int(syscall.SIGTERM)
+	}
+	return 128 + int(syscall.SIGINT)
+}
+
+// start turns into a command. Its codes are a shell's.
+func start(args, env []string) (int, error) {
+	program := shim.Find(args[0], env)
 	if filepath.Base(program) == program {
 		return 127, fmt.Errorf("exec: there is no program %s in PATH", program)
 	}
-	return 126, fmt.Errorf("exec: starting %s: %w", program, syscall.Exec(program, f.Args(), env))
+	err := syscall.Exec(program, args, env) //nolint:gosec // the person's own
+	if errors.Is(err, fs.ErrNotExist) {
+		return 127, fmt.Errorf("exec: starting %s: %w", program, err)
+	}
+	return 126, fmt.Errorf("exec: starting %s: %w", program, err)
+}
+
+// runAwait tells, a line of JSON each, where the setup is that somebody waits for, until
+// that is over.
+func runAwait(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error) {
+	f := flags("await", stderr)
+	repo := f.String("repo", podfile.RepoDir, "directory of the clone")
+	if err := f.Parse(args); err != nil {
+		return 2, err
+	}
+	setup, err := podfile.ParseSetup(os.Getenv(podfile.EnvSetup))
+	if err != nil {
+		return 1, err
+	}
+	out := json.NewEncoder(stdout)
+	at, err := awaitSetup(ctx, &shim.Config{RepoDir: *repo, Setup: setup}, func(stage string) {
+		_ = out.Encode(podfile.Awaited{Stage: stage}) // who is gone needs none
+	})
+	if err != nil {
+		return 1, err
+	}
+	at.Over = true
+	return 0, out.Encode(at)
 }
 
 // setupPoll is how often it is looked at whether a setup goes on.
 const setupPoll = 200 * time.Millisecond
 
-// awaitSetup waits for the stage that the repository names, or the setup's end.
-func awaitSetup(ctx context.Context, cfg *shim.Config, stderr io.Writer) error {
+// awaitSetup waits for the stage that the repository names, or the setup's end, and
+// tells which stage it waits for.
+func awaitSetup(ctx context.Context, cfg *shim.Config, tell func(stage string)) (podfile.Awaited, error) {
 	stage := cfg.Setup.WaitFor
 	names := []string{}
 	for _, s := range cfg.Setup.Stages {
 		names = append(names, s.Name)
 	}
 	if stage == "" || len(names) == 0 {
-		return nil
+		return podfile.Awaited{}, nil
 	}
-	told := false
-	for {
-		text, err := os.ReadFile(cfg.StateFile())
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+	for told := ""; ; {
+		st, err := cfg.ReadState()
+		if err != nil {
+			return podfile.Awaited{}, err
 		}
-		var st shim.State
-		if err == nil && json.Unmarshal(text, &st) == nil {
-			if st.Error != "" {
-				fmt.Fprintln(stderr, "devaipod: the setup of this container ended early: "+st.Error)
-			}
-			if st.Ended || st.Behind(stage, names) {
-				return nil
-			}
+		if behind := st.Behind(stage, names); behind || st.Ended {
+			return podfile.Awaited{Stage: st.Stage, Error: st.Error, Said: st.Said, Short: !behind}, nil
 		}
-		if !told {
-			fmt.Fprintf(stderr, "devaipod: waiting for %s\n", stage)
-			told = true
+		now := st.Stage
+		if now == "" {
+			now = stage
+		}
+		if now != told {
+			tell(now)
+			told = now
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return podfile.Awaited{}, context.Cause(ctx)
 		case <-time.After(setupPoll):
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/shim"
 	"codeberg.org/devaipod/devaipod/pods/tunnel"
 )
 
@@ -88,7 +89,7 @@ func markedProcess(proc, mark string) (pid int, err error) {
 		if err != nil || !bytes.Contains(append([]byte{0}, env...), []byte("\x00"+podfile.EnvMark+"="+mark+"\x00")) {
 			continue // another user's, or one that has ended
 		}
-		began, err := beganAt(filepath.Dir(file))
+		began, err := shim.BeganAt(filepath.Dir(file))
 		n, err2 := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 		if err == nil && err2 == nil && n != os.Getpid() && (pid == 0 || began < oldest || began == oldest && n < pid) {
 			pid, oldest = n, began
@@ -98,19 +99,6 @@ func markedProcess(proc, mark string) (pid int, err error) {
 		return 0, errors.New("signal: the command has ended")
 	}
 	return pid, nil
-}
-
-// beganAt is when a process began, in ticks (proc_pid_stat(5), field 22).
-func beganAt(dir string) (uint64, error) {
-	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return 0, err
-	}
-	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(f) < 20 {
-		return 0, errors.New("its stat is short")
-	}
-	return strconv.ParseUint(f[19], 10, 64)
 }
 
 // mostListed is how many entries of a kind inventory tells.

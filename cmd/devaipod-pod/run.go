@@ -20,7 +20,8 @@ var version = "devel"
 
 const help = `usage: devaipod-pod control [flags]
        devaipod-pod shim agent|workspace [flags] [-- COMMAND...]
-       devaipod-pod exec [--wait] [--attach] -- COMMAND...
+       devaipod-pod exec [--wait] [--attach] [--here] -- COMMAND...
+       devaipod-pod await
        devaipod-pod saver --issue N [--once] [flags]
        devaipod-pod look [--git PATH]
        devaipod-pod relay --listen ADDR --to SOCKET
@@ -43,6 +44,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		code, err = runShim(ctx, args[1:], stderr, log)
 	case "exec":
 		code, err = runExec(ctx, args[1:], stderr)
+	case "await":
+		code, err = runAwait(ctx, args[1:], stdout, stderr)
 	case "saver":
 		code, err = runSaver(ctx, args[1:], stdout, stderr, log)
 	case "look":
