@@ -31,15 +31,43 @@ type execution struct {
 	detach []byte
 	// screen says that it is nothing but a screen: it ends when it is let go of.
 	screen bool
+	// noWait does not wait for the setup of a workspace; shell is for who enters one.
+	noWait, shell bool
+}
+
+// command is what is started in a container: in a workspace as its repository wants
+// it, elsewhere as it is.
+func (e execution) command(role string) podman.Command {
+	cmd := e.cmd
+	if role != pods.RoleWorkspace {
+		if cmd.Dir == "" {
+			cmd.Dir = podfile.RepoDir
+		}
+		return cmd
+	}
+	args := []string{podfile.BinaryPath, "exec"}
+	if !e.noWait {
+		args = append(args, "--wait")
+	}
+	if e.shell {
+		args = append(args, "--attach")
+	}
+	if cmd.Dir != "" {
+		args = append(args, "--here")
+	}
+	cmd.Args = slices.Concat(args, []string{"--"}, cmd.Args)
+	return cmd
 }
 
 func (a *app) execCmd() *cobra.Command {
 	var e execution
 	cmd := &cobra.Command{
 		Use: "exec [flags] POD -- COMMAND [ARG...]", Short: "Run a command in a pod's workspace", Args: args(cobra.MinimumNArgs(2)),
-		Long: `Run a command in the workspace of a pod, or with --agent where its agent works, in the
-clone and as the user of the container. POD is an issue (owner/name#3) or a pod of your
-own (owner/name@NAME).
+		Long: `Run a command in the workspace of a pod, as the user of the container: after the
+lifecycle commands that the repository's devcontainer.json has people wait for, in its
+workspace folder, with its remoteEnv. With --agent it runs where the agent works, in the
+clone and without all that. POD is an issue (owner/name#3) or a pod of your own
+(owner/name@NAME).
 
 Bytes pass as they are, and the end of standard input too. The exit code is the command's:
 127 when there is no such program, 126 when it can't be run. SIGINT, SIGTERM, SIGHUP,
@@ -66,19 +94,25 @@ What runs in a pod may write anything, orders for your terminal too.`,
 	f.BoolVarP(&e.cmd.TTY, "tty", "t", false, "give the command a terminal")
 	f.BoolVar(&e.agent, "agent", false, "in the agent's container instead of the workspace")
 	f.StringVarP(&e.cmd.User, "user", "u", "", "as another `user` of the image")
-	f.StringVarP(&e.cmd.Dir, "workdir", "w", podfile.RepoDir, "in this `directory`")
+	f.StringVarP(&e.cmd.Dir, "workdir", "w", "", "in this `directory` (default: the workspace folder)")
 	f.StringArrayVarP(&e.cmd.Env, "env", "e", nil, "a variable, `NAME=VALUE`; may be repeated")
+	noWaitFlag(cmd, &e.noWait)
 	cmd.ValidArgsFunction = a.completePods
 	return cmd
 }
 
+func noWaitFlag(cmd *cobra.Command, to *bool) {
+	cmd.Flags().BoolVar(to, "no-wait", false, "at once, whatever of the workspace's setup still runs")
+}
+
 func (a *app) attachCmd() *cobra.Command {
-	var agent bool
+	var agent, noWait bool
 	keys := "ctrl-p,ctrl-q"
 	cmd := &cobra.Command{
 		Use: "attach POD", Short: "Open a shell in a pod's workspace, or the agent's own screen", Args: args(cobra.ExactArgs(1)),
-		Long: `Open the shell of the image's user in the workspace of a pod, in the clone. With --agent it is the screen
-of the agent itself: you see its session, and can write to it.
+		Long: `Open the shell of the image's user in the workspace of a pod, as exec runs a command
+there, and after the repository's postAttachCommand. With --agent it is the screen of the
+agent itself: you see its session, and can write to it.
 
 The detach keys let go: the shell and what it runs go on until the pod stops. The agent
 goes on however its screen ends.`,
@@ -92,7 +126,7 @@ goes on however its screen ends.`,
 			if _, ok := terminal(a.in); !ok {
 				return usagef("attach wants a terminal to stand in for: from a script use devaipod exec -i %s -- COMMAND", rest[0])
 			}
-			e := execution{agent: agent, stdin: true, detach: detach, cmd: podman.Command{TTY: true, Args: []string{podfile.BinaryPath, "login", podfile.RepoDir}}}
+			e := execution{agent: agent, stdin: true, detach: detach, noWait: noWait, shell: true, cmd: podman.Command{TTY: true, Args: []string{podfile.BinaryPath, "login"}}}
 			if agent {
 				e.screen = true
 				e.cmd.Args = []string{pods.AgentName, "attach", "http://" + podfile.AgentAddr, "--dir", podfile.RepoDir, "--continue"}
@@ -101,6 +135,7 @@ goes on however its screen ends.`,
 		},
 	}
 	cmd.Flags().BoolVar(&agent, "agent", false, "the agent's own screen")
+	noWaitFlag(cmd, &noWait)
 	cmd.Flags().StringVar(&keys, "detach-keys", keys, "`keys` that let go, such as ctrl-p,ctrl-q; empty for none")
 	return cmd
 }
@@ -155,7 +190,7 @@ func (a *app) exec(ctx context.Context, pod string, e execution) error {
 			}
 		}
 	}
-	s, err := p.start(ctx, e.cmd)
+	s, err := p.start(ctx, e.command(p.role))
 	if err != nil {
 		return err
 	}

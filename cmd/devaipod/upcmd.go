@@ -94,10 +94,18 @@ func (a *app) up(ctx context.Context, u upping) error {
 	if err := a.api().send(ctx, workspacePath(k)+"/up", order, &v); err != nil {
 		return err
 	}
-	if err := a.awaitClone(ctx, k); err != nil {
+	p, err := a.placeIn(ctx, k, false)
+	if err == nil {
+		err = a.awaitClone(ctx, p)
+	}
+	if err != nil {
 		return err
 	}
-	return a.tellUp(ctx, k, v, here)
+	if v.Note != "" {
+		a.step("note     %s", plain(v.Note, 2000))
+	}
+	setup := a.awaitSetup(ctx, p)
+	return errors.Join(setup, a.tellUp(ctx, k, v, here))
 }
 
 // upTarget is the repository, and the directory of the checkout if it is one. A
@@ -158,11 +166,7 @@ func (a *app) whoami(ctx context.Context, dir string) (name, email string) {
 }
 
 // awaitClone waits until a workspace has its clone.
-func (a *app) awaitClone(ctx context.Context, k pods.Key) error {
-	p, err := a.placeIn(ctx, k, false)
-	if err != nil {
-		return err
-	}
+func (a *app) awaitClone(ctx context.Context, p place) error {
 	for told := false; ; told = true {
 		_, err := p.podman.Stat(ctx, p.container, podfile.RepoDir+"/.git")
 		there := err == nil
@@ -184,7 +188,7 @@ func (a *app) awaitClone(ctx context.Context, k pods.Key) error {
 			return nil
 		}
 		if !told {
-			a.step("cloning  %s/%s", k.Owner, k.Repo)
+			a.step("cloning  %s/%s", p.key.Owner, p.key.Repo)
 		}
 		select {
 		case <-ctx.Done():
@@ -192,6 +196,48 @@ func (a *app) awaitClone(ctx context.Context, k pods.Key) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// maxAwaited bounds what is said while a setup is waited for, in bytes.
+const maxAwaited = 1 << 20
+
+// awaitSetup waits until a workspace's lifecycle commands have run, as far as the
+// repository has people wait for them. What went wrong there keeps nobody out.
+func (a *app) awaitSetup(ctx context.Context, p place) error {
+	s, err := p.start(ctx, podman.Command{Args: []string{podfile.BinaryPath, "await"}})
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	defer s.Close() //nolint:errcheck // nothing is left to say there
+	out, in := io.Pipe()
+	var said bytes.Buffer
+	go func() { in.CloseWithError(s.Copy(in, &said)) }()
+	var at podfile.Awaited
+	lines := json.NewDecoder(io.LimitReader(out, maxAwaited))
+	for !at.Over {
+		at = podfile.Awaited{}
+		if err := lines.Decode(&at); err != nil {
+			err = errors.Join(ctx.Err(), out.CloseWithError(err), err)
+			return fmt.Errorf("waiting for the setup of %s: %w: %s", p, err, plain(strings.TrimSpace(said.String()), 500))
+		}
+		if !at.Over {
+			a.step("setup    %s", plain(at.Stage, 100))
+		}
+	}
+	if at.Error == "" {
+		return nil
+	}
+	what := fmt.Sprintf("the setup of %s ended early: %s", p, plain(at.Error, 1000))
+	if at.Said != "" {
+		what += "\nIt wrote at last:\n  " + strings.ReplaceAll(plain(at.Said, 2000), "\n", "\n  ")
+	}
+	if !at.Short { // what people wait for has run
+		a.step("%s", what)
+		return nil
+	}
+	return fmt.Errorf("%s\nThe workspace is up all the same. See to it there (devaipod attach %s) or in the repository; devaipod stop and up run it again", what, p.key)
 }
 
 // tellUp says what there is now, and what of the checkout is not there.

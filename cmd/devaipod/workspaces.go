@@ -31,8 +31,10 @@ type workspaceView struct {
 	Branch  string    `json:"branch"`
 	Pod     string    `json:"pod"`
 	Started time.Time `json:"started,omitzero"`
-	// Made says that this call has made it.
-	Made bool `json:"made,omitempty"`
+	// Made says that this call has made it, and Note what of its devcontainer.json does
+	// not hold.
+	Made bool   `json:"made,omitempty"`
+	Note string `json:"note,omitempty"`
 }
 
 // What `list` tells apart.
@@ -204,7 +206,9 @@ func (s *service) upWorkspace(ctx context.Context, r *http.Request, k pods.Key) 
 	}
 	s.tellWorkspace(k, wsRunning)
 	v, err := s.workspace(ctx, k)
-	v.Made = isNew
+	if v.Made = isNew; isNew {
+		v.Note = devcontainerNote(spec.Dev)
+	}
 	return v, err
 }
 
@@ -218,8 +222,15 @@ func (s *service) workspaceSpec(ctx context.Context, k pods.Key, info forge.Repo
 	if info.Empty {
 		return pods.Spec{}, &statusError{http.StatusConflict, fmt.Errorf("%s is empty: push a first commit to it", info.Repo)}
 	}
+	wanted, err := s.workspaceRecipe(ctx, k, info.ID)
+	if err != nil {
+		return pods.Spec{}, err
+	}
+	if err := wanted.dev.HostRequirements.Check(given(limits[pods.RoleWorkspace])); err != nil {
+		return pods.Spec{}, &statusError{http.StatusConflict, fmt.Errorf("%s: %w", wanted.dev.File, err)}
+	}
 	spec := pods.Spec{
-		Key: k, RepoID: info.ID, Branch: order.Branch, Base: info.DefaultBranch,
+		Key: k, RepoID: info.ID, Dev: wanted.dev, Recipe: s.cfg.recipeOf(wanted), Branch: order.Branch, Base: info.DefaultBranch,
 		AgentImage: s.cfg.Agent.Image, ToolsImage: s.tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot, GitName: order.GitName, GitEmail: order.GitEmail,
 	}
 	if spec.Branch == "" {
@@ -235,19 +246,35 @@ func (s *service) workspaceSpec(ctx context.Context, k pods.Key, info forge.Repo
 	return spec, nil
 }
 
-// startWorkspace makes a pod whole. It waits while what its clone borrows, or its
-// image, is being fetched or built.
+// workspaceRecipe is how the repository wants a workspace, as its default branch has
+// it.
+func (s *service) workspaceRecipe(ctx context.Context, k pods.Key, repoID int64) (r recipe, err error) {
+	err = whileFetching(ctx, func() error {
+		r, err = s.recipe(ctx, k, repoID)
+		return err
+	})
+	return r, err
+}
+
+// startWorkspace makes a pod whole.
 func (s *service) startWorkspace(ctx context.Context, spec pods.Spec, isNew bool) error {
 	if err := s.pods.openWorkspace(spec); err != nil {
 		return err
 	}
-	for {
-		var err error
-		if isNew {
-			_, err = s.pods.manager.Ensure(ctx, spec)
-		} else {
-			err = s.pods.manager.Resume(ctx, spec.Key)
+	return whileFetching(ctx, func() error {
+		if !isNew {
+			return s.pods.manager.Resume(ctx, spec.Key)
 		}
+		_, err := s.pods.manager.Ensure(ctx, spec)
+		return err
+	})
+}
+
+// whileFetching does something again while what it needs, a repository or an image, is
+// being fetched or built.
+func whileFetching(ctx context.Context, do func() error) error {
+	for {
+		err := do()
 		if !errors.Is(err, errFetching) && !errors.Is(err, pods.ErrPreparing) {
 			return err
 		}
