@@ -79,8 +79,10 @@ func (m *Manager) change(what string, k Key) {
 
 // RunDir is the pod's directory on the host: sockets, and files for control.
 // Its name is short, because sockets' paths end at 108 bytes.
-func (m *Manager) RunDir(k Key) string {
-	return filepath.Join(m.cfg.StateDir, "p", id(m.cfg.Instance, k)[:8])
+func (m *Manager) RunDir(k Key) string { return runDir(m.cfg.StateDir, m.cfg.Instance, k) }
+
+func runDir(state, instance string, k Key) string {
+	return filepath.Join(state, "p", id(instance, k)[:8])
 }
 
 // Steer brings a pod's policy up to date, which its gate then keeps to.

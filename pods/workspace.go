@@ -3,7 +3,11 @@ package pods
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"codeberg.org/devaipod/devaipod/pods/backend"
@@ -53,6 +57,41 @@ func (m *Manager) Inventory(ctx context.Context, k Key) (found podfile.Work, err
 		}
 	}
 	return found, fmt.Errorf("looking into %s: %.2000s", k, log)
+}
+
+// enteredFile says that a person has been in the workspace beside an agent. It is kept
+// by the host, since whoever is inside may write where they like.
+const enteredFile = "entered"
+
+// Enter notes that a person enters the container with these labels, or copies into it,
+// when that is a workspace beside an agent.
+func Enter(state, instance string, labels map[string]string) error {
+	k, role, ok := Whose(labels)
+	if !ok || role != RoleWorkspace || k.Name != "" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(runDir(state, instance, k), enteredFile), nil, 0o600)
+}
+
+// Entered tells whether somebody has been in the workspace of a pod. In a person's own,
+// somebody has.
+func Entered(state, instance string, k Key) bool {
+	_, err := os.Stat(filepath.Join(runDir(state, instance, k), enteredFile))
+	return k.Name != "" || !errors.Is(err, fs.ErrNotExist)
+}
+
+// LeftThere tells what people hold in a workspace and nobody else has. Beside an agent
+// that is nothing unless somebody has been there: what lifecycle commands leave in the
+// clone is nobody's work.
+func (m *Manager) LeftThere(ctx context.Context, k Key) podfile.Work {
+	if !Entered(m.cfg.StateDir, m.cfg.Instance, k) {
+		return podfile.Work{}
+	}
+	work, err := m.Inventory(ctx, k)
+	if err != nil {
+		work.Broken = err.Error()
+	}
+	return work
 }
 
 // Whose tells which pod something with labels belongs to, and in which role.

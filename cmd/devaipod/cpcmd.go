@@ -85,7 +85,7 @@ func (a *app) cp(ctx context.Context, from, to string, agent bool) error {
 	}
 	if out {
 		err = a.cpOut(ctx, p, inPod, to)
-	} else {
+	} else if err = a.enter(ctx, p); err == nil {
 		err = a.cpIn(ctx, p, from, inPod)
 	}
 	if errors.Is(err, podman.ErrNoPath) {

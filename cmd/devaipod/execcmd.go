@@ -174,6 +174,9 @@ func (a *app) exec(ctx context.Context, pod string, e execution) error {
 	if err != nil {
 		return err
 	}
+	if err := a.enter(ctx, p); err != nil {
+		return err
+	}
 	// Signals are the command's from here on, and end nothing of ours.
 	ctx = context.WithoutCancel(ctx)
 	signals := make(chan os.Signal, 8)

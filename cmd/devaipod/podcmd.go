@@ -14,6 +14,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror"
+	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -244,8 +245,9 @@ bundle of what is saved.
 With --purge and --force what was saved goes too, but for a recovery bundle.
 
 A workspace (owner/name@NAME) stays while it holds what is nowhere else: commits that no
-branch of the forge has, changes, stashes, files beside the clone. --force removes it all
-the same, for good: there is no bundle of it.`,
+branch of the forge has, changes, stashes, files beside the clone; so does the pod of an
+issue whose workspace somebody has entered or copied into. --force removes it all the
+same, for good: there is no bundle of it.`,
 		RunE: func(cmd *cobra.Command, rest []string) error {
 			key, err := a.podKey(cmd.Context(), rest[0])
 			if err != nil {
@@ -257,6 +259,9 @@ the same, for good: there is no bundle of it.`,
 			k := reconcile.Key(key)
 			if purge && !force {
 				return usagef("--purge removes for good what was saved of %s: add --force if that is meant", k)
+			}
+			if !force && pods.Entered(a.cfg.StateDir, a.cfg.Instance, key) {
+				a.fetchThere(cmd.Context(), key)
 			}
 			// An issue that is gone has no label; its pod may still be there.
 			if err := a.unlabel(cmd.Context(), k); err != nil && !errors.Is(err, forge.ErrNotFound) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"regexp"
 	"strings"
 
@@ -88,6 +89,19 @@ func (p place) String() string { return fmt.Sprintf("the %s of %s", p.role, p.ke
 func (p place) start(ctx context.Context, cmd podman.Command) (*podman.Session, error) {
 	s, err := p.podman.Start(ctx, p.container, cmd)
 	return s, p.explain(err)
+}
+
+// enter notes that a person works there, so that what they leave is not removed with
+// the pod.
+func (a *app) enter(ctx context.Context, p place) error {
+	st, err := p.podman.State(ctx, p.container)
+	if err != nil {
+		return err
+	}
+	if err := pods.Enter(a.cfg.StateDir, a.cfg.Instance, st.Labels); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.log.Warn("what you leave in the workspace is not kept when its issue's pod is removed", "err", err)
+	}
+	return nil
 }
 
 // explain says what to do about a container that is not there or does not run.

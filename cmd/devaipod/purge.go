@@ -220,19 +220,19 @@ func (a *app) purgeAll(ctx context.Context, p *podman.Client, m *pods.Manager, e
 	return a.purge(ctx, p, m)
 }
 
-// keepWorkspaces is an error while a person's pod holds what is nowhere else: there
-// is no bundle of those.
+// keepWorkspaces is an error while a workspace, also one beside an agent, holds what is
+// nowhere else: there is no bundle of those.
 func keepWorkspaces(ctx context.Context, m *pods.Manager) error {
 	own, err := m.Workspaces(ctx)
 	if err != nil {
 		return err
 	}
-	for _, p := range own {
-		work, err := m.Inventory(ctx, p.Key)
-		if err != nil {
-			work.Broken = err.Error()
-		}
-		if !work.Empty() {
+	agents, err := m.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range append(own, agents...) {
+		if work := m.LeftThere(ctx, p.Key); !work.Empty() {
 			return &exitError{codeRefused, fmt.Errorf("nothing was removed: %w (--force here removes it with all the rest)", &workError{p.Key, work})}
 		}
 	}

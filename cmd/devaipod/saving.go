@@ -12,7 +12,8 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
-// A pod is removed once what its agent did is saved (invariant S6). The last save
+// A pod is removed once what its agent did is saved (invariant S6), and while people
+// have nothing in its workspace that would be lost. The last save
 // may take long, and the loop has other issues to look at: so it goes on beside
 // the loop, which asks again.
 
@@ -21,6 +22,8 @@ type save struct {
 	done  chan struct{}
 	saved podfile.Saved
 	err   error
+	// work is what people have in the workspace and nowhere else.
+	work podfile.Work
 	// forced: the pod may go, whatever came of it.
 	forced bool
 }
@@ -37,23 +40,31 @@ var errSaving = fmt.Errorf("%w: what its agent did is being saved before its pod
 
 // An unsavedError tells what would be lost with a pod.
 type unsavedError struct {
-	key   reconcile.Key
-	saved podfile.Saved
-	err   error
+	key reconcile.Key
+	*save
 }
 
 func (e *unsavedError) Unwrap() error { return e.err }
 
 func (e *unsavedError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "the pod of %s stays: not all that its agent did could be saved", e.key)
-	if why := e.saved.Error; why != "" {
-		fmt.Fprintf(&b, ": %s", plain(why, 500))
-	} else if e.err != nil {
-		fmt.Fprintf(&b, ": %s", e.err)
+	fmt.Fprintf(&b, "the pod of %s stays", e.key)
+	if !e.agentSaved() {
+		b.WriteString(": not all that its agent did could be saved")
+		if why := e.saved.Error; why != "" {
+			fmt.Fprintf(&b, ": %s", plain(why, 500))
+		} else if e.err != nil {
+			fmt.Fprintf(&b, ": %s", e.err)
+		}
+		for _, n := range lostWith(e.saved) {
+			fmt.Fprintf(&b, "\n  %s", notSavedLine(n))
+		}
 	}
-	for _, n := range lostWith(e.saved) {
-		fmt.Fprintf(&b, "\n  %s", notSavedLine(n))
+	switch work := e.work; {
+	case work.Broken != "":
+		fmt.Fprintf(&b, ": what people have left in its workspace can't be told: %s", plain(work.Broken, 1000))
+	case !work.Empty():
+		fmt.Fprintf(&b, ": people have left in its workspace what is nowhere else (devaipod cp %s:. DIRECTORY copies the clone with its history)%s", e.key, workLines(work))
 	}
 	fmt.Fprintf(&b, "\nSee to it, or remove the pod all the same with devaipod rm --force %s", e.key)
 	return b.String()
@@ -93,7 +104,9 @@ func (p *podPort) beginSave(k reconcile.Key) *save {
 		defer close(s.done)
 		ctx, cancel := context.WithTimeout(context.Background(), saveLimit)
 		defer cancel()
-		s.saved, s.err = p.saveNow(ctx, k)
+		if s.saved, s.err = p.saveNow(ctx, k); s.err == nil {
+			s.work = p.manager.LeftThere(ctx, pods.Key(k))
+		}
 	}()
 	return s
 }
@@ -134,12 +147,16 @@ func (s *save) ended() bool {
 	}
 }
 
+func (s *save) agentSaved() bool {
+	return s.err == nil && s.saved.Complete && len(lostWith(s.saved)) == 0
+}
+
 // result is an error unless the pod may go.
 func (s *save) result(k reconcile.Key) error {
-	if s.forced || s.err == nil && s.saved.Complete && len(lostWith(s.saved)) == 0 {
+	if s.forced || s.agentSaved() && s.work.Empty() {
 		return nil
 	}
-	return &unsavedError{k, s.saved, s.err}
+	return &unsavedError{k, s}
 }
 
 // savedFirst is an error until all of a pod is saved.

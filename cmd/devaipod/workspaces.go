@@ -292,11 +292,7 @@ func (s *service) rmWorkspace(ctx context.Context, r *http.Request, k pods.Key) 
 		return nil, err
 	}
 	if r.URL.Query().Get("force") != "true" {
-		work, err := s.pods.manager.Inventory(ctx, k)
-		if err != nil {
-			work.Broken = err.Error()
-		}
-		if !work.Empty() {
+		if work := s.pods.manager.LeftThere(ctx, k); !work.Empty() {
 			return nil, &statusError{http.StatusConflict, &workError{k, work}}
 		}
 	}
@@ -321,11 +317,19 @@ func (e *workError) Error() string {
 		b.Reset()
 		fmt.Fprintf(&b, "the workspace %s stays: what it holds can't be told: %s", e.key, plain(e.work.Broken, 1000))
 	}
+	b.WriteString(workLines(e.work))
+	fmt.Fprintf(&b, "\nFetch or copy it (devaipod up --help tells how), or remove it all the same with devaipod rm --force %s", e.key)
+	return b.String()
+}
+
+// workLines lists what a workspace holds, each in a line that begins anew.
+func workLines(work podfile.Work) string {
+	var b strings.Builder
 	const most = 10
 	for _, list := range []struct {
 		what    string
 		entries []string
-	}{{"commit", e.work.Commits}, {"change", e.work.Changes}, {"stash", e.work.Stashes}, {"beside the clone", e.work.Beside}} {
+	}{{"commit", work.Commits}, {"change", work.Changes}, {"stash", work.Stashes}, {"beside the clone", work.Beside}} {
 		for i, entry := range list.entries {
 			if i == most {
 				fmt.Fprintf(&b, "\n  %s: and %d more", list.what, len(list.entries)-most)
@@ -334,10 +338,9 @@ func (e *workError) Error() string {
 			fmt.Fprintf(&b, "\n  %s: %s", list.what, strings.ReplaceAll(plain(entry, 200), "\n", "␊"))
 		}
 	}
-	if e.work.More > 0 {
-		fmt.Fprintf(&b, "\n  and %d more", e.work.More)
+	if work.More > 0 {
+		fmt.Fprintf(&b, "\n  and %d more", work.More)
 	}
-	fmt.Fprintf(&b, "\nFetch or copy it (devaipod up --help tells how), or remove it all the same with devaipod rm --force %s", e.key)
 	return b.String()
 }
 
