@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// Disk is how many bytes each of the instance's pods has on the disk: in its volumes,
+// Disk is how many bytes each of the instance's pods, people's own too, has on the disk: in its volumes,
 // and in what its containers have written to their own file systems. Images are not
 // in it, which pods share.
 func (m *Manager) Disk(ctx context.Context) (map[Key]int64, error) {
-	all, err := m.List(ctx)
+	all, err := m.list(ctx, func(Key) bool { return true })
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
@@ -34,10 +34,12 @@ func (m *Manager) Disk(ctx context.Context) (map[Key]int64, error) {
 // A DiskWatch knows which pods use more disk than they may. Its methods may be
 // called concurrently.
 type DiskWatch struct {
-	Limit  int64 // bytes
-	Every  time.Duration
-	Disk   func(ctx context.Context) (map[Key]int64, error)
-	Full   func(k Key)     // called when a pod uses more than it did before
+	Limit int64 // bytes
+	Every time.Duration
+	Disk  func(ctx context.Context) (map[Key]int64, error)
+	// Full is called when a pod uses more than it may, and again when it has grown since
+	// by a fiftieth of that: a person may have it run in order to make room.
+	Full   func(ctx context.Context, k Key)
 	Broken func(err error) // called when it can't be told
 
 	mu   sync.Mutex
@@ -72,19 +74,23 @@ func (w *DiskWatch) Look(ctx context.Context) error {
 		return err
 	}
 	full := map[Key]int64{}
-	for k, bytes := range used {
-		if bytes > w.Limit {
-			full[k] = bytes
-		}
-	}
+	var grown []Key
 	w.mu.Lock()
-	old := w.full
+	for k, bytes := range used {
+		if bytes <= w.Limit {
+			continue
+		}
+		if told := w.full[k]; told > 0 && bytes <= told+w.Limit/50 {
+			full[k] = min(told, bytes)
+			continue
+		}
+		full[k] = bytes
+		grown = append(grown, k)
+	}
 	w.full = full
 	w.mu.Unlock()
-	for k := range full {
-		if old[k] == 0 {
-			w.Full(k)
-		}
+	for _, k := range grown {
+		w.Full(ctx, k)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"codeberg.org/devaipod/devaipod/pods"
@@ -8,7 +9,7 @@ import (
 )
 
 // diskWatch sees to it that no pod fills the disk: the loop stops one that uses more
-// than it may.
+// than it may, and a person's own is stopped here.
 func (s *service) diskWatch(m *pods.Manager) (*pods.DiskWatch, error) {
 	limit, err := parseBytes(s.cfg.Agent.Disk)
 	if err != nil {
@@ -16,9 +17,16 @@ func (s *service) diskWatch(m *pods.Manager) (*pods.DiskWatch, error) {
 	}
 	return &pods.DiskWatch{
 		Limit: limit, Every: s.cfg.Service.Resync, Disk: m.Disk,
-		Full: func(k pods.Key) {
-			s.log.Warn("a pod uses more disk than it may", "issue", k.String(), "limit", s.cfg.Agent.Disk)
-			s.loop.Kick(reconcile.Key(k))
+		Full: func(ctx context.Context, k pods.Key) {
+			s.log.Warn("a pod uses more disk than it may", "pod", k.String(), "limit", s.cfg.Agent.Disk)
+			if k.Name == "" {
+				s.loop.Kick(reconcile.Key(k))
+				return
+			}
+			defer s.wsLocks.lock(k)()
+			if _, err := s.stopWorkspace(ctx, k); err != nil && ctx.Err() == nil {
+				s.log.Error("a person's pod that uses more disk than it may goes on", "pod", k.String(), "err", err)
+			}
 		},
 		Broken: func(err error) {
 			s.log.Warn("what pods have on the disk can't be told now: agent.disk has no effect", "err", err)

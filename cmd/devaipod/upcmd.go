@@ -104,6 +104,9 @@ func (a *app) up(ctx context.Context, u upping) error {
 	if v.Note != "" {
 		a.step("note     %s", plain(v.Note, 2000))
 	}
+	if v.Full != "" {
+		a.step("note     %s: make room there; it is stopped when it grows", v.Full)
+	}
 	setup := a.awaitSetup(ctx, p)
 	return errors.Join(setup, a.tellUp(ctx, k, v, here))
 }
@@ -317,6 +320,9 @@ func (a *app) workspaceStatus(ctx context.Context, k pods.Key) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	for _, r := range [][2]string{{"workspace", v.Name}, {"state", v.State}, {"branch", plain(v.Branch, 200)}, {"pod", v.Pod}} {
 		fmt.Fprintf(w, "%s\t%s\n", r[0], r[1])
+	}
+	if v.Full != "" {
+		fmt.Fprintf(w, "disk\t%s\n", v.Full)
 	}
 	if !v.Started.IsZero() {
 		fmt.Fprintf(w, "started\t%s\n", v.Started.Local().Format(time.DateTime))

@@ -31,6 +31,7 @@ type workspaceView struct {
 	Branch  string    `json:"branch"`
 	Pod     string    `json:"pod"`
 	Started time.Time `json:"started,omitzero"`
+	Full    string    `json:"full,omitempty"` // that it has more on the disk than it may
 	// Made says that this call has made it, and Note what of its devcontainer.json does
 	// not hold.
 	Made bool   `json:"made,omitempty"`
@@ -50,8 +51,8 @@ const (
 	wsBroken  = "broken" // some of it does not run; up makes it whole
 )
 
-func viewOfWorkspace(p pods.Pod) workspaceView {
-	v := workspaceView{Kind: kindWorkspace, Name: p.Key.String(), State: wsBroken, Branch: p.Branch, Pod: p.Name}
+func (s *service) viewOfWorkspace(p pods.Pod) workspaceView {
+	v := workspaceView{Kind: kindWorkspace, Name: p.Key.String(), State: wsBroken, Branch: p.Branch, Pod: p.Name, Full: s.pods.disk.Why(p.Key)}
 	switch {
 	case p.Control.Running && p.Workspace.Running:
 		v.State, v.Started = wsRunning, p.Workspace.StartedAt
@@ -86,7 +87,7 @@ func (s *service) workspaceHandler(mux *http.ServeMux) {
 		}
 		views := []workspaceView{}
 		for _, p := range found {
-			views = append(views, viewOfWorkspace(p))
+			views = append(views, s.viewOfWorkspace(p))
 		}
 		slices.SortFunc(views, func(a, b workspaceView) int { return strings.Compare(a.Name, b.Name) })
 		s.json(w, views)
@@ -106,15 +107,7 @@ func (s *service) workspaceHandler(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+path, s.named(func(ctx context.Context, _ *http.Request, k pods.Key) (any, error) { return s.workspace(ctx, k) }))
 	mux.HandleFunc("POST "+path+"/up", s.named(s.upWorkspace))
 	mux.HandleFunc("POST "+path+"/stop", s.named(func(ctx context.Context, _ *http.Request, k pods.Key) (any, error) {
-		if _, err := s.workspace(ctx, k); err != nil {
-			return nil, err
-		}
-		err := errors.Join(s.pods.manager.Stop(ctx, k), s.pods.shut(reconcile.Key(k)))
-		if err != nil {
-			return nil, err
-		}
-		s.tellWorkspace(k, wsStopped)
-		return s.workspace(ctx, k)
+		return s.stopWorkspace(ctx, k)
 	}))
 	mux.HandleFunc("POST "+path+"/rm", s.named(s.rmWorkspace))
 }
@@ -157,10 +150,22 @@ func (s *service) workspace(ctx context.Context, k pods.Key) (workspaceView, err
 	}
 	for _, p := range found {
 		if p.Key == k {
-			return viewOfWorkspace(p), nil
+			return s.viewOfWorkspace(p), nil
 		}
 	}
 	return workspaceView{}, &statusError{http.StatusNotFound, fmt.Errorf("there is no workspace %s", k)}
+}
+
+// stopWorkspace stops one. Its lock is held.
+func (s *service) stopWorkspace(ctx context.Context, k pods.Key) (workspaceView, error) {
+	if _, err := s.workspace(ctx, k); err != nil {
+		return workspaceView{}, err
+	}
+	if err := errors.Join(s.pods.manager.Stop(ctx, k), s.pods.shut(reconcile.Key(k))); err != nil {
+		return workspaceView{}, err
+	}
+	s.tellWorkspace(k, wsStopped)
+	return s.workspace(ctx, k)
 }
 
 // upWorkspace makes a workspace, or starts the one that is there.

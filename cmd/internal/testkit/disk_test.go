@@ -11,8 +11,8 @@ import (
 func TestWhatPodsHaveOnTheDisk(t *testing.T) {
 	ctx := t.Context()
 	m, tools := podManager(t, "disk")
-	large, small := pods.Key{Owner: "ann", Repo: "large", Issue: 1}, pods.Key{Owner: "ann", Repo: "small", Issue: 2}
-	for _, k := range []pods.Key{large, small} {
+	large, small, own := pods.Key{Owner: "ann", Repo: "large", Issue: 1}, pods.Key{Owner: "ann", Repo: "small", Issue: 2}, pods.Key{Owner: "ann", Repo: "large", Name: "mine"}
+	for _, k := range []pods.Key{large, small, own} {
 		s := spec(tools, k)
 		s.WritableRoot = true
 		_, err := m.Ensure(ctx, s)
@@ -20,7 +20,7 @@ func TestWhatPodsHaveOnTheDisk(t *testing.T) {
 		t.Cleanup(func() { must(t, m.Remove(context.WithoutCancel(ctx), k)) })
 	}
 	var told []pods.Key
-	w := &pods.DiskWatch{Limit: 24 << 20, Disk: m.Disk, Full: func(k pods.Key) { told = append(told, k) }}
+	w := &pods.DiskWatch{Limit: 24 << 20, Disk: m.Disk, Full: func(_ context.Context, k pods.Key) { told = append(told, k) }}
 	must(t, w.Look(ctx))
 	if w.Why(large) != "" || len(told) > 0 {
 		t.Errorf("%q, told %v", w.Why(large), told)
@@ -39,8 +39,24 @@ func TestWhatPodsHaveOnTheDisk(t *testing.T) {
 	for range 2 {
 		must(t, w.Look(ctx))
 	}
-	if w.Why(large) == "" || w.Why(small) != "" || len(told) != 1 || told[0] != large {
-		t.Errorf("large %q, small %q, told %v", w.Why(large), w.Why(small), told)
+	if w.Why(large) == "" || w.Why(small) != "" || w.Why(own) != "" || len(told) != 1 || told[0] != large {
+		t.Errorf("large %q, small %q, own %q, told %v", w.Why(large), w.Why(small), w.Why(own), told)
+	}
+	// A person's own, which is told of again only when it has grown.
+	fill := func(name, mebibytes string) {
+		_, err := world.Podman(ctx, "exec", m.Name(own)+"-workspace", "/bin/busybox", "dd", "if=/dev/zero", "of=/workspace/"+name, "bs=1M", "count="+mebibytes)
+		must(t, err)
+		must(t, w.Look(ctx))
+	}
+	fill("x", "26")
+	must(t, w.Look(ctx))
+	if w.Why(own) == "" || len(told) != 2 || told[1] != own {
+		t.Errorf("own %q, told %v", w.Why(own), told)
+	}
+	fill("y", "1")
+	must(t, w.Look(ctx))
+	if len(told) != 3 || told[2] != own {
+		t.Errorf("when it has grown, told %v", told)
 	}
 	w.Disk = func(context.Context) (map[pods.Key]int64, error) { return nil, errors.New("away") }
 	if err := w.Look(ctx); err == nil || w.Why(large) == "" {
