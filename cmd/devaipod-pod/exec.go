@@ -67,8 +67,11 @@ func runExec(ctx context.Context, args []string, stderr io.Writer) (int, error) 
 	return start(f.Args(), shim.Environ(os.Environ(), setup))
 }
 
-// signalled is the exit code of who was told to end.
+// signalled is the exit code of who was told to end, 1 where nobody was.
 func signalled(ctx context.Context) int {
+	if ctx.Err() == nil {
+		return 1
+	}
 	if cause := context.Cause(ctx); cause != nil && strings.HasPrefix(cause.Error(), syscall.SIGTERM.String()) {
 		return 128 + int(syscall.SIGTERM)
 	}

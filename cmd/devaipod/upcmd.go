@@ -222,6 +222,12 @@ func (a *app) awaitSetup(ctx context.Context, p place) error {
 	for !at.Over {
 		at = podfile.Awaited{}
 		if err := lines.Decode(&at); err != nil {
+			if errors.Is(err, io.EOF) { // it has ended
+				if code, e := s.Wait(ctx); e == nil && code == codeUsage { // it knows no such word
+					a.step("setup    not waited for: an older devaipod has made this pod")
+					return nil
+				}
+			}
 			err = errors.Join(ctx.Err(), out.CloseWithError(err), err)
 			return fmt.Errorf("waiting for the setup of %s: %w: %s", p, err, plain(strings.TrimSpace(said.String()), 500))
 		}
