@@ -151,6 +151,12 @@ func (s *save) agentSaved() bool {
 	return s.err == nil && s.saved.Complete && len(lostWith(s.saved)) == 0
 }
 
+// held tells whether nothing but people's work keeps the pod, which stays as it is while
+// the pod does not run: the loop need not look again.
+func (s *save) held() bool {
+	return s.agentSaved() && !s.work.Empty() && s.work.Broken == ""
+}
+
 // result is an error unless the pod may go.
 func (s *save) result(k reconcile.Key) error {
 	if s.forced || s.agentSaved() && s.work.Empty() {
@@ -169,9 +175,11 @@ func (p *podPort) savedFirst(ctx context.Context, k reconcile.Key) error {
 	case <-time.After(saveWithin):
 		return errSaving
 	}
-	p.mu.Lock()
-	delete(p.saves, k) // the next removal saves anew
-	p.mu.Unlock()
+	if !s.held() {
+		p.mu.Lock()
+		delete(p.saves, k) // the next removal saves anew
+		p.mu.Unlock()
+	}
 	return s.result(k)
 }
 
