@@ -200,7 +200,7 @@ func (m *Manager) lookOnce(ctx context.Context, s Spec, ref, id string, readOnly
 			{Kind: backend.ImageMount, Source: s.AgentImage, Target: podfile.AgentDir, ReadOnly: true},
 		}, scratch(lookMemory)...),
 	}
-	if c.Seccomp, err = m.seccompFile(); err != nil {
+	if c.Seccomp, err = m.seccompFile(false); err != nil {
 		return facts, err
 	}
 	log, err := m.runs.Run(ctx, backend.Pod{}, c)

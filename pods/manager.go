@@ -31,6 +31,9 @@ type Config struct {
 	Lend func(ctx context.Context, s Spec) (dir string, done func(), err error)
 	// Policy is what a pod may do now; nil for a policy without bounds.
 	Policy func(k Key) (podfile.Policy, error)
+	// Nested, when not nil, tells whether a pod's agent and workspace may make containers
+	// of their own, which brings more of the kernel in their reach.
+	Nested func(k Key) bool
 	// Source, when not nil, says which image a pod's workspace is made from, after Lend.
 	// Without it Spec.Image does.
 	Source func(ctx context.Context, s Spec) (Source, error)
@@ -125,6 +128,7 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	if err := m.choose(ctx, &s); err != nil {
 		return false, err
 	}
+	s.Nested = m.cfg.Nested != nil && m.cfg.Nested(s.Key)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, fmt.Errorf("making the run directory of %s: %w", s.Key, err)
 	}

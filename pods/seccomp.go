@@ -25,13 +25,21 @@ import (
 
 // notAdmitted are calls that podman's profile may admit and ours does not.
 var notAdmitted = []string{
-	"add_key", "keyctl", "request_key",
-	"unshare", "setns", "clone3", // clone is admitted without namespaces
-	"mount", "umount", "umount2", "pivot_root", "mount_setattr", "move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick",
 	"name_to_handle_at", "open_by_handle_at", "fanotify_init", "fanotify_mark", "quotactl", "quotactl_fd",
 	"bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register", "vmsplice",
 	"syslog", "reboot", "acct", "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module",
 }
+
+// notThere are calls that are answered as by a kernel that has none of them, so that
+// programs take their other way: clone and mount, and no keyring.
+var notThere = []string{
+	"clone3", "mount_setattr", "move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick",
+	"add_key", "keyctl", "request_key",
+}
+
+// forEngines are the calls by which a program makes containers, beside clone's
+// namespaces: admitted where pods may be nested, and nowhere else.
+var forEngines = []string{"unshare", "setns", "mount", "umount", "umount2", "pivot_root", "chroot", "sethostname", "setdomainname"}
 
 // families are those that a pod's sockets may be of; AF_NETLINK is for programs
 // that list their own interfaces.
@@ -40,10 +48,11 @@ var families = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLI
 // namespaces are clone(2)'s flags that make some.
 const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
 
-// seccompProfile is the profile as podman reads it (containers-seccomp.json(5)).
-func seccompProfile() ([]byte, error) {
+// seccompProfile is the profile as podman reads it (containers-seccomp.json(5)); a
+// nested one admits what container engines need.
+func seccompProfile(nested bool) ([]byte, error) {
 	p := seccomp.DefaultProfile()
-	ours := append([]string{"socket", "socketcall", "socketpair", "clone"}, notAdmitted...)
+	ours := slices.Concat([]string{"socket", "socketcall", "socketpair", "clone"}, notAdmitted, notThere, forEngines)
 	for _, call := range p.Syscalls {
 		if call.Name != "" {
 			call.Names, call.Name = append(call.Names, call.Name), ""
@@ -67,26 +76,30 @@ func seccompProfile() ([]byte, error) {
 		admit("socket", args...)
 	}
 	admit("socketpair", &seccomp.Arg{Index: 0, Value: unix.AF_UNIX, Op: seccomp.OpEqualTo})
-	admit("clone", &seccomp.Arg{Index: cloneFlags(), Value: namespaces, ValueTwo: 0, Op: seccomp.OpMaskedEqual})
+	denied := notAdmitted
+	if nested {
+		for _, call := range append([]string{"clone"}, forEngines...) {
+			admit(call)
+		}
+	} else {
+		admit("clone", &seccomp.Arg{Index: cloneFlags(), Value: namespaces, ValueTwo: 0, Op: seccomp.OpMaskedEqual})
+		denied = slices.Concat(denied, forEngines)
+	}
 	p.Syscalls = append(p.Syscalls,
 		&seccomp.Syscall{
 			Names: []string{"socket"}, Action: seccomp.ActErrno, ErrnoRet: refused(unix.EAFNOSUPPORT),
 			Args: []*seccomp.Arg{{Index: 0, Value: unix.AF_NETLINK, Op: seccomp.OpGreaterThan}},
 		},
-		// C libraries take clone when there is no clone3.
-		&seccomp.Syscall{Names: []string{"clone3"}, Action: seccomp.ActErrno, ErrnoRet: refused(unix.ENOSYS)},
-		&seccomp.Syscall{
-			Names:  slices.DeleteFunc(slices.Clone(notAdmitted), func(n string) bool { return n == "clone3" }),
-			Action: seccomp.ActErrno, ErrnoRet: refused(unix.EPERM),
-		},
+		&seccomp.Syscall{Names: notThere, Action: seccomp.ActErrno, ErrnoRet: refused(unix.ENOSYS)},
+		&seccomp.Syscall{Names: denied, Action: seccomp.ActErrno, ErrnoRet: refused(unix.EPERM)},
 	)
 	return json.Marshal(p)
 }
 
 // seccompFile keeps the profile where podman finds it, under a name that tells its
 // content: with another devaipod containers are made anew.
-func (m *Manager) seccompFile() (path string, err error) {
-	profile, err := seccompProfile()
+func (m *Manager) seccompFile(nested bool) (path string, err error) {
+	profile, err := seccompProfile(nested)
 	if err != nil {
 		return "", fmt.Errorf("making the seccomp profile: %w", err)
 	}

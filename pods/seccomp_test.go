@@ -10,7 +10,15 @@ import (
 // What the profile does the escape suite shows; here, that each call which decides
 // is named in the rules that it should be in, and nowhere else.
 func TestTheSeccompProfile(t *testing.T) {
-	text, err := pods.SeccompProfile()
+	for name, nested := range map[string]bool{"a pod's": false, "a nested one": true} {
+		t.Run(name, func(t *testing.T) { profile(t, nested) })
+	}
+}
+
+// profile looks at one. What makes containers a nested one admits.
+func profile(t *testing.T, nested bool) {
+	t.Helper()
+	text, err := pods.SeccompProfile(nested)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +53,9 @@ func TestTheSeccompProfile(t *testing.T) {
 	}
 	for name, want := range map[string]bool{
 		"read": true, "execve": true, "ptrace": true, "connect": true, "landlock_restrict_self": true, "inotify_add_watch": true,
-		"socket": false, "socketcall": false, "socketpair": false, "clone": false, "clone3": false, "keyctl": false, "unshare": false, "mount": false, "bpf": false, "io_uring_setup": false,
+		"socket": false, "socketcall": false, "socketpair": false, "clone3": false, "keyctl": false, "bpf": false, "io_uring_setup": false, "fsopen": false, "fsconfig": false, "mount_setattr": false,
+		"perf_event_open": false, "userfaultfd": false, "finit_module": false, "open_by_handle_at": false, "mknod": true,
+		"clone": nested, "unshare": nested, "setns": nested, "mount": nested, "umount2": nested, "pivot_root": nested, "chroot": nested, "sethostname": nested,
 	} {
 		if freely[name] != want {
 			t.Errorf("%s is admitted whatever its arguments: %v, want %v", name, freely[name], want)

@@ -43,7 +43,9 @@ type Spec struct {
 	Limits map[string]Limit
 	// WritableRoot lets agent and workspace write to their root file system.
 	WritableRoot bool
-	Pin          Pin
+	// Nested lets agent and workspace make containers of their own. Ensure sets it.
+	Nested bool
+	Pin    Pin
 	// GitName and GitEmail are the author of the agent's commits.
 	GitName, GitEmail string
 	// Borrow is the directory of the host that the clones borrow objects from, ""
@@ -170,9 +172,11 @@ func (m *Manager) finish(c *backend.Container, s Spec, role string) error {
 		return err
 	}
 	c.Name, c.Labels = m.container(s.Key, role), labels
-	if c.Seccomp, err = m.seccompFile(); err != nil {
+	nested := s.Nested && (role == RoleAgent || role == RoleWorkspace)
+	if c.Seccomp, err = m.seccompFile(nested); err != nil {
 		return err
 	}
+	c.Engine = nested
 	c.NoNewPrivs, c.DropCaps, c.SELinuxDisable, c.StopTimeout = true, true, true, stopTime(role)
 	limit := s.limit(role)
 	c.MemoryBytes, c.CPUs, c.Pids = limit.MemoryBytes, limit.CPUs, limit.Pids

@@ -71,7 +71,8 @@ type config struct {
 		Max      int     `mapstructure:"max"`
 		Use      string  `mapstructure:"use"`
 
-		WritableRoot bool `mapstructure:"writable_root"`
+		WritableRoot bool     `mapstructure:"writable_root"`
+		Nested       []string `mapstructure:"nested"`
 
 		Upstreams   []string      `mapstructure:"upstreams"`
 		Environment []string      `mapstructure:"environment"`
@@ -423,7 +424,7 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents(), c.validatePrune()); err != nil {
+	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents(), c.validateNested(), c.validatePrune()); err != nil {
 		return err
 	}
 	return c.validateModel()

@@ -87,6 +87,8 @@ func TestBadConfigurationIsRefusedByName(t *testing.T) {
 		"no CPU that is a number":      {file: "[saver]\ncpus = nan", want: "saver.cpus"},
 		"too few processes":            {file: "[control]\npids = 1", want: "control.pids"},
 		"a disk limit without units":   {file: "[agent]\ndisk = \"5\"", want: "agent.disk"},
+		"a repository with no owner":   {file: "[agent]\nnested = [\"*\"]", want: `agent.nested: "*"`},
+		"repositories of any owner":    {file: "[agent]\nnested = [\"*/x\"]", want: `agent.nested: "*/x"`},
 		"an image by a path":           {file: "[image]\nname = \"dir:/etc\"", want: "image.name"},
 		"an image by a transport":      {file: "[image]\nname = \"oci:etc\"", want: "image.name"},
 		"a pull that is none":          {file: "[image]\npull = \"x\"", want: "image.pull"},

@@ -39,6 +39,7 @@ func imageDefaults() map[string]any {
 		"agent.cpus":                0.0,
 		"agent.strategy":            "agent",
 		"agent.writable_root":       false,
+		"agent.nested":              []string{},
 		"workspace.memory":          "4GiB",
 		"workspace.cpus":            0.0,
 		"workspace.pids":            4096,

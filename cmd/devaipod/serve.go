@@ -173,7 +173,7 @@ func (s *service) newManager(ctx context.Context, a *app, pod *podman.Client) (m
 	if err != nil {
 		return nil, nil, err
 	}
-	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: s.runs, Images: pod, Lend: s.lend, Policy: rules.of, Source: s.imageSource, ImageRules: bounds, Fault: fault, Log: a.log})
+	manager, err = pods.New(pods.Config{Instance: a.cfg.Instance, StateDir: a.cfg.StateDir, Backend: s.runs, Images: pod, Lend: s.lend, Policy: rules.of, Nested: a.cfg.nested, Source: s.imageSource, ImageRules: bounds, Fault: fault, Log: a.log})
 	return manager, rules, err
 }
 

@@ -152,6 +152,10 @@ type Container struct {
 	Restart        string
 	StopTimeout    time.Duration
 	HTTPProxy      bool // pass the host's proxy variables in
+	// Engine is for container engines in the container: /proc as the kernel makes it,
+	// with nothing laid over parts of it, or none could be mounted anew; and mounts left
+	// to the seccomp profile.
+	Engine bool
 }
 
 // A Thing is a container or volume found by its labels.

@@ -108,6 +108,9 @@ func specOf(c Container) *specgen.SpecGenerator {
 		s.SelinuxOpts = []string{"disable"}
 	}
 	s.NoNewPrivileges, s.SeccompProfilePath = &c.NoNewPrivs, c.Seccomp
+	if c.Engine {
+		s.Unmask, s.ApparmorProfile = []string{"/proc/*"}, "unconfined" // its usual profile refuses mounts
+	}
 	// What an image declares as volumes would be some without a name or label.
 	s.ImageVolumeMode = "ignore"
 	tmpfs := false // those that are wanted are among the mounts

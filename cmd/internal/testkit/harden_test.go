@@ -33,8 +33,9 @@ type ociConfig struct {
 			Pids    struct{ Limit int64 }
 			CPU     struct{ Quota, Period int64 }
 		}
-		Seccomp any
-		Devices []any
+		Seccomp     any
+		Devices     []any
+		MaskedPaths []string
 	}
 }
 

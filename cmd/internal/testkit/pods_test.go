@@ -259,6 +259,7 @@ func podManager(t testing.TB, instance string) (*pods.Manager, string) {
 	state := filepath.Join(world.Dir, instance)
 	must(t, os.MkdirAll(state, 0o700))
 	m, err := pods.New(pods.Config{Instance: instance, StateDir: state, Backend: podman.NewPods(world.client, instance, world.log), Images: world.client, Log: world.log,
+		Nested: func(k pods.Key) bool { return k.Repo == "nested" },
 		Policy: func(pods.Key) (podfile.Policy, error) { return podfile.Policy{Key: "the-key"}, nil }})
 	must(t, err)
 	binary := filepath.Join(world.Dir, "devaipod-pod")
