@@ -26,6 +26,10 @@ type Config struct {
 	Key       string // in the keyring of each user that the probes may be
 	Segment   int    // key of a shared memory segment of the host
 
+	// Engine has the probes tried as root of a user namespace with mounts of its own, as
+	// a container engine has one.
+	Engine bool
+
 	Canaries []string // backwards
 	Lacks    []string // what the machine's kernel has not, so that it can't be tried
 }

@@ -51,6 +51,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return serve(args[2:])
 	case "victim":
 		return beVictim(args[2:], stdout)
+	case "try":
+		return tryAgain(ctx, stdout)
+	case "container":
+		return contain(args[2:])
 	case "say":
 		fmt.Fprintln(stdout, os.Geteuid()) // what a new process is
 		return nil
@@ -148,13 +152,31 @@ func wait(ctx context.Context, stdout io.Writer) error {
 			time.Sleep(50 * time.Millisecond) // half of it
 			continue
 		}
-		if err := tryAll(ctx, &c, stdout); err != nil {
+		if c.Engine {
+			err = asEngine(ctx, stdout)
+		} else {
+			err = tryAll(ctx, &c, stdout)
+		}
+		if err != nil {
 			return err
 		}
 		fmt.Fprintln(stdout, Done)
 		time.Sleep(keep)
 		return nil
 	}
+}
+
+// tryAgain tries all in another process, by the same configuration.
+func tryAgain(ctx context.Context, stdout io.Writer) error {
+	text, err := os.ReadFile(ConfigPath)
+	if err != nil {
+		return err
+	}
+	var c Config
+	if err := json.Unmarshal(text, &c); err != nil {
+		return err
+	}
+	return tryAll(ctx, &c, stdout)
 }
 
 // A probe is one way out. Its function returns what it has reached, or why not.
@@ -178,7 +200,7 @@ const patience = 4 * time.Second
 const atOnce = 8
 
 func probes() []probe {
-	return slices.Concat(rawProbes, dnsProbes, packetProbes, socketProbes, netlinkProbes, hostProbes, proxyProbes, fileProbes, mountProbes, processProbes, privilegeProbes, secretProbes)
+	return slices.Concat(rawProbes, dnsProbes, packetProbes, socketProbes, netlinkProbes, hostProbes, proxyProbes, fileProbes, mountProbes, processProbes, namespaceProbes, privilegeProbes, secretProbes)
 }
 
 // Names are the names of all probes, by class.

@@ -129,7 +129,8 @@ func (p *place) podman(t *testing.T) {
 	state := filepath.Join(dir, "s")
 	must(t, os.MkdirAll(state, 0o700))
 	p.runs = podman.NewPods(p.client, "escape", log)
-	p.manager, err = pods.New(pods.Config{Instance: "escape", StateDir: state, Backend: p.runs, Images: p.client, Policy: p.policy, Log: log})
+	p.manager, err = pods.New(pods.Config{Instance: "escape", StateDir: state, Backend: p.runs, Images: p.client, Policy: p.policy, Log: log,
+		Nested: func(k pods.Key) bool { return k == nestedKey }})
 	must(t, err)
 	p.tools, err = p.manager.EnsureTools(ctx, filepath.Join(p.dir, "bin/devaipod-pod"))
 	must(t, err)
@@ -241,31 +242,34 @@ func (p *place) neighbour() pods.Key { return pods.Key{Owner: "bob", Repo: "othe
 // twoPods makes the pod and its neighbour, as the product makes them.
 func (p *place) twoPods(t *testing.T) {
 	t.Helper()
-	for site, k := range map[string]pods.Key{"neighbour": p.neighbour(), "control": p.key} {
-		run := p.manager.RunDir(k)
-		must(t, os.MkdirAll(run, 0o700))
-		// The service has nothing for it.
-		l, err := net.Listen("unix", filepath.Join(run, podfile.ServiceSocket))
-		must(t, err)
-		service := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: 10 * time.Second}
-		go func() { _ = service.Serve(l) }() // until Close
-		t.Cleanup(func() { must(t, service.Close()) })
-		_, err = p.manager.Ensure(t.Context(), p.spec(k))
-		must(t, err)
-		var tokens struct{ Agent, Workspace string }
-		text, err := os.ReadFile(filepath.Join(run, "tokens.json"))
-		must(t, err)
-		must(t, json.Unmarshal(text, &tokens))
-		if p.canary = append(p.canary, tokens.Workspace); site == "neighbour" {
-			p.canary = append(p.canary, tokens.Agent)
-		}
-		addr := p.serveIn(t, p.container(k, pods.RoleControl), site)
-		if site == "neighbour" {
-			p.config.Neighbour = addr
-		} else {
-			p.config.Control = addr
-		}
+	p.config.Neighbour = p.makePod(t, p.neighbour(), "neighbour")
+	p.config.Control = p.makePod(t, p.key, "control")
+}
+
+// nestedKey is the pod's in which containers may be made.
+var nestedKey = pods.Key{Owner: "ann", Repo: "nested", Issue: 5}
+
+// makePod makes a pod, and returns where its control container serves the site.
+func (p *place) makePod(t *testing.T, k pods.Key, site string) (addr string) {
+	t.Helper()
+	run := p.manager.RunDir(k)
+	must(t, os.MkdirAll(run, 0o700))
+	// The service has nothing for it.
+	l, err := net.Listen("unix", filepath.Join(run, podfile.ServiceSocket))
+	must(t, err)
+	service := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = service.Serve(l) }() // until Close
+	t.Cleanup(func() { must(t, service.Close()) })
+	_, err = p.manager.Ensure(t.Context(), p.spec(k))
+	must(t, err)
+	var tokens struct{ Agent, Workspace string }
+	text, err := os.ReadFile(filepath.Join(run, "tokens.json"))
+	must(t, err)
+	must(t, json.Unmarshal(text, &tokens))
+	if p.canary = append(p.canary, tokens.Workspace); site == "neighbour" {
+		p.canary = append(p.canary, tokens.Agent)
 	}
+	return p.serveIn(t, p.container(k, pods.RoleControl), site)
 }
 
 // forge is a container on podman's default network, as the forge's is.
@@ -342,11 +346,11 @@ func (p *place) openConfig(t *testing.T) main.Config {
 	return c
 }
 
-// sealedConfig is for the pod: its host is at the other end of control's network.
-func (p *place) sealedConfig(t *testing.T) main.Config {
+// sealedConfig is for a pod: its host is at the other end of control's network.
+func (p *place) sealedConfig(t *testing.T, k pods.Key, run string) main.Config {
 	t.Helper()
 	c := p.config
-	c.Host, c.Run = p.gateway(t, p.key), p.config.Run+"s"
+	c.Host, c.Run = p.gateway(t, k), p.config.Run+run
 	p.lab.Rebind(main.RebindHost, netip.MustParseAddr(lab.AllowedAddr), netip.MustParseAddr(c.Host))
 	return c
 }

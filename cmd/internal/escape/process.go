@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -129,65 +128,6 @@ var processProbes = []probe{
 		}
 		return err
 	})},
-
-	{name: "ns-user", class: "namespaces", try: clones(unix.CLONE_NEWUSER)},
-	{name: "ns-user-net", class: "namespaces", try: clones(unix.CLONE_NEWUSER | unix.CLONE_NEWNET)},
-	{name: "ns-pid", class: "namespaces", try: clones(unix.CLONE_NEWPID)},
-	{name: "ns-by-clone", class: "namespaces", try: func(context.Context, *attempt) (string, error) {
-		// Go's way to new namespaces is clone3, this is that of others.
-		pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_NEWUSER|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-		if errno == 0 && pid == 0 {
-			for { // the child can do nothing else
-				_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
-			}
-		}
-		if errno != 0 {
-			return "", fmt.Errorf("clone: %w", errno)
-		}
-		_, err := unix.Wait4(int(pid), nil, 0, nil)
-		return "made a user namespace", err
-	}},
-	{name: "ns-net", class: "namespaces", try: unshares(unix.CLONE_NEWNET)},
-	{name: "ns-ipc", class: "namespaces", try: unshares(unix.CLONE_NEWIPC)},
-	{name: "ns-clone3", class: "namespaces", try: func(context.Context, *attempt) (string, error) {
-		// Its arguments are in memory, where no filter looks. With too few of them it
-		// makes nothing (EINVAL), unless there is no such call (ENOSYS).
-		_, _, errno := unix.RawSyscall(unix.SYS_CLONE3, 0, 1, 0)
-		if errno == unix.ENOSYS {
-			return "", fmt.Errorf("clone3: %w", errno)
-		}
-		return "has clone3: " + errno.Error(), nil
-	}},
-	{name: "ns-enter", class: "namespaces", try: onVictim("entered its network", func(pid int) error {
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer closeFD(fd)
-		return lab.OnThread(func() error { return unix.Setns(fd, unix.CLONE_NEWNET) })
-	})},
-}
-
-func unshares(flags int) func(context.Context, *attempt) (string, error) {
-	return func(context.Context, *attempt) (string, error) {
-		return "made a namespace", lab.OnThread(func() error { return unix.Unshare(flags) })
-	}
-}
-
-// clones is a probe that starts a program in namespaces of its own.
-func clones(flags uintptr) func(context.Context, *attempt) (string, error) {
-	return func(ctx context.Context, _ *attempt) (string, error) {
-		cmd := exec.CommandContext(ctx, "/proc/self/exe", "say")
-		cmd.Args[0] = "escape"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
-		if flags&unix.CLONE_NEWUSER != 0 {
-			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		}
-		if err := cmd.Run(); err != nil {
-			return "", err
-		}
-		return "made namespaces", nil
-	}
 }
 
 // keep is how long a victim lives at most.
