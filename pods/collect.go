@@ -22,7 +22,8 @@ import (
 
 // Limits say what of an instance's own images is too much.
 type Limits struct {
-	// ImageAge is how old an image may be that nothing uses; 0 is no limit.
+	// ImageAge is how old an image may be that nothing uses, or how long ago a pod may
+	// have asked for one that was fetched; 0 is no limit.
 	ImageAge time.Duration
 	// Watermark is how much of the disk may be in use, from 0 to 1, before such
 	// images go earlier, the oldest first; 0 is no limit.
@@ -241,8 +242,8 @@ func straying(dir string) bool {
 	return true
 }
 
-// oldImages removes the instance's own that nothing uses: neither a container nor a
-// pod that sleeps. One that has another name too is somebody's.
+// oldImages removes the instance's own, and those that it fetched, that nothing uses:
+// neither a container nor a pod that sleeps. One that has another name too is somebody's.
 func (c *collection) oldImages(ctx context.Context) error {
 	used, err := c.usedImages()
 	if err != nil {
@@ -256,28 +257,31 @@ func (c *collection) oldImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var idle []backend.ImageThing
+	all, err := c.idlePulled(ctx, used, inUse)
+	if err != nil {
+		return err
+	}
 	for _, i := range found {
 		if !inUse[i.ID] && !slices.ContainsFunc(i.Names, func(n string) bool {
 			return used[n] || !strings.HasPrefix(n, "localhost/"+c.cfg.Instance+"/")
 		}) {
-			idle = append(idle, i)
+			all = append(all, idle{ImageThing: i, since: i.Created})
 		}
 	}
-	slices.SortFunc(idle, func(a, b backend.ImageThing) int { return a.Created.Compare(b.Created) })
-	for _, i := range idle {
+	slices.SortFunc(all, func(a, b idle) int { return a.since.Compare(b.since) })
+	for _, i := range all {
 		full, err := c.diskFull(ctx)
 		if err != nil {
 			return err
 		}
-		if old := c.lim.ImageAge > 0 && time.Since(i.Created) >= c.lim.ImageAge; !old && !full {
+		if old := c.lim.ImageAge > 0 && time.Since(i.since) >= c.lim.ImageAge; !old && !full {
 			continue
 		}
 		name := i.ID
 		if len(i.Names) > 0 {
 			name = strings.Join(i.Names, ", ")
 		}
-		if err := c.remove("image "+name, func() error { return c.images.ImageRemoveAll(ctx, i) }); err != nil {
+		if err := c.remove("image "+name, func() error { return c.removeIdle(ctx, i) }); err != nil {
 			return err
 		}
 	}

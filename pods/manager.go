@@ -63,6 +63,7 @@ type Manager struct {
 
 	jobsMu sync.Mutex
 	jobs   map[string]*job // by what they do and the image's name
+	large  sync.Map        // images that were fetched and are too large, and when
 	looked sync.Map        // what was seen of images, by what they are and were looked at with
 }
 

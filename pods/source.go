@@ -42,7 +42,7 @@ type Build struct {
 type ImageRules struct {
 	NoPull bool          // images that are not here are not fetched
 	Within time.Duration // for a fetch or a build
-	Size   int64         // bytes of an image that was built, and of what it is built from
+	Size   int64         // bytes of an image that was fetched or built, and of what it is built from
 	Memory int64         // bytes for a step of a build; 0 where there are no limits
 }
 
@@ -122,6 +122,22 @@ func (m *Manager) prepare(ctx context.Context, ref, what string, do func(ctx con
 	}
 }
 
+// working tells whether something is being done about an image.
+func (m *Manager) working(what, ref string) bool {
+	m.jobsMu.Lock()
+	defer m.jobsMu.Unlock()
+	j := m.jobs[what+" "+ref]
+	if j == nil {
+		return false
+	}
+	select {
+	case <-j.done:
+		return false
+	default:
+		return true
+	}
+}
+
 func (r ImageRules) within() time.Duration {
 	if r.Within == 0 {
 		return 30 * time.Minute
@@ -146,18 +162,23 @@ func (m *Manager) source(ctx context.Context, s *Spec) error {
 		return nil
 	}
 	ok, err := m.images.ImageExists(ctx, s.Image)
+	large := m.tooLarge(s.Image)
 	switch {
-	case err != nil || ok:
+	case err != nil:
 		return err
+	case ok:
+		return m.usePulled(s.Image)
 	case from.Build != nil:
 		err = m.prepare(ctx, s.Image, "building", func(ctx context.Context, say io.Writer) error { return m.buildImage(ctx, s.Image, *from.Build, say) })
 	case m.cfg.ImageRules.NoPull || strings.HasPrefix(s.Image, "localhost/"):
 		return &ImageError{s.Image, errors.New("it is not here, and is not fetched (image.pull; names that begin with localhost/ never are); build it or fetch it with podman pull")}
+	case large != nil:
+		return &ImageError{s.Image, fmt.Errorf("%w; %s", large, advice(large))}
 	default:
-		err = m.prepare(ctx, s.Image, "fetching", func(ctx context.Context, say io.Writer) error { return m.images.ImagePull(ctx, s.Image, say) })
+		err = m.prepare(ctx, s.Image, "fetching", func(ctx context.Context, say io.Writer) error { return m.pull(ctx, s.Image, say) })
 	}
 	if err != nil && !errors.Is(err, ErrPreparing) && ctx.Err() == nil {
-		next := "is its registry reachable from this machine, and does it let you read the image (podman login)? It is tried again; podman pull shows more"
+		next := advice(err)
 		if from.Build != nil {
 			next = "its output is in " + m.buildLog(s.Image)
 		}

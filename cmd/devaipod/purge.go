@@ -250,5 +250,5 @@ func (a *app) purge(ctx context.Context, p *podman.Client, m *pods.Manager) erro
 	if err := cache.ReleaseAll(a.cfg.Mirror.Dir, a.cfg.Instance); err != nil {
 		return err
 	}
-	return errors.Join(m.RemoveTools(ctx), m.RemoveBuilds(ctx))
+	return errors.Join(m.RemoveTools(ctx), m.RemoveBuilds(ctx), m.RemovePulled(ctx))
 }

@@ -179,8 +179,9 @@ type State struct {
 // An ImageInfo is what an image says of itself.
 type ImageInfo struct {
 	ID       string
-	Arch, OS string // as Go names them
-	User     string // "" is root
+	Names    []string // all that it has
+	Arch, OS string   // as Go names them
+	User     string   // "" is root
 	Env      []string
 	Labels   map[string]string
 	Size     int64 // bytes

@@ -35,7 +35,7 @@ func (c *Client) ImageInfo(ctx context.Context, ref string) (info backend.ImageI
 	if d.ImageData == nil {
 		return info, false, fmt.Errorf("looking at image %s: podman says nothing of it", ref)
 	}
-	info = backend.ImageInfo{ID: d.ID, Arch: d.Architecture, OS: d.Os, User: d.User, Labels: d.Labels, Size: d.Size}
+	info = backend.ImageInfo{ID: d.ID, Names: d.RepoTags, Arch: d.Architecture, OS: d.Os, User: d.User, Labels: d.Labels, Size: d.Size}
 	if d.Config != nil {
 		info.Env = d.Config.Env
 	}
