@@ -26,8 +26,8 @@ const (
 )
 
 // runAsUser runs the pod's part of the test as the ordinary user, in the same
-// namespaces, and returns what the probes said.
-func runAsUser(t *testing.T, p *place) map[string]main.Result {
+// namespaces, and returns what the probes said in a pod, and in a nested one.
+func runAsUser(t *testing.T, p *place) (sealed, nested map[string]main.Result) {
 	t.Helper()
 	u, err := user.Lookup(os.Getenv(userEnv))
 	must(t, err)
@@ -50,12 +50,13 @@ func runAsUser(t *testing.T, p *place) map[string]main.Result {
 	must(t, err)
 	text, err = os.ReadFile(filepath.Join(u.HomeDir, resultsFile))
 	must(t, err)
-	var all map[string]main.Result
+	var all [2]map[string]main.Result
 	must(t, json.Unmarshal(text, &all))
-	return all
+	return p.seen(all[0]), p.seen(all[1])
 }
 
-// escapeAsUser is the ordinary user's part: a pod, and a container beside it.
+// escapeAsUser is the ordinary user's part: a pod, a nested one, and a container beside
+// them.
 func escapeAsUser(t *testing.T) {
 	home := os.Getenv("HOME")
 	p := &place{dir: os.Getenv(placeEnv), base: home, key: pods.Key{Owner: "ann", Repo: "hello", Issue: 3}, canary: []string{"sk+a-key-of-the-users/="}}
@@ -72,7 +73,10 @@ func escapeAsUser(t *testing.T) {
 	_, err = p.world.Podman(t.Context(), "run", "--detach", "--name", "forge", "--network", "peers", image, "/bin/escape", "serve", fmt.Sprintf(":%d", p.config.LoopPort), "site=forge lab="+p.config.Nonce)
 	must(t, err)
 	p.config.Forge = p.address(t, "forge")
-	all := p.tryIn(t, "the user's pod", p.agent(), p.config)
+	all := [2]map[string]main.Result{p.tryIn(t, "the user's pod", p.agent(), p.config)}
+	nested := p.config
+	nested.Control, nested.Engine, nested.Run = p.makePod(t, nestedKey, "control"), true, p.config.Run+"n"
+	all[1] = p.tryIn(t, "the user's nested pod", p.container(nestedKey, pods.RoleAgent), nested)
 	fenceAsUser(t, p)
 	must(t, p.manager.RemoveAll(t.Context()))
 	must(t, p.world.Remove(t.Context()))
