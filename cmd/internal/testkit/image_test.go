@@ -381,3 +381,32 @@ func TestAnImageThatCannotBeFetched(t *testing.T) {
 		}
 	}
 }
+
+// What is in the cache of images can be damaged.
+func TestAnArchiveThatIsBroken(t *testing.T) {
+	root, err := testkit.Root()
+	must(t, err)
+	whole, err := busybox()
+	must(t, err)
+	for name, content := range map[string][]byte{"cut off": whole[:len(whole)/2], "no archive": []byte(strings.Repeat("garbage ", 1000))} {
+		cache := t.TempDir()
+		script := func(args ...string) (string, error) {
+			cmd := exec.Command(filepath.Join(root, "compose/images/build"), args...)
+			cmd.Env = append(world.Environ(), "DEVAIPOD_CACHE="+cache)
+			out, err := cmd.CombinedOutput()
+			return strings.TrimSpace(string(out)), err
+		}
+		key, err := script("key", "agent")
+		must(t, err)
+		file := filepath.Join(cache, "images", "agent-"+key+".tar")
+		must(t, os.MkdirAll(filepath.Dir(file), 0o700))
+		must(t, os.WriteFile(file, content, 0o600))
+		out, err := script("load", "agent", "localhost/test/damaged:1")
+		if err == nil || !strings.Contains(out, "importing the agent image as localhost/test/damaged:1 went wrong") || !strings.HasSuffix(out, "remove it, and it is built anew: "+file) {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
+		if ok, err := world.client.ImageExists(t.Context(), "localhost/test/damaged:1"); err != nil || ok {
+			t.Errorf("%s: there is an image: %v, %v", name, ok, err)
+		}
+	}
+}
