@@ -115,6 +115,11 @@ func (m *Manager) tooLarge(ref string) error {
 	return nil
 }
 
+// FetchError is about an image that could not be fetched, and says what to do.
+func FetchError(ref string, err error) error {
+	return &ImageError{ref, fmt.Errorf("%w; %s", err, advice(err))}
+}
+
 // advice is what to do about an image that can't be fetched, by what podman says of it.
 func advice(err error) string {
 	var large *largeError

@@ -173,16 +173,15 @@ func (m *Manager) source(ctx context.Context, s *Spec) error {
 	case m.cfg.ImageRules.NoPull || strings.HasPrefix(s.Image, "localhost/"):
 		return &ImageError{s.Image, errors.New("it is not here, and is not fetched (image.pull; names that begin with localhost/ never are); build it or fetch it with podman pull")}
 	case large != nil:
-		return &ImageError{s.Image, fmt.Errorf("%w; %s", large, advice(large))}
+		return FetchError(s.Image, large)
 	default:
 		err = m.prepare(ctx, s.Image, "fetching", func(ctx context.Context, say io.Writer) error { return m.pull(ctx, s.Image, say) })
 	}
 	if err != nil && !errors.Is(err, ErrPreparing) && ctx.Err() == nil {
-		next := advice(err)
-		if from.Build != nil {
-			next = "its output is in " + m.buildLog(s.Image)
+		if from.Build == nil {
+			return FetchError(s.Image, err)
 		}
-		return &ImageError{s.Image, fmt.Errorf("%w; %s", err, next)}
+		return &ImageError{s.Image, fmt.Errorf("%w; its output is in %s", err, m.buildLog(s.Image))}
 	}
 	return err
 }

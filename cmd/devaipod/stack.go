@@ -165,7 +165,10 @@ func (a *app) ensureImage(ctx context.Context, p *podman.Client, ref string) err
 		return fmt.Errorf("image %s is not here and can't be pulled: build it with `make images`", ref)
 	}
 	a.step("pulling  %s", ref)
-	return p.ImagePull(ctx, ref, a.errOut)
+	if err := p.ImagePull(ctx, ref, a.errOut); err != nil {
+		return pods.FetchError(ref, err)
+	}
+	return nil
 }
 
 // forgeCLI runs the forge's own admin command inside its container.
