@@ -233,12 +233,14 @@ var privilegeProbes = []probe{
 		})
 	}},
 	{name: "keyring-add", class: "keyring", try: func(_ context.Context, a *attempt) (string, error) {
-		id, err := unix.AddKey("user", a.token, []byte("x"), unix.KEY_SPEC_PROCESS_KEYRING)
-		if err != nil {
-			return "", fmt.Errorf("add_key: %w", err)
-		}
-		_, err = unix.KeyctlInt(unix.KEYCTL_REVOKE, id, 0, 0, 0)
-		return "added a key", err
+		return "added a key", lab.OnThread(func() error { // whose the keyring is
+			id, err := unix.AddKey("user", a.token, []byte("x"), unix.KEY_SPEC_PROCESS_KEYRING)
+			if err != nil {
+				return fmt.Errorf("add_key: %w", err)
+			}
+			_, err = unix.KeyctlInt(unix.KEYCTL_REVOKE, id, 0, 0, 0)
+			return err
+		})
 	}},
 	{name: "keyring-request", class: "keyring", try: func(_ context.Context, a *attempt) (string, error) {
 		_, err := unix.RequestKey("user", a.Key, "", unix.KEY_SPEC_PROCESS_KEYRING)
