@@ -187,6 +187,7 @@ func escape(t *testing.T) {
 	t.Run("nested", func(t *testing.T) { nested(t, p, open) })
 	t.Run("faults", func(t *testing.T) { faults(t, p) })
 	t.Run("fence", func(t *testing.T) { fence(t, p) })
+	t.Run("builds", func(t *testing.T) { builds(t, p) })
 	p.end(t)
 	t.Run("without root", func(t *testing.T) {
 		sealed, nested := runAsUser(t, p)

@@ -1,7 +1,10 @@
 package main_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -16,6 +19,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/cmd/internal/testkit/lab"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/backend"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
@@ -55,6 +59,25 @@ func fence(t *testing.T, p *place) {
 	must(t, err)
 	if why := podman.LackingFence(t.Context(), host); why != "" {
 		t.Errorf("there is a fence, and this host lacks: %s", why)
+	}
+}
+
+// builds is what docs/security.md says of them: a step of a build has podman's usual
+// network, and so reaches what no pod does.
+func builds(t *testing.T, p *place) {
+	steps := "FROM " + image + "\n"
+	beyond := []string{net.JoinHostPort(lab.DeniedAddr, "80"), net.JoinHostPort(lab.HostAddr, strconv.Itoa(p.config.HostPort)), p.config.Forge}
+	for _, addr := range beyond {
+		steps += fmt.Sprintf("RUN [\"/bin/escape\", \"get\", %q]\n", addr)
+	}
+	var context, log bytes.Buffer
+	w := tar.NewWriter(&context)
+	must(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "Containerfile", Mode: 0o644, Size: int64(len(steps))}))
+	_, err := w.Write([]byte(steps))
+	must(t, errors.Join(err, w.Close()))
+	must(t, p.client.ImageBuild(t.Context(), backend.ImageBuild{Ref: "localhost/built:1", Context: &context, Dockerfile: "Containerfile"}, &log))
+	if n := strings.Count(log.String(), p.lab.Nonce); n != len(beyond) {
+		t.Errorf("a build reaches %d of %v; docs/security.md says otherwise:\n%s", n, beyond, log.String())
 	}
 }
 
