@@ -223,7 +223,7 @@ func (s *suite) prepare(ctx context.Context) error {
 	}
 	c := testkit.StackConfig{
 		Instance: "t" + strings.ToLower(rand.Text()[:6]), Root: root, Bin: filepath.Join(s.World.Dir, "bin"),
-		Resync: "10s", Memory: "1500MiB", Person: person, ModelAPI: "openai", ModelName: modelName, ModelKey: "model",
+		Resync: "10s", Memory: "1500MiB", Person: person, Nested: person + "/image", ModelAPI: "openai", ModelName: modelName, ModelKey: "model",
 	}
 	if c.ForgeListen, err = testkit.FreeAddr(""); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -36,6 +37,7 @@ type StackConfig struct {
 
 	Resync string // as in service.resync
 	Memory string // as in agent.memory
+	Nested string // a repository in agent.nested, "" for none
 	Person string // the person's account on the forge
 }
 
@@ -50,6 +52,10 @@ type Stack struct {
 // NewStack writes the configuration; nothing is started.
 func NewStack(w *World, c StackConfig) (*Stack, error) {
 	s := &Stack{StackConfig: c, World: w, ConfigFile: w.path("devaipod.toml"), StateDir: w.path("s")}
+	nested := ""
+	if c.Nested != "" {
+		nested = strconv.Quote(c.Nested)
+	}
 	text := fmt.Sprintf(`instance = %q
 state_dir = %q
 
@@ -68,6 +74,7 @@ allow_upstream = [%q]
 image = %q
 memory = %q
 upstreams = [%q]
+nested = [%s]
 
 [agents.second]
 model = "second-model"
@@ -77,7 +84,7 @@ api = %q
 url = %q
 name = %q
 key = %q
-`, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, "localhost"+s.Upstreams()+"/*", AgentImage, c.Memory, "localhost"+s.Upstreams()+"/open/*",
+`, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, "localhost"+s.Upstreams()+"/*", AgentImage, c.Memory, "localhost"+s.Upstreams()+"/open/*", nested,
 		c.ModelAPI, c.ModelURL, c.ModelName, c.ModelKey)
 	if err := os.WriteFile(s.ConfigFile, []byte(text), 0o600); err != nil {
 		return nil, err
