@@ -295,6 +295,9 @@ func (s *service) run(ctx context.Context) error {
 	if s.cfg.Network.Mode == networkOpen {
 		s.log.Warn("the network of pods is open (network.mode): agents reach every public host, and all that they know can leave")
 	}
+	if repos := s.cfg.Agent.Nested; len(repos) > 0 {
+		s.log.Warn("agents and workspaces may make containers of their own, which brings more of the kernel in their reach (agent.nested)", "repositories", repos)
+	}
 	s.happened.add(happening{Kind: kindService, State: "started"})
 	s.log.Info("serving", "url", s.cfg.serviceURL(), "forge", s.cfg.forgeURL(), "instance", s.cfg.Instance, "pid", os.Getpid())
 	if err := s.loop.Run(ctx); !errors.Is(err, context.Canceled) {

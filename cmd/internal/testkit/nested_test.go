@@ -3,11 +3,13 @@ package testkit_test
 import (
 	"context"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
 // engineEntries are an image with this machine's podman in it, set up as docs/guide.md
@@ -73,6 +75,14 @@ func TestAnEngineInAPod(t *testing.T) {
 			if !c.Process.NoNewPrivileges || !c.Root.Readonly || len(c.Process.Capabilities["bounding"]) > 0 {
 				t.Errorf("%s of %s: no new privileges %v, root read-only %v, capabilities %v", role, repo, c.Process.NoNewPrivileges, c.Root.Readonly, c.Process.Capabilities)
 			}
+		}
+		// A pod that is there loses it, too, when it is started and nobody lets it any more.
+		strict, err := pods.New(pods.Config{Instance: "engine", StateDir: filepath.Join(world.Dir, "engine"), Backend: podman.NewPods(world.client, "engine", world.log), Images: world.client, Log: world.log})
+		must(t, err)
+		must(t, m.Stop(ctx, k))
+		must(t, strict.Resume(ctx, k))
+		if c := ociOf(t, m.Name(k)+"-agent"); !slices.Contains(c.Linux.MaskedPaths, "/proc/keys") {
+			t.Errorf("%s, when it is not let any more: masked are %v", repo, c.Linux.MaskedPaths)
 		}
 		must(t, m.Remove(ctx, k))
 	}
