@@ -136,9 +136,9 @@ type descriptor struct {
 	Platform  map[string]string `json:"platform,omitempty"`
 }
 
-// put brings an image with little in it there, without podman; with more machines than
-// one, a list of such.
-func (h *hub) put(t *testing.T, repo string, arches ...string) {
+// put brings an image with little in it there, without podman, and returns its digest;
+// with more machines than one, a list of such.
+func (h *hub) put(t *testing.T, repo string, arches ...string) (digest string) {
 	t.Helper()
 	send := func(method, path, kind string, content any) descriptor {
 		t.Helper()
@@ -170,14 +170,13 @@ func (h *hub) put(t *testing.T, repo string, arches ...string) {
 			"os": "linux", "architecture": arch, "rootfs": map[string]any{"type": "layers", "diff_ids": []string{layer.Digest}}})
 		manifest := map[string]any{"schemaVersion": 2, "mediaType": oci + "manifest.v1+json", "config": config, "layers": []descriptor{layer}}
 		if len(arches) == 1 {
-			send(http.MethodPut, "/manifests/1", oci+"manifest.v1+json", manifest)
-			return
+			return send(http.MethodPut, "/manifests/1", oci+"manifest.v1+json", manifest).Digest
 		}
 		d := send(http.MethodPut, "/manifests/DIGEST", oci+"manifest.v1+json", manifest)
 		d.Platform = map[string]string{"os": "linux", "architecture": arch}
 		list = append(list, d)
 	}
-	send(http.MethodPut, "/manifests/1", oci+"index.v1+json", map[string]any{"schemaVersion": 2, "mediaType": oci + "index.v1+json", "manifests": list})
+	return send(http.MethodPut, "/manifests/1", oci+"index.v1+json", map[string]any{"schemaVersion": 2, "mediaType": oci + "index.v1+json", "manifests": list}).Digest
 }
 
 // manager is one whose pods are made from an image of the hub.
@@ -301,8 +300,8 @@ func fetchedAndIdle(t *testing.T, h *hub) {
 	var full float64
 	m := h.manager(t, &image, h.client, pods.ImageRules{}, &full)
 	// The image is fetched, and then there is no agent for the pod.
-	fetch := func(ctx context.Context, m *pods.Manager, repo string) error {
-		image = h.ref(repo)
+	fetch := func(ctx context.Context, m *pods.Manager, ref string) error {
+		image = ref
 		return ensure(t, m, pods.Spec{Key: pods.Key{Owner: "ann", Repo: "idle", Issue: 1}, AgentImage: "localhost/nowhere:1"})
 	}
 	do := func(args ...string) {
@@ -315,10 +314,19 @@ func fetchedAndIdle(t *testing.T, h *hub) {
 	}
 	do("pull", "--quiet", "--tls-verify=false", h.ref("before"))
 	for _, repo := range []string{"young", "old", "tagged", "running", "before", "moved"} {
-		if err := fetch(ctx, m, repo); err == nil || !strings.Contains(err.Error(), "localhost/nowhere:1") {
+		if err := fetch(ctx, m, h.ref(repo)); err == nil || !strings.Contains(err.Error(), "localhost/nowhere:1") {
 			t.Fatalf("%s: %v", repo, err)
 		}
 	}
+	digested := h.addr + "/digested@" + h.put(t, "digested", "amd64")
+	_ = fetch(ctx, m, digested) // as above
+	isDigested := func(want bool) {
+		t.Helper()
+		if ok, err := h.client.ImageExists(ctx, digested); err != nil || ok != want {
+			t.Errorf("%s is here: %v, want %v (%v)", digested, ok, want, err)
+		}
+	}
+	isDigested(true)
 	do("tag", h.ref("tagged"), "localhost/mine:1")
 	do("create", "--name", "runs", h.ref("running"), "sh")
 	do("tag", h.ref("before"), h.ref("moved"))
@@ -357,9 +365,11 @@ func fetchedAndIdle(t *testing.T, h *hub) {
 		when := time.Now().Add(-2 * time.Hour)
 		must(t, os.Chtimes(file, when, when))
 	}
-	_ = fetch(ctx, m, "young") // by a pod that has just asked for it
+	_ = fetch(ctx, m, h.ref("young")) // by a pod that has just asked for it
 	collect(pods.Limits{ImageAge: time.Hour, Dry: true}, all...)
+	isDigested(true)
 	collect(pods.Limits{ImageAge: time.Hour, Watermark: 0.9}, "before", "moved", "running", "tagged", "young")
+	isDigested(false)
 	full = 1
 	collect(pods.Limits{Watermark: 0.9}, "before", "moved", "running", "tagged")
 	// Once nobody else has a use for them.
