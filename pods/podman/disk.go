@@ -17,7 +17,7 @@ func (c *Client) AllDisk(ctx context.Context) (Disk, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	d := Disk{map[string]int64{}, map[string]int64{}}
-	r, err := system.DiskUsage(conn, nil)
+	r, err := whole(conn, system.DiskUsage, nil)
 	if err != nil {
 		return d, fmt.Errorf("asking podman what is on its disk: %w", err)
 	}

@@ -63,7 +63,7 @@ func (c *Client) ImageImport(ctx context.Context, ref string, tar io.Reader, cha
 func (c *Client) Images(ctx context.Context, prefix string) ([]string, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	found, err := images.List(conn, nil)
+	found, err := whole(conn, images.List, nil)
 	if err != nil {
 		return nil, fmt.Errorf("listing images: %w", err)
 	}
@@ -96,7 +96,7 @@ func (c *Client) ImageRemove(ctx context.Context, ref string) error {
 func (c *Client) LabeledImages(ctx context.Context, labels map[string]string) ([]backend.ImageThing, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	found, err := images.List(conn, new(images.ListOptions).WithFilters(filter(labels)))
+	found, err := whole(conn, images.List, new(images.ListOptions).WithFilters(filter(labels)))
 	if err != nil {
 		return nil, fmt.Errorf("listing images: %w", err)
 	}
@@ -113,7 +113,7 @@ func (c *Client) LabeledImages(ctx context.Context, labels map[string]string) ([
 func (c *Client) ImagesInUse(ctx context.Context) (map[string]bool, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	found, err := containers.List(conn, new(containers.ListOptions).WithAll(true))
+	found, err := whole(conn, containers.List, new(containers.ListOptions).WithAll(true))
 	if err != nil {
 		return nil, fmt.Errorf("listing containers: %w", err)
 	}

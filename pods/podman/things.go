@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"strings"
 	"time"
 
@@ -151,7 +152,7 @@ func (c *Client) EnsureNetwork(ctx context.Context, name, bridge string, labels 
 func (c *Client) Bridges(ctx context.Context) ([]string, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	all, err := network.List(conn, nil)
+	all, err := whole(conn, network.List, nil)
 	if err != nil {
 		return nil, fmt.Errorf("listing networks: %w", err)
 	}
@@ -168,7 +169,7 @@ func (c *Client) Bridges(ctx context.Context) ([]string, error) {
 func (c *Client) Containers(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	found, err := containers.List(conn, new(containers.ListOptions).WithAll(true).WithFilters(filter(labels)))
+	found, err := whole(conn, containers.List, new(containers.ListOptions).WithAll(true).WithFilters(filter(labels)))
 	if err != nil {
 		return nil, fmt.Errorf("listing containers: %w", err)
 	}
@@ -197,11 +198,30 @@ func exited(state string, started time.Time) bool {
 	return false
 }
 
+// gone is what podman says of something that was removed while it walked over all of its
+// kind.
+var gone = regexp.MustCompile(`no such (volume|container|pod|network|image|object)|network not found|image not known|does not exist in (local storage|database)`)
+
+// whole lists until nothing has gone away in the middle, which ends podman's listing.
+func whole[T, O any](ctx context.Context, list func(context.Context, *O) (T, error), how *O) (T, error) {
+	for try := 1; ; try++ {
+		found, err := list(ctx, how)
+		if err == nil || try == 20 || !gone.MatchString(err.Error()) {
+			return found, err
+		}
+		select {
+		case <-ctx.Done():
+			return found, err
+		case <-time.After(time.Duration(try) * 10 * time.Millisecond):
+		}
+	}
+}
+
 // Volumes lists those that carry all of labels.
 func (c *Client) Volumes(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	found, err := volumes.List(conn, new(volumes.ListOptions).WithFilters(filter(labels)))
+	found, err := whole(conn, volumes.List, new(volumes.ListOptions).WithFilters(filter(labels)))
 	if err != nil {
 		return nil, fmt.Errorf("listing volumes: %w", err)
 	}
@@ -218,7 +238,7 @@ func (c *Client) Volumes(ctx context.Context, labels map[string]string) ([]backe
 func (c *Client) Pods(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	found, err := pods.List(conn, new(pods.ListOptions).WithFilters(filter(labels)))
+	found, err := whole(conn, pods.List, new(pods.ListOptions).WithFilters(filter(labels)))
 	if err != nil {
 		return nil, fmt.Errorf("listing pods: %w", err)
 	}
@@ -235,7 +255,7 @@ func (c *Client) Pods(ctx context.Context, labels map[string]string) ([]backend.
 func (c *Client) Networks(ctx context.Context, labels map[string]string) ([]backend.Thing, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	found, err := network.List(conn, new(network.ListOptions).WithFilters(filter(labels)))
+	found, err := whole(conn, network.List, new(network.ListOptions).WithFilters(filter(labels)))
 	if err != nil {
 		return nil, fmt.Errorf("listing networks: %w", err)
 	}
