@@ -55,14 +55,7 @@ type Summary struct {
 	// went wrong. Nothing depends on it.
 	Setups []Setup `json:"setups,omitempty"`
 	// Model is what the gate saw of the model's traffic.
-	Model struct {
-		InFlight     int       `json:"in_flight"`
-		Requests     int64     `json:"requests"`
-		LastRequest  time.Time `json:"last_request,omitzero"`
-		LastResponse time.Time `json:"last_response,omitzero"`
-		LastStatus   int       `json:"last_status,omitempty"`
-		LastError    string    `json:"last_error,omitempty"`
-	} `json:"model"`
+	Model Traffic `json:"model"`
 }
 
 // A Setup is where a container's setup is: its lifecycle commands.

@@ -73,7 +73,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	journal := podapi.OpenJournal(p.usage, log)
 	driver := opencode.New(opencode.Config{
 		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall, Setup: file.Task.Setup,
-		Traffic: func() opencode.Traffic { return traffic(g.Traffic()) }, Journal: journal, Log: log,
+		Traffic: func() podapi.Traffic { return podapi.Traffic(g.Traffic().Seen) }, Journal: journal, Log: log,
 	})
 	known := watched{driver, g, &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return relay.Unix(filepath.Join(p.service, podfile.ServiceSocket))(ctx)
@@ -124,14 +124,6 @@ func (nobody) Run(ctx context.Context) error {
 func (nobody) Summary() podapi.Summary            { return podapi.Summary{} }
 func (nobody) Send(context.Context, string) error { return errNoAgent }
 func (nobody) Stop(context.Context) error         { return errNoAgent }
-
-// traffic is what the gate saw, for the driver.
-func traffic(t gate.Traffic) opencode.Traffic {
-	return opencode.Traffic{
-		InFlight: t.InFlight, Requests: t.Requests, LastRequest: t.LastRequest, LastResponse: t.LastResponse, Received: t.Received,
-		LastStatus: t.LastStatus, LastError: t.LastError, Failures: t.Failures, Spent: t.Spent,
-	}
-}
 
 // watched is the agent's driver, which knows what the gate refused.
 type watched struct {

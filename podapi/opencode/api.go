@@ -18,11 +18,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"codeberg.org/devaipod/devaipod/podapi"
 )
@@ -43,27 +40,9 @@ func newAPI(socket, dir string) *api {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second, ResponseHeaderTimeout: answerWithin,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSocket(ctx, socket) },
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return podapi.Dial(ctx, socket) },
 		},
 	}}
-}
-
-// dialSocket connects to a socket without following a symbolic link, which
-// the agent might have put there to lead us to another socket of ours.
-func dialSocket(ctx context.Context, path string) (net.Conn, error) {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("opening the agent's socket: %w", err)
-	}
-	defer unix.Close(fd) //nolint:errcheck // a path descriptor
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return nil, errors.New("the agent's socket is no socket")
-	}
-	return new(net.Dialer).DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(fd))
 }
 
 // answerWithin is how long an answer may take.

@@ -16,18 +16,6 @@ import (
 	"codeberg.org/devaipod/devaipod/podapi"
 )
 
-// Traffic is what the gate has seen of the model.
-type Traffic struct {
-	InFlight                  int
-	Requests                  int64
-	LastRequest, LastResponse time.Time
-	Received                  int64 // bytes of answers that were no errors
-	LastStatus                int
-	LastError                 string
-	Failures                  int    // in a row
-	Spent                     string // why the budget has no room, "" when it has
-}
-
 // Config is what a [Driver] is made from.
 type Config struct {
 	Socket string // opencode's, as control sees it
@@ -35,7 +23,7 @@ type Config struct {
 	Key    string // names the task: the session's title
 	Prompt string
 	// Traffic is the gate's view.
-	Traffic func() Traffic
+	Traffic func() podapi.Traffic
 	Journal *podapi.Journal
 	Poll    time.Duration // between two looks; 1 s when 0
 	// Stall is how long there may be no progress in a turn; 10 minutes when 0.
@@ -53,8 +41,7 @@ type Driver struct {
 	cfg Config
 	api *api
 
-	mu  sync.Mutex
-	sum podapi.Summary
+	status *podapi.Status
 
 	// Of Run's goroutine alone.
 	own       session         // the task's, once found
@@ -64,11 +51,10 @@ type Driver struct {
 	sentAt    time.Time       // when a prompt was sent that opencode does not show yet
 	sentAfter string          // the newest message then, "" for none
 	answered  time.Time       // when opencode answered last
-	mark      string          // what there was of the turn when it moved last
-	moved     time.Time       // when that was
+	pulse     podapi.Pulse    // of the turn
 	urged     bool            // it was asked to go on after a stall
 	up        bool            // it has answered, and not failed to since
-	failing   time.Time       // since when the model has failed in this turn
+	failing   podapi.Failing  // the model, in this turn
 	gaveUp    bool            // the turn was ended for it
 	patience  time.Duration   // for whether it is up
 }
@@ -96,20 +82,15 @@ func New(cfg Config) *Driver {
 	if cfg.Silence == 0 {
 		cfg.Silence = max(cfg.Stall, 2*time.Minute) + cfg.Setup
 	}
-	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]bool{}}
-	d.sum.State, d.sum.Since = podapi.Starting, time.Now().UTC()
+	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]bool{}, status: podapi.NewStatus(cfg.Journal)}
 	d.answered = time.Now()
 	return d
 }
 
 // Summary is the state now.
 func (d *Driver) Summary() podapi.Summary {
-	d.mu.Lock()
-	s := d.sum
-	d.mu.Unlock()
-	t := d.cfg.Traffic()
-	s.Model.InFlight, s.Model.Requests, s.Model.LastRequest = t.InFlight, t.Requests, t.LastRequest
-	s.Model.LastResponse, s.Model.LastStatus, s.Model.LastError = t.LastResponse, t.LastStatus, t.LastError
+	s := d.status.Get()
+	s.Model = d.cfg.Traffic()
 	return s
 }
 
@@ -136,7 +117,7 @@ func (d *Driver) Stop(ctx context.Context) error {
 func (d *Driver) Pages() http.RoundTripper {
 	return &http.Transport{
 		MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSocket(ctx, d.cfg.Socket) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return podapi.Dial(ctx, d.cfg.Socket) },
 	}
 }
 
@@ -202,7 +183,7 @@ func (d *Driver) away() {
 		}
 		sum.State, sum.Cause, sum.Error = podapi.Failed, podapi.CauseSilent, fmt.Sprintf("opencode %s for %s", what, d.cfg.Silence)
 	}
-	d.set(sum)
+	d.status.Set(sum)
 }
 
 // wakes waits until opencode answers at all.
@@ -248,7 +229,7 @@ func (d *Driver) look(ctx context.Context) error {
 	}
 	if len(all) == 0 {
 		d.cfg.Log.Info("giving the agent its task", "session", s.ID)
-		d.set(podapi.Summary{State: podapi.Working, Session: s.ID, Activity: "reading the task"})
+		d.status.Set(podapi.Summary{State: podapi.Working, Session: s.ID, Activity: "reading the task"})
 		return d.prompt(ctx, all, d.cfg.Prompt)
 	}
 	var ask asked
@@ -301,22 +282,6 @@ func newestID(all []message) string {
 		return ""
 	}
 	return all[len(all)-1].Info.ID
-}
-
-// set stores the summary and journals a change of state.
-func (d *Driver) set(sum podapi.Summary) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	sum.Since = d.sum.Since
-	if sum.State != d.sum.State {
-		sum.Since = time.Now().UTC()
-		text := string(sum.State)
-		if more := sum.Error + sum.Question; more != "" {
-			text += ": " + more
-		}
-		d.cfg.Journal.Add(podapi.EventState, text)
-	}
-	d.sum = sum
 }
 
 // journal notes what is new in the messages: texts that are whole, and tools

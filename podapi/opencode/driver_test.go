@@ -35,7 +35,7 @@ type stub struct {
 	slow     bool // a prompt does not show in the messages
 	aborted  int
 	stall    time.Duration
-	traffic  opencode.Traffic
+	traffic  podapi.Traffic
 }
 
 func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -100,7 +100,7 @@ func drive(t *testing.T, socket string, s *stub) *opencode.Driver {
 	t.Helper()
 	d := opencode.New(opencode.Config{
 		Socket: socket, Dir: "/workspace/repo", Key: "ann/hello#3@7", Prompt: "do it", Poll: 20 * time.Millisecond, Stall: s.stall, Silence: s.stall,
-		Traffic: func() opencode.Traffic {
+		Traffic: func() podapi.Traffic {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			t := s.traffic
@@ -323,17 +323,17 @@ func TestAnAgentThatNeverStartsIsTold(t *testing.T) {
 func TestAFailureIsSortedByWhatTheGateSaw(t *testing.T) {
 	failed := `[` + userTurn + `,{"info":{"id":"m2","role":"assistant","time":{"completed":1},"error":{"name":"APIError","data":{"message":"it says","statusCode":%d}}}}]`
 	for name, tt := range map[string]struct {
-		traffic opencode.Traffic
+		traffic podapi.Traffic
 		status  int
 		want    podapi.Cause
 	}{
-		"the key is wrong":       {opencode.Traffic{LastStatus: 401, LastError: "the model answered 401"}, 401, podapi.CauseRefused},
-		"the gate refused":       {opencode.Traffic{LastStatus: 200}, 400, podapi.CauseRefused},
-		"too many requests":      {opencode.Traffic{LastStatus: 429, LastError: "the model answered 429"}, 429, podapi.CauseLimited},
-		"the model is broken":    {opencode.Traffic{LastStatus: 500, LastError: "the model answered 500"}, 500, podapi.CauseModel},
-		"the model is not there": {opencode.Traffic{LastError: "the model does not answer"}, 502, podapi.CauseModel},
-		"half an answer":         {opencode.Traffic{LastStatus: 200, LastError: "the model's answer broke off"}, 0, podapi.CauseModel},
-		"something else":         {opencode.Traffic{LastStatus: 200}, 0, podapi.CauseError},
+		"the key is wrong":       {podapi.Traffic{LastStatus: 401, LastError: "the model answered 401"}, 401, podapi.CauseRefused},
+		"the gate refused":       {podapi.Traffic{LastStatus: 200}, 400, podapi.CauseRefused},
+		"too many requests":      {podapi.Traffic{LastStatus: 429, LastError: "the model answered 429"}, 429, podapi.CauseLimited},
+		"the model is broken":    {podapi.Traffic{LastStatus: 500, LastError: "the model answered 500"}, 500, podapi.CauseModel},
+		"the model is not there": {podapi.Traffic{LastError: "the model does not answer"}, 502, podapi.CauseModel},
+		"half an answer":         {podapi.Traffic{LastStatus: 200, LastError: "the model's answer broke off"}, 0, podapi.CauseModel},
+		"something else":         {podapi.Traffic{LastStatus: 200}, 0, podapi.CauseError},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // each takes as long as a turn's end must be sure
@@ -350,7 +350,7 @@ func TestAFailureIsSortedByWhatTheGateSaw(t *testing.T) {
 
 func TestABudgetThatIsUsedUpIsAskedFor(t *testing.T) {
 	s := newStub()
-	s.traffic = opencode.Traffic{LastStatus: 200, Spent: "$5.00 of $5.00 is spent"}
+	s.traffic = podapi.Traffic{LastStatus: 200, Spent: "$5.00 of $5.00 is spent"}
 	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
 	s.set(`[`+userTurn+`,{"info":{"id":"m2","role":"assistant","time":{"completed":1},"error":{"name":"APIError","data":{"message":"no","statusCode":402}}}}]`, "{}", "[]", 0)
 	d := run(t, s)

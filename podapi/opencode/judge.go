@@ -2,7 +2,6 @@ package opencode
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -10,9 +9,6 @@ import (
 
 	"codeberg.org/devaipod/devaipod/podapi"
 )
-
-// settle is how long all signals must agree that a turn is over.
-const settle = 1500 * time.Millisecond
 
 // judge works out the state from opencode's status, its last message, and the
 // model's traffic at the gate.
@@ -30,71 +26,50 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 		if d.idleSince.IsZero() {
 			d.idleSince = time.Now()
 		}
-		if time.Since(d.idleSince) >= settle {
+		if time.Since(d.idleSince) >= podapi.Settle {
 			return d.over(ctx, sum, all)
 		}
-		d.set(sum)
+		d.status.Set(sum)
 		return nil
 	}
 	if !d.idleSince.IsZero() { // another turn
 		d.idleSince, d.gaveUp = time.Time{}, false
 	}
-	if sum.State == podapi.Working && d.hopeless() {
+	// opencode itself gives up on errors after some tries, and on answers that break
+	// off never: it asks again at once.
+	if sum.State == podapi.Working && d.failing.Hopeless(d.cfg.Traffic(), d.cfg.Stall) {
 		d.gaveUp = true
-		d.set(sum)
+		d.status.Set(sum)
 		return d.api.abort(ctx, sum.Session)
 	}
 	if sum.State == podapi.Working {
 		return d.progress(ctx, sum, all)
 	}
-	d.moved = time.Time{} // it waits for a person
-	d.set(sum)
+	d.pulse.Reset() // it waits for a person
+	d.status.Set(sum)
 	return nil
-}
-
-// How often, and for how long, the model may fail in one turn.
-const (
-	maxFailures = 12
-	maxFailing  = 30 * time.Second
-)
-
-// hopeless tells whether the model fails for too long. opencode itself gives up
-// on errors after some tries, and on answers that break off never: it asks again
-// at once, and each try may cost money.
-func (d *Driver) hopeless() bool {
-	t := d.cfg.Traffic()
-	if t.Failures == 0 {
-		d.failing = time.Time{}
-		return false
-	}
-	if d.failing.IsZero() {
-		d.failing = time.Now()
-	}
-	return t.Failures >= maxFailures && time.Since(d.failing) >= min(maxFailing, d.cfg.Stall)
 }
 
 // progress looks whether a busy turn moves. One that does not is broken off and
 // asked to go on, once; the second time it is given up.
 func (d *Driver) progress(ctx context.Context, sum podapi.Summary, all []message) error {
-	if mark := fmt.Sprint(d.cfg.Traffic().Received, " ", size(all)); mark != d.mark || d.moved.IsZero() {
-		d.mark, d.moved = mark, time.Now()
-	}
-	if time.Since(d.moved) < d.cfg.Stall {
-		d.set(sum)
+	if d.pulse.Still(fmt.Sprint(d.cfg.Traffic().Received, " ", size(all))) < d.cfg.Stall {
+		d.status.Set(sum)
 		return nil
 	}
 	if d.urged {
 		sum.State, sum.Cause = podapi.Failed, podapi.CauseStalled
 		sum.Error = fmt.Sprintf("the agent made no progress for %s, and has been asked to go on once before; it was at: %s", d.cfg.Stall, sum.Activity)
-		d.set(sum)
+		d.status.Set(sum)
 		return nil
 	}
 	d.cfg.Journal.Add(podapi.EventError, fmt.Sprintf("no progress for %s; breaking off and asking the agent to go on", d.cfg.Stall))
-	d.set(sum)
+	d.status.Set(sum)
 	if err := d.api.abort(ctx, sum.Session); err != nil {
 		return err
 	}
-	d.urged, d.moved = true, time.Time{}
+	d.urged = true
+	d.pulse.Reset()
 	return d.prompt(ctx, all, fmt.Sprintf("There was no progress for %s, so what was running has been broken off. Go on with the task in another way, and push your work when it is done.", d.cfg.Stall))
 }
 
@@ -115,7 +90,7 @@ func size(all []message) (n int) {
 // over judges a turn that has ended, by its last message.
 func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) error {
 	last := all[len(all)-1]
-	sum.Activity, d.failing = "", time.Time{}
+	sum.Activity, d.failing = "", podapi.Failing{}
 	switch {
 	case d.gaveUp:
 		t := d.cfg.Traffic()
@@ -124,7 +99,7 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 	case last.Info.Error != nil && last.Info.Error.Data.StatusCode == http.StatusPaymentRequired:
 		return d.spent(ctx, sum, all)
 	case last.Info.Error != nil:
-		sum.State, sum.Cause, sum.Error = podapi.Failed, d.cause(last), podapi.Clip(d.why(last), 4<<10)
+		sum.State, sum.Cause, sum.Error = podapi.Failed, d.cfg.Traffic().Cause(last.Info.Error.Data.StatusCode), podapi.Clip(d.why(last), 4<<10)
 	case last.Info.Role == "user" || last.interrupted() || last.Info.Finish == "tool-calls":
 		// Nobody works on it: opencode was killed in the middle.
 		if d.nudged {
@@ -133,14 +108,14 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 		}
 		d.cfg.Journal.Add(podapi.EventError, "the turn was interrupted; asking the agent to go on")
 		sum.Activity = "going on after an interruption"
-		d.set(sum)
+		d.status.Set(sum)
 		err := d.prompt(ctx, all, "You were interrupted. Go on with the task from where you were, and push your work when it is done.")
 		d.nudged = err == nil
 		return err
 	default:
 		sum.State, d.nudged = podapi.Done, false
 	}
-	d.set(sum)
+	d.status.Set(sum)
 	return nil
 }
 
@@ -149,31 +124,12 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 func (d *Driver) spent(ctx context.Context, sum podapi.Summary, all []message) error {
 	if why := d.cfg.Traffic().Spent; why != "" {
 		sum.State, sum.Cause, sum.Question = podapi.Asking, podapi.CauseBudget, "The budget is used up: "+why+"."
-		d.set(sum)
+		d.status.Set(sum)
 		return nil
 	}
 	d.cfg.Journal.Add(podapi.EventText, "there is budget again; asking the agent to go on")
-	d.set(sum)
+	d.status.Set(sum)
 	return d.prompt(ctx, all, "The budget for the model was used up and has been raised. Go on with the task from where you were, and push your work when it is done.")
-}
-
-// cause sorts a failed turn: by what the gate saw of the model, and for what
-// the gate itself refused, by the status that opencode noted.
-func (d *Driver) cause(last message) podapi.Cause {
-	t := d.cfg.Traffic()
-	status := t.LastStatus
-	if t.LastError == "" {
-		status = last.Info.Error.Data.StatusCode
-	}
-	switch {
-	case status == http.StatusTooManyRequests:
-		return podapi.CauseLimited
-	case status >= 400 && status < 500:
-		return podapi.CauseRefused
-	case t.LastError != "", status >= 500:
-		return podapi.CauseModel
-	}
-	return podapi.CauseError
 }
 
 // why tells of a failed turn; the gate knows the model's own words.
@@ -215,14 +171,8 @@ func activity(m message) string {
 
 // input is what a tool was called with, the telling part of it.
 func (p part) input() string {
-	var in map[string]any
-	if json.Unmarshal(p.State.Input, &in) != nil {
-		return p.State.Title
-	}
-	for _, key := range []string{"command", "filePath", "path", "pattern", "url", "description"} {
-		if v, ok := in[key].(string); ok {
-			return v
-		}
+	if told := podapi.Telling(p.State.Input); told != "" {
+		return told
 	}
 	return p.State.Title
 }

@@ -244,9 +244,15 @@ func clean(s string) string { return fmt.Sprintf("%.200q", s) }
 // Traffic is what the gate has seen of the model. Unlike what the agent's own
 // process says, it can be trusted.
 type Traffic struct {
+	Seen
+	FirstRequest time.Time
+	Used         usage.Totals
+}
+
+// Seen is what an agent's driver judges by.
+type Seen struct {
 	InFlight     int
 	Requests     int64
-	FirstRequest time.Time
 	LastRequest  time.Time
 	LastResponse time.Time
 	Received     int64  // bytes of answers that were no errors
@@ -254,7 +260,6 @@ type Traffic struct {
 	LastError    string // in words, "" when the last request went well
 	Failures     int    // requests that failed, in a row
 	Spent        string // why the budget has no room for the last request, "" when it has
-	Used         usage.Totals
 }
 
 type traffic struct {

@@ -1,0 +1,57 @@
+package podapi
+
+import (
+	"encoding/json"
+	"sync"
+	"time"
+)
+
+// A Status is where a driver keeps what its agent does. Its methods are safe for
+// concurrent use.
+type Status struct {
+	mu      sync.Mutex
+	sum     Summary
+	journal *Journal
+}
+
+// NewStatus is one of an agent that is starting; changes of its state go into j.
+func NewStatus(j *Journal) *Status {
+	return &Status{sum: Summary{State: Starting, Since: time.Now().UTC()}, journal: j}
+}
+
+// Get is the summary as it was set last.
+func (s *Status) Get() Summary {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sum
+}
+
+// Set stores a summary and journals a change of state.
+func (s *Status) Set(sum Summary) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum.Since = s.sum.Since
+	if sum.State != s.sum.State {
+		sum.Since = time.Now().UTC()
+		text := string(sum.State)
+		if more := sum.Error + sum.Question; more != "" {
+			text += ": " + more
+		}
+		s.journal.Add(EventState, text)
+	}
+	s.sum = sum
+}
+
+// Telling is the telling part of what a tool was called with, "" for none.
+func Telling(input json.RawMessage) string {
+	var in map[string]any
+	if json.Unmarshal(input, &in) != nil {
+		return ""
+	}
+	for _, key := range []string{"command", "filePath", "path", "pattern", "url", "description"} {
+		if v, ok := in[key].(string); ok {
+			return v
+		}
+	}
+	return ""
+}
