@@ -22,6 +22,9 @@ const (
 	EventError = "error"
 	// A person, or the service for one, said something to the agent.
 	EventPerson = "person"
+
+	EventThought = "thought" // the agent's, while it works
+	EventTodo    = "todo"    // its own list changed
 )
 
 // An Event is one thing that happened, as /events sends it.

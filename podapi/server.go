@@ -197,7 +197,7 @@ func (s *server) answer(c *gin.Context, err error) {
 	switch {
 	case err == nil:
 		c.Status(http.StatusNoContent)
-	case errors.Is(err, ErrNotReady):
+	case errors.Is(err, ErrNotReady), errors.Is(err, ErrBusy):
 		c.String(http.StatusServiceUnavailable, err.Error()+"\n")
 	default:
 		c.String(http.StatusBadGateway, err.Error()+"\n")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -47,6 +48,8 @@ type Summary struct {
 	Activity string    `json:"activity,omitempty"` // one line: what it does now
 	Message  string    `json:"message,omitempty"`  // its last words
 	Question string    `json:"question,omitempty"` // when asking
+	Choices  []Choice  `json:"choices,omitempty"`  // when asking, and only these are answers
+	Todo     []Todo    `json:"todo,omitempty"`     // its own list, where it keeps one
 	Error    string    `json:"error,omitempty"`    // when failed
 	Session  string    `json:"session,omitempty"`
 	// Blocked is what the gate refused, the newest first.
@@ -56,6 +59,30 @@ type Summary struct {
 	Setups []Setup `json:"setups,omitempty"`
 	// Model is what the gate saw of the model's traffic.
 	Model Traffic `json:"model"`
+}
+
+// A Choice is an answer that the agent takes: a message that is its ID, its name or
+// its place in the list, from 1.
+type Choice struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// Choose finds the choice that a person's text means.
+func Choose(choices []Choice, text string) (Choice, bool) {
+	text = strings.TrimRight(strings.TrimSpace(text), ".!")
+	for i, c := range choices {
+		if strings.EqualFold(text, c.ID) || strings.EqualFold(text, c.Name) || text == strconv.Itoa(i+1) {
+			return c, true
+		}
+	}
+	return Choice{}, false
+}
+
+// A Todo is an entry of the agent's own list.
+type Todo struct {
+	Text   string `json:"text"`
+	Status string `json:"status"` // pending, in_progress or completed
 }
 
 // A Setup is where a container's setup is: its lifecycle commands.

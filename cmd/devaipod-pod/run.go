@@ -99,6 +99,7 @@ func runShim(ctx context.Context, args []string, stderr io.Writer, log *slog.Log
 	f.StringVar(&cfg.AgentAddr, "agent", podfile.AgentAddr, "address at which the agent listens")
 	f.StringVar(&cfg.SocketDir, "sockets", podfile.SocketDir, "directory of the sockets")
 	f.StringVar(&cfg.RepoDir, "repo", podfile.RepoDir, "directory of the clone")
+	f.StringVar(&cfg.Driver, "driver", podfile.DriverOpencode, "how the agent is spoken to: opencode, acp or command")
 	if err := f.Parse(args[1:]); err != nil {
 		return 2, err
 	}

@@ -31,6 +31,8 @@ const (
 	ControlSocket = "control.sock"
 	// FileName is the podfile's name in the run directory.
 	FileName = "pod.json"
+	// BookName is where control keeps what it has told an agent that can't be asked.
+	BookName = "agent.json"
 	// UsageDir is where control keeps the account of what the model costs: a
 	// directory of the host that outlives the pod.
 	UsageDir = "/run/usage"
@@ -51,7 +53,8 @@ const (
 	// AptConfig is made by the shim for apt (APT_CONFIG, apt.conf(5)).
 	AptConfig = SocketDir + "/apt.conf"
 	// AgentSocket is listened on by the agent's shim and leads to the agent's
-	// HTTP server. Hostile: it may be replaced by anything.
+	// HTTP server, to its program's standard streams, or to the shim itself, which
+	// starts the program. Hostile: it may be replaced by anything.
 	AgentSocket = "agent.sock"
 
 	// GateAddr is where the shim listens inside agent and workspace; whatever
@@ -102,6 +105,13 @@ const (
 	EnvMark = "DEVAIPOD_EXEC"
 )
 
+// Drivers: how control speaks to the agent.
+const (
+	DriverOpencode = "opencode" // its HTTP API
+	DriverACP      = "acp"      // the Agent Client Protocol, on the program's standard streams
+	DriverCommand  = "command"  // not at all: a program that ends
+)
+
 // Model wire formats.
 const (
 	APIOpenAI    = "openai"           // chat completions and responses, OpenAI's or any compatible server's
@@ -129,8 +139,10 @@ type File struct {
 	WorkspaceToken string `json:"workspace_token"`
 
 	Agent string `json:"agent"` // its name: "opencode"; "" for a pod without one
-	Model Model  `json:"model"`
-	Task  Task   `json:"task"`
+	// Driver is how it is spoken to, DriverOpencode when "".
+	Driver string `json:"driver,omitempty"`
+	Model  Model  `json:"model"`
+	Task   Task   `json:"task"`
 }
 
 // Model is where the gate forwards model requests.

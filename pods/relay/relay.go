@@ -35,6 +35,24 @@ func Serve(ctx context.Context, l net.Listener, dial Dialer, log *slog.Logger) e
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
+	return Accept(ctx, l, func(near net.Conn) {
+		wg.Go(func() {
+			far, err := dial(ctx)
+			if err != nil {
+				log.Debug("relay: the far side does not answer", "err", err)
+				_ = near.Close() // what the near side sees of it
+				return
+			}
+			Join(ctx, near, far)
+		})
+	}, log)
+}
+
+// Accept gives each connection to take, until ctx ends or l fails. It closes l, and
+// returns nil when it was ctx that ended it.
+func Accept(ctx context.Context, l net.Listener, take func(net.Conn), log *slog.Logger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // makes Accept return
 	defer stop()
 	for {
@@ -53,17 +71,7 @@ func Serve(ctx context.Context, l net.Listener, dial Dialer, log *slog.Logger) e
 			}
 			return errors.Join(err, l.Close())
 		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			far, err := dial(ctx)
-			if err != nil {
-				log.Debug("relay: the far side does not answer", "err", err)
-				_ = near.Close() // what the near side sees of it
-				return
-			}
-			Join(ctx, near, far)
-		}()
+		take(near)
 	}
 }
 

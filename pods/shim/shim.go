@@ -34,6 +34,7 @@ type Config struct {
 	Branch    string // to work on
 	Base      string // that it starts from
 	Command   []string
+	Driver    string // one of podfile's: how the agent is spoken to
 	GateAddr  string // where the gate shall be reachable
 	AgentAddr string // where the agent listens
 	SocketDir string
@@ -127,6 +128,12 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 	if err != nil {
 		return 1, err
 	}
+	switch cfg.Driver {
+	case podfile.DriverACP:
+		return cfg.serveStdio(ctx, agent)
+	case podfile.DriverCommand:
+		return cfg.serveRuns(ctx, agent)
+	}
 	serve(agent, relay.TCP(cfg.AgentAddr))
 	return cfg.run(ctx)
 }
@@ -171,16 +178,12 @@ func (c *Config) idle(ctx context.Context) (int, error) {
 
 // run starts the agent in the clone and waits for it.
 func (c *Config) run(ctx context.Context) (exit int, err error) {
-	cmd := exec.Command(c.Command[0], c.Command[1:]...)
-	cmd.Dir, cmd.Env = c.RepoDir, c.setupEnv()
+	cmd := c.program(c.Command)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return 1, fmt.Errorf("starting the agent: %w", err)
+	exited, err := c.spawn(cmd)
+	if err != nil {
+		return 1, err
 	}
-	c.Log.Info("agent started", "command", c.Command[0], "pid", cmd.Process.Pid)
-	exited := make(chan int, 1)
-	go func() { exited <- c.wait(cmd) }()
 	select {
 	case code := <-exited:
 		c.Log.Warn("agent ended", "code", code)
@@ -188,12 +191,7 @@ func (c *Config) run(ctx context.Context) (exit int, err error) {
 		return code, nil
 	case <-ctx.Done():
 	}
-	c.signal(cmd.Process.Pid, syscall.SIGTERM)
-	select {
-	case <-exited:
-	case <-time.After(grace):
-	}
-	c.endTree(cmd.Process.Pid)
+	c.end(cmd.Process.Pid, exited)
 	return 128 + int(syscall.SIGTERM), nil
 }
 
