@@ -39,6 +39,8 @@ func (p *Page) Begin() bool {
 
 // A Book keeps a [Page] in a file. Its methods are safe for concurrent use.
 type Book struct {
+	Prompt string // the task's
+
 	path    string
 	replace func(path string, data []byte) error
 	log     *slog.Logger
@@ -50,7 +52,7 @@ type Book struct {
 // OpenBook opens the book at path, which replace writes. One of another task, or
 // one that can't be read, begins anew, with the prompt as the first message.
 func OpenBook(path string, replace func(string, []byte) error, key, prompt string, log *slog.Logger) *Book {
-	b := &Book{path: path, replace: replace, log: log}
+	b := &Book{Prompt: prompt, path: path, replace: replace, log: log}
 	text, err := os.ReadFile(path)
 	if err == nil {
 		err = json.Unmarshal(text, &b.page)
