@@ -37,6 +37,9 @@ func (p *Page) Begin() bool {
 	return true
 }
 
+// Idle tells whether nothing is to be done.
+func (p Page) Idle() bool { return p.Turn == "" && len(p.Waiting) == 0 }
+
 // A Book keeps a [Page] in a file. Its methods are safe for concurrent use.
 type Book struct {
 	Prompt string // the task's
@@ -102,4 +105,18 @@ func (b *Book) Add(text string) error {
 		}
 	})
 	return err
+}
+
+// End notes how a turn has ended, also one that was not begun.
+func (b *Book) End(sum Summary) {
+	b.Change(func(p *Page) {
+		if p.Turn == "" {
+			p.Begin()
+		}
+		p.Turn, p.Taken, p.Nudged = "", false, false
+		if sum.Message == "" {
+			sum.Message = p.Last.Message
+		}
+		p.Last = sum
+	})
 }

@@ -16,6 +16,8 @@ import (
 	"sync"
 
 	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/podapi/acp"
+	"codeberg.org/devaipod/devaipod/podapi/command"
 	"codeberg.org/devaipod/devaipod/podapi/opencode"
 	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/gate"
@@ -71,10 +73,10 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		return err
 	}
 	journal := podapi.OpenJournal(p.usage, log)
-	driver := opencode.New(opencode.Config{
-		Socket: filepath.Join(p.agent, podfile.AgentSocket), Dir: p.repo, Key: file.Task.Key, Prompt: file.Task.Prompt, Stall: file.Task.Stall, Setup: file.Task.Setup,
-		Traffic: func() podapi.Traffic { return podapi.Traffic(g.Traffic().Seen) }, Journal: journal, Log: log,
-	})
+	driver, err := newDriver(p, file, g, journal, log)
+	if err != nil {
+		return err
+	}
 	known := watched{driver, g, &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return relay.Unix(filepath.Join(p.service, podfile.ServiceSocket))(ctx)
 	}}}}
@@ -89,6 +91,27 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		{filepath.Join(p.workspace, podfile.GateSocket), 0o666, g.Handler(gate.Workspace)},
 		{filepath.Join(p.service, podfile.ControlSocket), 0o600, podapi.NewServer(known, journal, log)},
 	})
+}
+
+// newDriver is the one that the agent is spoken to with.
+func newDriver(p paths, file *podfile.File, g *gate.Gate, journal *podapi.Journal, log *slog.Logger) (podapi.Driver, error) {
+	socket, task := filepath.Join(p.agent, podfile.AgentSocket), file.Task
+	traffic := func() podapi.Traffic { return podapi.Traffic(g.Traffic().Seen) }
+	book := func() *podapi.Book {
+		return podapi.OpenBook(filepath.Join(p.service, podfile.BookName), podfile.Replace, task.Key, task.Prompt, log)
+	}
+	switch file.Driver {
+	case "", podfile.DriverOpencode:
+		return opencode.New(opencode.Config{
+			Socket: socket, Dir: p.repo, Key: task.Key, Prompt: task.Prompt, Stall: task.Stall, Setup: task.Setup,
+			Traffic: traffic, Journal: journal, Log: log,
+		}), nil
+	case podfile.DriverACP:
+		return acp.New(acp.Config{Socket: socket, Dir: p.repo, Book: book(), Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Journal: journal, Log: log}), nil
+	case podfile.DriverCommand:
+		return command.New(command.Config{Socket: socket, Book: book(), Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Journal: journal, Log: log}), nil
+	}
+	return nil, fmt.Errorf("the podfile wants the driver %q, which this version does not have", file.Driver)
 }
 
 // controlWorkspace serves a pod without an agent.

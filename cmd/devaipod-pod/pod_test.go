@@ -88,6 +88,7 @@ type pod struct {
 	script   *scriptedmodel.Server
 	model    podfile.Model
 	opencode string
+	driver   string // "" for opencode's own
 	log      *lockedBuffer
 }
 
@@ -284,12 +285,16 @@ func (p *pod) startShim(command ...string) *process {
 	if len(command) == 0 {
 		command = []string{"opencode", "serve", "--hostname", "127.0.0.1", "--port", "4096"}
 	}
+	driver := p.driver
+	if driver == "" {
+		driver = podfile.DriverOpencode
+	}
 	config := pods.OpencodeConfig(p.model, agentTok)
 	env := append(p.shimEnv(agentTok, "home"),
 		"OPENCODE_CONFIG_CONTENT="+strings.ReplaceAll(config, podfile.RepoDir, p.path("agent/repo")),
 		"OPENCODE_DISABLE_PROJECT_CONFIG=1", "OPENCODE_DISABLE_MODELS_FETCH=1", "OPENCODE_DISABLE_AUTOUPDATE=1",
 		"OPENCODE_DISABLE_LSP_DOWNLOAD=1", "OPENCODE_DISABLE_SHARE=1", "OPENCODE_DISABLE_DEFAULT_PLUGINS=1")
-	return p.start(true, env, append([]string{"shim", "agent", "--sockets", p.path("a"), "--repo", p.path("agent/repo"), "--"}, command...)...)
+	return p.start(true, env, append([]string{"shim", "agent", "--driver", driver, "--sockets", p.path("a"), "--repo", p.path("agent/repo"), "--"}, command...)...)
 }
 
 func (p *pod) shimEnv(token, home string) []string {

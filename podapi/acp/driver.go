@@ -89,14 +89,11 @@ func New(cfg Config) *Driver {
 		cfg.Silence = max(cfg.Stall, 2*time.Minute) + cfg.Setup
 	}
 	d := &Driver{cfg: cfg, status: podapi.NewStatus(cfg.Journal), wake: make(chan struct{}, 1), answered: time.Now()}
-	if page := cfg.Book.Page(); idle(page) {
+	if page := cfg.Book.Page(); page.Idle() {
 		d.status.Set(page.Last)
 	}
 	return d
 }
-
-// idle tells whether nothing is to be done.
-func idle(p podapi.Page) bool { return p.Turn == "" && len(p.Waiting) == 0 }
 
 // Summary is the state now.
 func (d *Driver) Summary() podapi.Summary {
@@ -161,7 +158,7 @@ func (d *Driver) Run(ctx context.Context) error {
 
 // rest waits until there is something to do; false when there is not.
 func (d *Driver) rest(ctx context.Context, gone <-chan struct{}) bool {
-	for idle(d.cfg.Book.Page()) {
+	for d.cfg.Book.Page().Idle() {
 		var look <-chan time.Time
 		if sum := d.status.Get(); sum.State == podapi.Asking && sum.Cause == podapi.CauseBudget {
 			look = time.After(d.cfg.Poll)
@@ -201,11 +198,6 @@ func (d *Driver) away(err error) time.Duration {
 	default:
 		return startPoll
 	}
-	d.cfg.Book.Change(func(p *podapi.Page) {
-		if p.Turn == "" {
-			p.Begin() // it has failed before it began
-		}
-	})
 	d.over(podapi.Summary{State: podapi.Failed, Cause: cause, Error: podapi.Clip(why, 4<<10)})
 	d.answered, d.deaths = time.Now(), 0
 	return 0
@@ -344,13 +336,7 @@ func (d *Driver) over(sum podapi.Summary) {
 	d.mu.Lock()
 	d.stop = false
 	d.mu.Unlock()
-	d.cfg.Book.Change(func(p *podapi.Page) {
-		p.Turn, p.Taken, p.Nudged = "", false, false
-		if sum.Message == "" {
-			sum.Message = p.Last.Message
-		}
-		sum.Session = p.Session
-		p.Last = sum
-	})
+	sum.Session = d.cfg.Book.Page().Session
+	d.cfg.Book.End(sum)
 	d.status.Set(sum)
 }
