@@ -6,7 +6,7 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
 
-// AgentName is what the agent is called in accounts and notes.
+// AgentName is what opencode is called in accounts and notes.
 const AgentName = "opencode"
 
 // opencodeEnv configures opencode. The repository's own configuration is left
@@ -23,6 +23,19 @@ func opencodeEnv(s Spec, token string) map[string]string {
 		"OPENCODE_DISABLE_SHARE":           "1",
 		"OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
 	}
+}
+
+// modelEnv tells other agents where the gate is, in the variables that the
+// providers' own libraries read. They get the gate's token for a key.
+func modelEnv(model podfile.Model, token string) map[string]string {
+	gate := "http://" + podfile.GateAddr + "/model"
+	switch model.API {
+	case podfile.APIAnthropic:
+		return map[string]string{"ANTHROPIC_BASE_URL": gate, "ANTHROPIC_API_KEY": token, "ANTHROPIC_MODEL": model.Name}
+	case podfile.APIGemini:
+		return map[string]string{"GOOGLE_GEMINI_BASE_URL": gate, "GOOGLE_GENAI_API_VERSION": "v1", "GEMINI_API_KEY": token, "GEMINI_MODEL": model.Name}
+	}
+	return map[string]string{"OPENAI_BASE_URL": gate + "/v1", "OPENAI_API_KEY": token, "OPENAI_MODEL": model.Name}
 }
 
 // OpencodeConfig is opencode's configuration (opencode.ai/docs/config): one

@@ -37,8 +37,11 @@ type Spec struct {
 	AgentImage, Image string
 	AgentInImage      bool
 	AgentCommand      []string // the agent's program and arguments, for opencode of its image when empty
-	ToolsImage        string
-	MemoryBytes       int64 // of the agent's container
+	// Agent is its name in the configuration, and Driver, one of podfile's, how it is
+	// spoken to; "" for opencode's own.
+	Agent, Driver string `json:",omitempty"`
+	ToolsImage    string
+	MemoryBytes   int64 // of the agent's container
 	// Limits are by role what else containers get; a role without has the usual.
 	Limits map[string]Limit
 	// WritableRoot lets agent and workspace write to their root file system.
@@ -221,7 +224,7 @@ func (m *Manager) control(s Spec) backend.Container {
 func (m *Manager) agent(s Spec, t tokens) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := m.inBox(s, s.AgentBox, agentVolume(name), name+"-agent-home", name+"-agent-sock", t.Agent)
-	program := s.AgentCommand
+	program, arguments := s.AgentCommand, []string(nil)
 	switch {
 	case len(program) > 0:
 	case s.AgentBox.Guest:
@@ -229,10 +232,15 @@ func (m *Manager) agent(s Spec, t tokens) backend.Container {
 	default:
 		program = []string{AgentName}
 	}
-	c.Command = slices.Concat([]string{"shim", "agent", "--"}, program, []string{"serve", "--hostname", "127.0.0.1", "--port", "4096"})
-	for k, v := range opencodeEnv(s, t.Agent) {
-		c.Env[k] = v
+	maps.Copy(c.Env, opencodeEnv(s, t.Agent))
+	shim := []string{"shim", "agent"}
+	if s.other() {
+		shim = append(shim, "--driver", s.Driver)
+		maps.Copy(c.Env, modelEnv(s.Model, t.Agent))
+	} else {
+		arguments = []string{"serve", "--hostname", "127.0.0.1", "--port", "4096"}
 	}
+	c.Command = slices.Concat(shim, []string{"--"}, program, arguments)
 	return c
 }
 

@@ -17,13 +17,19 @@ import (
 // A pod whose key has a name is a person's own: control and a workspace, without
 // an agent. Whoever brought it up ends it, and nobody else.
 
-// agent is the name of the agent in a pod, "" for none.
-func (s Spec) agent() string {
-	if s.Name != "" {
+// AgentName is the name of the agent in a pod, "" for none.
+func (s Spec) AgentName() string {
+	switch {
+	case s.Name != "":
 		return ""
+	case s.other():
+		return s.Agent
 	}
 	return AgentName
 }
+
+// other tells whether the agent is not spoken to as opencode is.
+func (s Spec) other() bool { return s.Driver != "" && s.Driver != podfile.DriverOpencode }
 
 // roleInventory is a container that looks into a workspace, whether that runs or not.
 const roleInventory = "inventory"

@@ -9,12 +9,14 @@ import (
 	"strings"
 
 	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
 // An agentConfig is an [agents.NAME] of the configuration. What is empty is as in
 // [agent] and [model].
 type agentConfig struct {
+	Name    string   `mapstructure:"-"` // "" for the one without
 	Driver  string   `mapstructure:"driver"`
 	Image   string   `mapstructure:"image"`
 	Model   string   `mapstructure:"model"`
@@ -23,7 +25,10 @@ type agentConfig struct {
 
 var agentFields = []string{"driver", "image", "model", "command"}
 
-const driverOpencode = "opencode"
+var drivers = []string{podfile.DriverOpencode, podfile.DriverACP, podfile.DriverCommand}
+
+// other tells whether it is not spoken to as opencode is.
+func (a agentConfig) other() bool { return a.Driver != "" && a.Driver != podfile.DriverOpencode }
 
 var (
 	agentName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,30}$`)
@@ -43,6 +48,7 @@ func (c config) agentNamed(name string) (agentConfig, error) {
 	if !known && name != "" {
 		return got, fmt.Errorf("there is no agent %q; %s", name, c.knownAgents())
 	}
+	got.Name = name
 	if got.Image == "" {
 		got.Image = c.Agent.Image
 	}
@@ -76,8 +82,10 @@ func (c config) validateAgents() error {
 		switch {
 		case !agentName.MatchString(name):
 			return fmt.Errorf("agents.%s: want a name of up to 31 small letters, digits and dashes", name)
-		case a.Driver != "" && a.Driver != driverOpencode:
-			return fmt.Errorf("agents.%s.driver = %q: the only driver there is, is %q", name, a.Driver, driverOpencode)
+		case a.Driver != "" && !slices.Contains(drivers, a.Driver):
+			return fmt.Errorf("agents.%s.driver = %q: want opencode (its HTTP API), acp (the Agent Client Protocol on standard streams) or command (a program that ends)", name, a.Driver)
+		case a.other() && len(a.Command) == 0:
+			return fmt.Errorf("agents.%s.command: the driver %s wants the program and its arguments, like [\"goose\", \"acp\"]", name, a.Driver)
 		case a.Model != "" && !modelName.MatchString(a.Model):
 			return fmt.Errorf("agents.%s.model = %q: want the model's name as its provider writes it", name, a.Model)
 		case len(a.Command) > 0 && a.Command[0] == "":

@@ -40,6 +40,24 @@ const (
 	modelKey = "sk-e2e-3f1f1c0a9d7e4b52"
 )
 
+// otherAgents are spoken to by other drivers than opencode's. The plain one thinks
+// nothing: it does the scripted model's default task by itself.
+const otherAgents = `[agents.protocol]
+driver = "acp"
+command = ["opencode", "acp"]
+
+[agents.plain]
+driver = "command"
+command = ["sh", "-ec", """
+printf %s "$(sed -n 's/^nonce: //p' "$1" | tr -cd A-Za-z0-9)" | sha256sum | cut -d' ' -f1 >NONCE.sha256
+git add -A
+git commit -qm 'Write down the proof'
+git push -q origin "HEAD:$DEVAIPOD_BRANCH"
+echo pushed by a program
+""", "plain", "{prompt_file}"]
+
+`
+
 // suite is what the scripts share.
 type suite struct {
 	*testkit.Stack
@@ -223,7 +241,7 @@ func (s *suite) prepare(ctx context.Context) error {
 	}
 	c := testkit.StackConfig{
 		Instance: "t" + strings.ToLower(rand.Text()[:6]), Root: root, Bin: filepath.Join(s.World.Dir, "bin"),
-		Resync: "10s", Memory: "1500MiB", Person: person, Nested: person + "/image", ModelAPI: "openai", ModelName: modelName, ModelKey: "model",
+		Resync: "10s", Memory: "1500MiB", Person: person, Nested: person + "/image", ModelAPI: "openai", ModelName: modelName, ModelKey: "model", Agents: otherAgents,
 	}
 	if c.ForgeListen, err = testkit.FreeAddr(""); err != nil {
 		return err

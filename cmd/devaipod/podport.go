@@ -178,6 +178,9 @@ func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summa
 	for _, st := range s.Setups {
 		setups = append(setups, reconcile.Setup(st))
 	}
+	for i, c := range s.Choices {
+		s.Question += fmt.Sprintf("\n%d. %s", i+1, c.Name)
+	}
 	return reconcile.Summary{
 		Blocked: blocked, Setups: setups,
 		State: reconcile.AgentState(s.State), Since: s.Since, Cause: reconcile.Cause(s.Cause), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
@@ -349,7 +352,7 @@ func (p *podPort) rules(spec pods.Spec) mirror.Rules {
 			if err != nil {
 				now = spec
 			}
-			return mirror.Pusher{Pod: p.manager.Name(spec.Key), Issue: k.String(), Task: now.Pin.TextHash, Agent: pods.AgentName, Model: now.Model.Name, Tokens: p.tokens(spec.Key)}
+			return mirror.Pusher{Pod: p.manager.Name(spec.Key), Issue: k.String(), Task: now.Pin.TextHash, Agent: now.AgentName(), Model: now.Model.Name, Tokens: p.tokens(spec.Key)}
 		},
 	}
 }

@@ -216,8 +216,8 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pod
 		Key: pods.Key(t.Key), RepoID: t.RepoID, Dev: wanted.dev, Recipe: s.cfg.recipeOf(wanted),
 		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt + checksText(wanted.dev.Agent.Checks), Stall: s.cfg.Agent.Stall},
 		Branch: t.Branch, Base: t.Base,
-		Model:      podfile.Model{API: s.cfg.Model.API, Name: agent.Model, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
-		AgentImage: agent.Image, AgentCommand: agent.Command, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,
+		Model: podfile.Model{API: s.cfg.Model.API, Name: agent.Model, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
+		Agent: agent.Name, Driver: agent.Driver, AgentImage: agent.Image, AgentCommand: agent.Command, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,
 		Pin:     pods.Pin{TextHash: t.TextHash, Labeler: t.Trigger.User, EventID: t.Trigger.ID, At: t.Trigger.At},
 		GitName: s.creds.Bot, GitEmail: s.creds.Bot + "@noreply.localhost",
 	}, nil
