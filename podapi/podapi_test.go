@@ -311,3 +311,39 @@ func stream(t *testing.T, c *podapi.Client, query, lastID string) func() podapi.
 		return podapi.Event{}
 	}
 }
+
+func TestWhatAPersonChooses(t *testing.T) {
+	choices := []podapi.Choice{{ID: "once", Name: "Allow once"}, {ID: "2", Name: "Never"}}
+	for text, want := range map[string]string{
+		"once": "once", " Allow Once. ": "once", "1": "once", "never!": "2", "2": "2", "0": "", "3": "", "": "", "allow": "", "once more": "",
+	} {
+		if got, ok := podapi.Choose(choices, text); got.ID != want || ok != (want != "") {
+			t.Errorf("%q is %+v, want %q", text, got, want)
+		}
+	}
+}
+
+func TestABookThatCannotBeReadBeginsAnewAndIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "book")
+	write := func(path string, b []byte) error { return os.WriteFile(path, b, 0o600) }
+	if err := write(path, []byte(`{"key":"k","turn":`)); err != nil {
+		t.Fatal(err)
+	}
+	open := func() *podapi.Book {
+		return podapi.OpenBook(path, write, "k", "the task", slog.New(slog.DiscardHandler))
+	}
+	b := open()
+	if p := b.Page(); p.Turn != "" || len(p.Waiting) != 1 || p.Waiting[0] != "the task" {
+		t.Errorf("%+v", p)
+	}
+	b.Change(func(p *podapi.Page) { p.Begin() })
+	for n := range 200 {
+		if err := b.Add("more"); (err != nil) != (n >= 100) {
+			t.Fatalf("message %d: %v", n, err)
+		}
+	}
+	b.End(podapi.Summary{State: podapi.Done, Message: "did it"})
+	if p := open().Page(); p.Turn != "" || p.Turns != 1 || len(p.Waiting) != 100 || p.Last.Message != "did it" {
+		t.Errorf("%+v", p)
+	}
+}

@@ -4,12 +4,11 @@
 // there on; DELETE /run ends the program and all that it has started.
 package wire
 
+// Bounds, in bytes.
 const (
-	// MaxMessage bounds a message, in bytes.
 	MaxMessage = 2 << 20
-	// MaxOutput is the most output of one answer, Kept what there is of the newest.
-	MaxOutput = 64 << 10
-	Kept      = 1 << 20
+	MaxOutput  = 64 << 10 // of one answer
+	Kept       = 1 << 20  // of the newest output, at least
 )
 
 // A Run is how the program does. What is said here comes out of a hostile container.
