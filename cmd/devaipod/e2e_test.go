@@ -48,7 +48,11 @@ command = ["opencode", "acp"]
 
 [agents.plain]
 driver = "command"
-command = ["sh", "-ec", """
+command = ["bash", "-ec", """
+exec 3<>/dev/tcp/127.0.0.1/8099 # its model is where its variables say
+printf 'GET %s/models HTTP/1.1\\r\\nHost: gate\\r\\nAuthorization: Bearer %s\\r\\nConnection: close\\r\\n\\r\\n' "${OPENAI_BASE_URL#http://127.0.0.1:8099}" "$OPENAI_API_KEY" >&3
+read -r answer <&3
+[[ $answer == *' 200 '* ]]
 printf %s "$(sed -n 's/^nonce: //p' "$1" | tr -cd A-Za-z0-9)" | sha256sum | cut -d' ' -f1 >NONCE.sha256
 git add -A
 git commit -qm 'Write down the proof'
