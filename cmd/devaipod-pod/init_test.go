@@ -102,6 +102,7 @@ func TestWhatTheCommandLineRefuses(t *testing.T) {
 		"an unknown command":           {"dance"},
 		"a shim of no role":            {"shim"},
 		"a shim of an unknown role":    {"shim", "king"},
+		"a shim of an unknown driver":  {"shim", "agent", "--driver", "dance", "--", "true"},
 		"an unknown flag":              {"control", "--dance"},
 		"a relay to nowhere":           {"relay", "--listen", "127.0.0.1:0"},
 		"a relay beyond loopback":      {"relay", "--listen", "0.0.0.0:0", "--to", "/x"},

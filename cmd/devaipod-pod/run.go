@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
@@ -102,6 +103,9 @@ func runShim(ctx context.Context, args []string, stderr io.Writer, log *slog.Log
 	f.StringVar(&cfg.Driver, "driver", podfile.DriverOpencode, "how the agent is spoken to: opencode, acp or command")
 	if err := f.Parse(args[1:]); err != nil {
 		return 2, err
+	}
+	if !slices.Contains([]string{podfile.DriverOpencode, podfile.DriverACP, podfile.DriverCommand}, cfg.Driver) {
+		return 2, fmt.Errorf("shim: --driver %s: want opencode, acp or command", cfg.Driver)
 	}
 	cfg.Command = f.Args()
 	return shim.Run(ctx, cfg)
