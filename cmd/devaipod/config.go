@@ -190,14 +190,11 @@ func defaults() map[string]any {
 		"budget.money":            "10",
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
-		"notify.url":              "",
-		"notify.format":           notifyJSON,
-		"notify.on":               []string{"asking", "review", "failed"},
-		"notify.secret":           "",
 		"prune.image_age":         "720h",
 		"prune.disk_watermark":    "90%",
 	}
 	maps.Copy(all, imageDefaults())
+	maps.Copy(all, notifyDefaults())
 	return all
 }
 

@@ -34,6 +34,10 @@ const (
 	notifyNtfy = "ntfy"
 )
 
+func notifyDefaults() map[string]any {
+	return map[string]any{"notify.url": "", "notify.format": notifyJSON, "notify.on": []string{"asking", "review", "failed"}, "notify.secret": ""}
+}
+
 func (n notifyConfig) check() error {
 	if n.URL == "" {
 		return nil

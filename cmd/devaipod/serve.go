@@ -151,15 +151,20 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if s.happened, err = openChronicle(a.cfg.file(eventsFile), a.log); err != nil {
 		return nil, err
 	}
-	s.loop, err = reconcile.New(reconcile.Config{
-		Forge: forgePort{client: client, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: creds.Bot, prepare: s.prepareWanted()},
-		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{creds.Bot, creds.Service}, Max: a.cfg.Agent.Max,
-		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
-	})
-	if err != nil {
+	if err := s.newLoop(a); err != nil {
 		return nil, err
 	}
 	return s, s.newSite(a)
+}
+
+// newLoop makes the loop over issues and pods.
+func (s *service) newLoop(a *app) (err error) {
+	s.loop, err = reconcile.New(reconcile.Config{
+		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, prepare: s.prepareWanted()},
+		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
+		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
+	})
+	return err
 }
 
 // newManager makes what makes pods, and what says what each of them may do.
