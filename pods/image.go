@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,7 +29,21 @@ type Box struct {
 	Git      bool   `json:"git,omitempty"`
 	Path     string `json:"path,omitempty"`     // the image's PATH
 	Writable bool   `json:"writable,omitempty"` // its root
+	// UID and GID are of the user that it runs as; 0 for the usual one.
+	UID int `json:"uid,omitempty"`
+	GID int `json:"gid,omitempty"`
 }
+
+// user is whom its containers run as.
+func (b Box) user() string {
+	if b.UID == 0 {
+		return agentUser
+	}
+	return fmt.Sprintf("%d:%d", b.UID, b.GID)
+}
+
+// owner is whose its volumes are.
+func (b Box) owner() int { return cmp.Or(b.UID, agentID) }
 
 // usualHome is the agent's in its own image, and in others that have none.
 const usualHome = "/home/agent"
@@ -62,18 +77,21 @@ func (m *Manager) choose(ctx context.Context, s *Spec) error {
 		}
 	}
 	var err error
-	if s.AgentBox, err = m.box(ctx, *s, agent); err != nil {
+	if s.AgentBox, err = m.box(ctx, *s, agent, ""); err != nil {
 		return err
 	}
-	s.WorkspaceBox = s.AgentBox
-	if workspace != agent {
-		s.WorkspaceBox, err = m.box(ctx, *s, workspace)
+	if s.WorkspaceBox, err = m.box(ctx, *s, workspace, s.Dev.WorkspaceUser()); err != nil {
+		return err
 	}
-	return err
+	if was, err := readSpec(m.RunDir(s.Key)); err == nil { // volumes that are there may be another's
+		s.OtherUser = s.OtherUser || was.OtherUser || was.WorkspaceBox.owner() != s.WorkspaceBox.owner()
+	}
+	return nil
 }
 
-// box looks at one image.
-func (m *Manager) box(ctx context.Context, s Spec, ref string) (Box, error) {
+// box looks at one image. A user, by name or number, is whom its containers are to run
+// as; "" is the usual one.
+func (m *Manager) box(ctx context.Context, s Spec, ref, user string) (Box, error) {
 	own := ref == s.AgentImage
 	info, ok, err := m.images.ImageInfo(ctx, ref)
 	switch {
@@ -87,7 +105,7 @@ func (m *Manager) box(ctx context.Context, s Spec, ref string) (Box, error) {
 		return Box{}, &ImageError{ref, fmt.Errorf("it is for %s/%s and this machine is %s/%s; use one for this machine", info.OS, info.Arch, runtime.GOOS, runtime.GOARCH)}
 	}
 	b := Box{Image: ref, Home: usualHome, Writable: s.WritableRoot}
-	if own {
+	if own { // it has one user
 		return b, nil
 	}
 	if b.Guest = true; runtime.GOARCH != "amd64" {
@@ -104,8 +122,18 @@ func (m *Manager) box(ctx context.Context, s Spec, ref string) (Box, error) {
 		return Box{}, &ImageError{ref, err}
 	}
 	b.Git, b.Writable, b.Path = !seen.HasGit(), s.WritableRoot || seen.writable, usualPath
-	if seen.Home != "" {
-		b.Home, b.OwnHome = seen.Home, true
+	home := seen.Home
+	if user != "" {
+		a, ok := seen.Account(user)
+		if !ok {
+			return Box{}, &ImageError{ref, fmt.Errorf("it has no user %s that a pod may run as, and %s wants that (remoteUser); make one in the image, with a number from 500 to 59999, or take the line out", user, s.Dev.File)}
+		}
+		if home = a.Home; a.UID != agentID {
+			b.UID, b.GID = a.UID, a.GID
+		}
+	}
+	if home != "" {
+		b.Home, b.OwnHome = home, true
 	}
 	for _, kv := range info.Env {
 		if path, ok := strings.CutPrefix(kv, "PATH="); ok {

@@ -179,7 +179,9 @@ func (m *Manager) build(ctx context.Context, s Spec, t tokens) (changed bool, er
 	for _, v := range append(m.volumesOf(s.Key), s.mountVolumes(p.Name)...) {
 		vol := backend.Volume{Name: v, Labels: kept, Sockets: strings.HasSuffix(v, "-sock")}
 		if !vol.Sockets { // those are control's, who is root
-			vol.Owner = agentID
+			if vol.Owner = agentID; !strings.HasPrefix(v, p.Name+"-agent-") && v != p.Name+"-saver" {
+				vol.Owner = s.WorkspaceBox.owner()
+			}
 		}
 		p.Volumes = append(p.Volumes, vol)
 	}

@@ -56,6 +56,9 @@ type Spec struct {
 	Borrow string
 	// What was found out about the images. Ensure sets them.
 	AgentBox, WorkspaceBox Box
+	// OtherUser says that the workspace's volumes were made for another user than it has
+	// now: they become this one's.
+	OtherUser bool `json:",omitempty"`
 	// Dev is what the repository's devcontainer.json says, and Recipe what else its
 	// pods are to be like.
 	Dev    devcontainer.Config `json:"dev"`
@@ -249,6 +252,9 @@ func (m *Manager) workspace(s Spec, t tokens) backend.Container {
 	name := Name(m.cfg.Instance, s.Key)
 	c := m.inBox(s, s.WorkspaceBox, name+"-workspace", name+"-workspace-home", name+"-workspace-sock", t.Workspace)
 	c.Command = []string{"shim", "workspace"}
+	for i, mount := range c.Mounts {
+		c.Mounts[i].Chown = s.OtherUser && mount.Kind == backend.VolumeMount && mount.Target != podfile.SocketDir
+	}
 	return c
 }
 
@@ -256,7 +262,7 @@ func (m *Manager) workspace(s Spec, t tokens) backend.Container {
 // a volume to work in, a home, and a socket to the gate.
 func (m *Manager) inBox(s Spec, b Box, workspace, home, sock, token string) backend.Container {
 	c := backend.Container{
-		Image: b.Image, ReadOnly: !b.Writable, Entrypoint: []string{podfile.BinaryPath}, Network: backend.NoNetwork, User: agentUser, WorkDir: "/workspace",
+		Image: b.Image, ReadOnly: !b.Writable, Entrypoint: []string{podfile.BinaryPath}, Network: backend.NoNetwork, User: b.user(), WorkDir: "/workspace",
 		Env: map[string]string{
 			"HOME": b.Home, "TERM": "dumb", "LANG": "C.UTF-8",
 			podfile.EnvToken: token, podfile.EnvRepo: s.Owner + "/" + s.Repo, podfile.EnvBranch: s.Branch, podfile.EnvBase: s.Base,

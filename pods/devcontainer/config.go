@@ -28,8 +28,8 @@ type Config struct {
 	// are to be taken away from them.
 	RemoteEnv   map[string]string `json:"remote_env,omitempty"`
 	RemoteUnset []string          `json:"remote_unset,omitempty"`
-	// User is the one that everything runs as: remoteUser, or else containerUser; ""
-	// for the image's.
+	// User is whom the workspace's container runs as: remoteUser, or else containerUser,
+	// by name or number; "" for the usual one. See [Config.WorkspaceUser].
 	User string `json:"user,omitempty"`
 	// WorkspaceFolder is a directory in the clone, or the clone: an absolute path.
 	WorkspaceFolder string    `json:"workspace_folder"`
@@ -45,6 +45,14 @@ type Config struct {
 
 	// Unsupported tells what of the file does not hold: "PROPERTY: why".
 	Unsupported []string `json:"unsupported,omitempty"`
+}
+
+// WorkspaceUser is User, but for root, as whom nothing runs.
+func (c Config) WorkspaceUser() string {
+	if c.User == "root" || c.User == "0" {
+		return ""
+	}
+	return c.User
 }
 
 // A Build is how the image is built. Paths are the repository's, with slashes.

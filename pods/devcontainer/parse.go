@@ -154,6 +154,10 @@ func (r *reader) finish() {
 		}
 		r.c.User = r.remoteUser
 	}
+	if r.c.WorkspaceUser() != "" && r.c.Image == "" && r.c.Build == nil && r.find("dockerComposeFile") == nil {
+		r.unsupported("remoteUser", "the file names no image; the agent's has one user, 1000")
+		r.c.User = ""
+	}
 	slices.SortFunc(r.c.Lifecycle.Stages, func(a, b Stage) int { return slices.Index(Stages, a.Name) - slices.Index(Stages, b.Name) })
 }
 
@@ -261,7 +265,7 @@ func (r *reader) user(key string, v hujson.Value) {
 		r.fail(v, key, "want the name or number of a user")
 	}
 	if name == "root" || name == "0" {
-		r.unsupported(key, "refused; a pod's containers run as user 1000, without privileges")
+		r.unsupported(key, "refused; nothing in a pod runs as root; without it the user is 1000")
 	}
 	if key == "remoteUser" {
 		r.remoteUser = name

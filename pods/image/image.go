@@ -38,9 +38,36 @@ type Facts struct {
 	// Home is the directory of the user that the container runs as, by the image's
 	// own accounts; "" when it has no such user or directory.
 	Home string `json:"home,omitempty"`
-	CAs  string `json:"cas,omitempty"` // the file of certificate authorities
+	// Accounts are the image's users, but for the system's and root.
+	Accounts []Account `json:"accounts,omitempty"`
+	CAs      string    `json:"cas,omitempty"` // the file of certificate authorities
 	// Tool says why a program of the injected tools does not run, "" when it does.
 	Tool string `json:"tool,omitempty"`
+}
+
+// An Account is a user of the image, by its passwd(5).
+type Account struct {
+	Name string `json:"name"`
+	UID  int    `json:"uid"`
+	GID  int    `json:"gid"`
+	Home string `json:"home,omitempty"` // as Facts' Home
+}
+
+// The numbers that an account may have, and how many there may be.
+const (
+	minUID      = 500
+	maxUID      = 60_000
+	maxAccounts = 50
+)
+
+// Account is the one with a name or number.
+func (f Facts) Account(user string) (Account, bool) {
+	for _, a := range f.Accounts {
+		if a.Name == user || strconv.Itoa(a.UID) == user {
+			return a, true
+		}
+	}
+	return Account{}, false
 }
 
 // CABundles are where distributions keep the authorities that a system trusts:
@@ -53,7 +80,10 @@ const patience = 20 * time.Second
 // Look looks at the system that this process is in, whose root is root ("/", but in
 // tests). git is the path of the injected one.
 func Look(ctx context.Context, root, git string, uid int) Facts {
-	f := Facts{LibC: libC(root), Home: home(root, uid)}
+	f := Facts{LibC: libC(root), Accounts: accounts(root)}
+	if own, ok := f.Account(strconv.Itoa(uid)); ok {
+		f.Home = own.Home
+	}
 	for _, file := range CABundles {
 		if info, err := os.Stat(filepath.Join(root, file)); err == nil && info.Mode().IsRegular() && info.Size() > 0 {
 			f.CAs = file
@@ -109,25 +139,42 @@ func libC(root string) string {
 	return ""
 }
 
-// home is the directory of a user in passwd(5), if it is one of its own.
-func home(root string, uid int) string {
+// accounts reads passwd(5).
+func accounts(root string) (out []Account) {
 	file, err := os.Open(filepath.Join(root, "etc/passwd"))
 	if err != nil {
-		return ""
+		return nil
 	}
 	defer file.Close()
-	for lines := bufio.NewScanner(file); lines.Scan(); {
+	for lines := bufio.NewScanner(file); lines.Scan() && len(out) < maxAccounts; {
 		field := strings.Split(lines.Text(), ":")
-		if len(field) != 7 || field[2] != strconv.Itoa(uid) {
+		if len(field) != 7 {
 			continue
 		}
-		dir := path.Clean(field[5])
-		if info, err := os.Stat(filepath.Join(root, dir)); err != nil || !info.IsDir() || !ownHome.MatchString(dir) {
-			return ""
+		uid, err := strconv.Atoi(field[2])
+		gid, err2 := strconv.Atoi(field[3])
+		a := Account{Name: field[0], UID: uid, GID: gid, Home: home(root, field[5])}
+		if err == nil && err2 == nil && a.sane() {
+			out = append(out, a)
 		}
-		return dir
 	}
-	return ""
+	return out
+}
+
+// accountName is what a user is called (useradd(8)).
+var accountName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9._-]{0,31}$`)
+
+func (a Account) sane() bool {
+	return accountName.MatchString(a.Name) && a.UID >= minUID && a.UID < maxUID && a.GID > 0 && a.GID < maxUID && (a.Home == "" || ownHome.MatchString(a.Home))
+}
+
+// home is a user's directory, if it is there and one of its own.
+func home(root, dir string) string {
+	dir = path.Clean(dir)
+	if info, err := os.Stat(filepath.Join(root, dir)); err != nil || !info.IsDir() || !ownHome.MatchString(dir) {
+		return ""
+	}
+	return dir
 }
 
 // ownHome is what a volume may be mounted over.
@@ -167,6 +214,11 @@ func Parse(log []byte) (Facts, error) {
 			}
 			if f.Home != "" && !ownHome.MatchString(f.Home) {
 				return Facts{}, fmt.Errorf("its home %.100q", f.Home)
+			}
+			for _, a := range f.Accounts {
+				if !a.sane() {
+					return Facts{}, fmt.Errorf("its account %.100q", a.Name)
+				}
 			}
 			return f, nil
 		}

@@ -3,6 +3,7 @@ package image_test
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -34,6 +35,7 @@ func rooted(t *testing.T, files map[string]string) string {
 
 func TestWhatAnImageHas(t *testing.T) {
 	const passwd = "root:x:0:0:root:/root:/bin/sh\n"
+	homeless := image.Facts{Accounts: []image.Account{{Name: "dev", UID: 1000, GID: 1000}}}
 	for name, tt := range map[string]struct {
 		files map[string]string
 		want  image.Facts
@@ -41,18 +43,21 @@ func TestWhatAnImageHas(t *testing.T) {
 		"nothing":             {nil, image.Facts{}},
 		"musl":                {map[string]string{"lib/ld-musl-x86_64.so.1": ""}, image.Facts{LibC: image.Musl}},
 		"glibc":               {map[string]string{"lib64/ld-linux-x86-64.so.2": ""}, image.Facts{LibC: image.Glibc}},
-		"a user with a home":  {map[string]string{"etc/passwd": passwd + "dev:x:1000:1000::/home/dev:/bin/sh\n", "home/dev/": ""}, image.Facts{Home: "/home/dev"}},
-		"one without":         {map[string]string{"etc/passwd": passwd + "dev:x:1000:1000::/home/dev:/bin/sh\n"}, image.Facts{}},
-		"one whose home is /": {map[string]string{"etc/passwd": "dev:x:1000:1000::/:/bin/sh\n"}, image.Facts{}},
-		"one that climbs":     {map[string]string{"etc/passwd": "dev:x:1000:1000::/home/../etc:/bin/sh\n"}, image.Facts{}},
-		"one below root's":    {map[string]string{"etc/passwd": "dev:x:1000:1000::/root/x:/bin/sh\n", "root/x/": ""}, image.Facts{}},
-		"other users":         {map[string]string{"etc/passwd": passwd + "a:x:10001:1::/home/a:/\nb:x:1:1000::/home/b:/\n:::\n", "home/a/": "", "home/b/": ""}, image.Facts{}},
-		"authorities":         {map[string]string{"etc/pki/tls/certs/ca-bundle.crt": "x"}, image.Facts{CAs: "/etc/pki/tls/certs/ca-bundle.crt"}},
-		"an empty file":       {map[string]string{"etc/ssl/cert.pem": ""}, image.Facts{}},
+		"a user with a home":  {map[string]string{"etc/passwd": passwd + "dev:x:1000:1000::/home/dev:/bin/sh\n", "home/dev/": ""}, image.Facts{Home: "/home/dev", Accounts: []image.Account{{"dev", 1000, 1000, "/home/dev"}}}},
+		"one without":         {map[string]string{"etc/passwd": passwd + "dev:x:1000:1000::/home/dev:/bin/sh\n"}, homeless},
+		"one whose home is /": {map[string]string{"etc/passwd": "dev:x:1000:1000::/:/bin/sh\n"}, homeless},
+		"one that climbs":     {map[string]string{"etc/passwd": "dev:x:1000:1000::/home/../etc:/bin/sh\n"}, homeless},
+		"one below root's":    {map[string]string{"etc/passwd": "dev:x:1000:1000::/root/x:/bin/sh\n", "root/x/": ""}, homeless},
+		"other users": {
+			map[string]string{"etc/passwd": passwd + "a:x:10001:1::/home/a:/\nb:x:1:1000::/home/b:/\n:::\nnobody:x:65534:65534::/:/\n-c:x:1002:1002::/:/\nd:x:1003:0::/:/\n", "home/a/": "", "home/b/": ""},
+			image.Facts{Accounts: []image.Account{{"a", 10001, 1, "/home/a"}}},
+		},
+		"authorities":   {map[string]string{"etc/pki/tls/certs/ca-bundle.crt": "x"}, image.Facts{CAs: "/etc/pki/tls/certs/ca-bundle.crt"}},
+		"an empty file": {map[string]string{"etc/ssl/cert.pem": ""}, image.Facts{}},
 	} {
 		got := image.Look(t.Context(), rooted(t, tt.files), "", 1000)
 		got.Git, got.Shell = "", "" // this machine's
-		if got != tt.want {
+		if !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
 		}
 	}

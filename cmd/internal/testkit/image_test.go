@@ -185,6 +185,50 @@ git init -q /tmp/a; cd /tmp/a; git commit -q --allow-empty -m m; git clone -q fi
 	}
 }
 
+// The workspace runs as the user of the image that devcontainer.json names, whose its
+// volumes become; the agent as ever.
+func TestTheWorkspacesUser(t *testing.T) {
+	must(t, agentImage())
+	m, tools := podManager(t, "itsuser")
+	ref := build(t, "its-user", append(busyboxEntries(t),
+		entry{name: "etc/passwd", text: "root:x:0:0::/root:/bin/sh\ndev:x:1234:1200::/home/dev:/bin/sh\nvscode:x:1000:1000::/home/vscode:/bin/sh\n"},
+		entry{name: "home/dev/.profile", text: "mine\n"}))
+	k := pods.Key{Owner: "ann", Repo: "any", Issue: 1}
+	s := imageSpec(tools, ref, k)
+	s.Dev.File = ".devcontainer.json"
+	t.Cleanup(func() { must(t, m.Remove(context.WithoutCancel(t.Context()), k)) })
+	as := func(role, uid, home string) {
+		t.Helper()
+		out, err := world.Podman(t.Context(), "exec", m.Name(k)+"-"+role, "sh", "-ec", `id; echo "home $HOME"; touch "$HOME/x" /workspace/x; git init -q /workspace/a; git -C /workspace/a status`)
+		if err != nil || !strings.Contains(out, "uid="+uid) || !strings.Contains(out, "home "+home+"\n") {
+			t.Errorf("%s: %v\n%s", role, err, out)
+		}
+	}
+	for _, user := range []string{"dev", "root", "1234"} {
+		s.Dev.User = user
+		must(t, ensure(t, m, s))
+		as("agent", "1000", "/home/agent")
+		if user == "" || user == "root" {
+			as("workspace", "1000", "/home/agent")
+			continue
+		}
+		as("workspace", "1234(dev) gid=1200", "/home/dev")
+		if out, err := world.Podman(t.Context(), "exec", m.Name(k)+"-workspace", "cat", "/home/dev/.profile"); err != nil || out != "mine\n" {
+			t.Errorf("the home of the image: %q, %v", out, err)
+		}
+		if _, err := m.Inventory(t.Context(), k); err != nil {
+			t.Errorf("looking into it: %v", err)
+		}
+	}
+	for _, user := range []string{"nobody", "daemon", "65534"} {
+		s.Dev.User = user
+		var image *pods.ImageError
+		if err := ensure(t, m, s); !errors.As(err, &image) || !strings.Contains(err.Error(), "it has no user "+user+" that a pod may run as, and .devcontainer.json wants that") {
+			t.Errorf("%s: %v", user, err)
+		}
+	}
+}
+
 // serves starts the agent in a container, without the shim, which waits for a service.
 func serves(t *testing.T, container string) {
 	t.Helper()
