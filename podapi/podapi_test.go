@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -93,6 +94,34 @@ func get(t *testing.T, c *podapi.Client, path string) string {
 		t.Fatalf("%s: %s, %v", path, resp.Status, err)
 	}
 	return string(b)
+}
+
+// probed is a driver with probes of its own.
+type probed struct {
+	*driver
+	probes []podapi.Probe
+}
+
+func (p probed) Probes(context.Context) []podapi.Probe { return p.probes }
+
+func TestEachProbeIsTold(t *testing.T) {
+	for _, tt := range []struct {
+		sum    podapi.Summary
+		probes []podapi.Probe
+		want   string
+	}{
+		{podapi.Summary{State: podapi.Working}, nil, "200 agent: ok\n"},
+		{podapi.Summary{State: podapi.Starting}, nil, "503 agent: starting\n"},
+		{podapi.Summary{State: podapi.Failed, Cause: podapi.CauseModel, Error: "no key"}, nil, "200 agent: ok\n"},
+		{podapi.Summary{State: podapi.Failed, Cause: podapi.CauseSilent, Error: "mute\x00 for\n2m"}, nil, "503 agent: mute\x00 for 2m\n"},
+		{podapi.Summary{State: podapi.Done}, []podapi.Probe{{Name: "clone"}, {Name: "model", Err: errors.New("refused\nhere")}}, "503 agent: ok\nclone: ok\nmodel: refused here\n"},
+	} {
+		w := httptest.NewRecorder()
+		podapi.NewServer(probed{&driver{sum: tt.sum}, tt.probes}, &podapi.Journal{}, quiet).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		if got := fmt.Sprintf("%d %s", w.Code, w.Body); got != tt.want {
+			t.Errorf("%+v: %q, want %q", tt.sum, got, tt.want)
+		}
+	}
 }
 
 // What a person says is among the messages, and all of it in the transcript.

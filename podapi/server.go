@@ -1,6 +1,7 @@
 package podapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -75,12 +76,33 @@ type server struct {
 	log     *slog.Logger
 }
 
+// probeWithin is how long all probes may take.
+const probeWithin = 5 * time.Second
+
+// ready tells of each probe by name, a line each.
 func (s *server) ready(c *gin.Context) {
-	if s.driver.Summary().State == Starting {
-		c.String(http.StatusServiceUnavailable, "the agent is starting\n")
-		return
+	ctx, cancel := context.WithTimeout(c.Request.Context(), probeWithin)
+	defer cancel()
+	agent := Probe{Name: "agent"}
+	switch sum := s.driver.Summary(); {
+	case sum.State == Starting:
+		agent.Err = errors.New("starting")
+	case sum.Cause == CauseSilent:
+		agent.Err = errors.New(Line(sum.Error, 300))
 	}
-	c.String(http.StatusOK, "ok\n")
+	probes := []Probe{agent}
+	if d, ok := s.driver.(Probed); ok {
+		probes = append(probes, d.Probes(ctx)...)
+	}
+	status, text := http.StatusOK, ""
+	for _, p := range probes {
+		word := "ok"
+		if p.Err != nil {
+			status, word = http.StatusServiceUnavailable, Line(p.Err.Error(), 500)
+		}
+		text += p.Name + ": " + word + "\n"
+	}
+	c.String(status, "%s", text)
 }
 
 // events streams the journal as server-sent events (WHATWG HTML, 9.2), from

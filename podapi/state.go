@@ -113,6 +113,18 @@ type Driver interface {
 	Stop(ctx context.Context) error
 }
 
+// Probed is a driver that can tell what of a pod is not as it should be.
+type Probed interface {
+	// Probes are looked at now, and within ctx.
+	Probes(ctx context.Context) []Probe
+}
+
+// A Probe is something that a pod needs to be ready.
+type Probe struct {
+	Name string
+	Err  error // nil when it is as it should be
+}
+
 // Cloned is a driver that can tell how the agent's clone stands.
 type Cloned interface {
 	// GitStatus is JSON, as /git/status answers it, or [ErrNothingSaved].

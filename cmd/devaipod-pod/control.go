@@ -155,6 +155,16 @@ type watched struct {
 	service *http.Client
 }
 
+// Probes implements [podapi.Probed].
+func (w watched) Probes(ctx context.Context) []podapi.Probe {
+	clone := podapi.Probe{Name: "clone"}
+	// The shim clones, and then tells of its setup and starts the agent.
+	if _, told := w.gate.Setups()[gate.Agent]; !told && w.Driver.Summary().State == podapi.Starting {
+		clone.Err = errors.New("not there yet, as far as the agent's container tells")
+	}
+	return []podapi.Probe{clone, {Name: "model", Err: w.gate.Reach(ctx)}}
+}
+
 // GitStatus implements [podapi.Cloned]: the service has what is saved.
 func (w watched) GitStatus(ctx context.Context) (json.RawMessage, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://service"+podfile.GitStatusPath, nil)

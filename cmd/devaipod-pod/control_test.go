@@ -146,12 +146,22 @@ const used110 = `{"usage":{"prompt_tokens":100,"completion_tokens":10}}`
 
 func answers(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, used110) }
 
-// How the agent's clone stands, the service knows: what it says is passed on, and what
-// it does not know is said.
-func TestTheStateOfTheCloneIsTheServices(t *testing.T) {
+// Each probe is told by name. How the agent's clone stands, the service knows: what it
+// says is passed on, and what it does not know is said.
+func TestReadinessAndTheStateOfTheClone(t *testing.T) {
 	l := newLone(t, answers)
 	l.start()
 	api := podapi.NewClient(l.path("run/" + podfile.ControlSocket)).Through(conform.Transport)
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://pod/readyz", nil)
+	l.must(err)
+	resp, err := api.Transport().RoundTrip(req)
+	l.must(err)
+	defer resp.Body.Close()
+	probes, err := io.ReadAll(resp.Body)
+	l.must(err)
+	if got := string(probes); resp.StatusCode != http.StatusServiceUnavailable || !strings.HasPrefix(got, "agent: starting\nclone: not there yet") || !strings.HasSuffix(got, "\nmodel: ok\n") {
+		t.Errorf("%s %q", resp.Status, got)
+	}
 	if _, err := api.GitStatus(t.Context()); err == nil || !strings.Contains(err.Error(), "asking the service") {
 		t.Errorf("with no service: %v", err)
 	}

@@ -516,3 +516,32 @@ func TestAModelOfTheHostIsDialledByTheService(t *testing.T) {
 		t.Errorf("the service saw %s and %d more", first, len(dials))
 	}
 }
+
+// Whether the model can be reached is found out without a request.
+func TestWhetherTheModelIsThere(t *testing.T) {
+	p := newPlace(t, podfile.APIOpenAI, func(http.ResponseWriter, *http.Request) {})
+	if err := p.gate.Reach(t.Context()); err != nil || len(p.modelSaw) > 0 {
+		t.Errorf("%v, and it saw %d requests", err, len(p.modelSaw))
+	}
+	// By way of the service, which does not let this one through.
+	p.config.File.Model.ViaService = true
+	if err := p.gate.Reach(t.Context()); err == nil || !strings.Contains(err.Error(), "connecting to the model at 127.0.0.1:") {
+		t.Errorf("by the service: %v", err)
+	}
+	p.config.File.Model.ViaService = false
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.config.File.Model.BaseURL = "http://" + l.Addr().String() + "/v1"
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g, err := gate.New(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Reach(t.Context()); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("where nobody listens: %v", err)
+	}
+}

@@ -3,6 +3,7 @@ package gate
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -351,6 +352,20 @@ func stream(dst io.Writer, w http.ResponseWriter, r io.Reader, head *bytes.Buffe
 			return err
 		}
 	}
+}
+
+// Reach tells why no connection to the model can be made now, nil when one can. It
+// sends nothing.
+func (g *Gate) Reach(ctx context.Context) error {
+	dial := new(net.Dialer).DialContext
+	if g.cfg.File.Model.ViaService {
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return dialModel(ctx, g.cfg.Service) }
+	}
+	conn, err := dial(ctx, "tcp", net.JoinHostPort(g.model.Hostname(), cmp.Or(g.model.Port(), map[string]string{"http": "80", "https": "443"}[g.model.Scheme])))
+	if err != nil {
+		return fmt.Errorf("connecting to the model at %s: %w", g.model.Host, err)
+	}
+	return conn.Close()
 }
 
 // dialModel reaches a model on the host's loopback through the service: an
