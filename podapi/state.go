@@ -59,6 +59,19 @@ type Summary struct {
 	Setups []Setup `json:"setups,omitempty"`
 	// Model is what the gate saw of the model's traffic.
 	Model Traffic `json:"model"`
+	// Used is what the issue's agents have used of models in all, as the gate counts;
+	// nil where nobody does.
+	Used *Used `json:"used,omitempty"`
+}
+
+// Used is an amount of what a model does. Cost is as people read it: "$0.12".
+type Used struct {
+	Requests int64   `json:"requests,omitempty"`
+	Tokens   int64   `json:"tokens"`
+	Cost     string  `json:"cost,omitempty"`
+	Seconds  float64 `json:"seconds"` // for which the model worked
+	// Budget is what may be used; 0 and "" are no bound.
+	Budget *Used `json:"budget,omitempty"`
 }
 
 // A Choice is an answer that the agent takes: a message that is its ID, its name or

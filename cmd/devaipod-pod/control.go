@@ -68,7 +68,8 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	if err != nil {
 		return err
 	}
-	g, err := gate.New(gate.Config{File: file, CA: ca, Policy: podfile.NewPolicyReader(p.service).Policy, Usage: account, Service: relay.Unix(filepath.Join(p.service, podfile.ServiceSocket)), Log: log})
+	policy, service := podfile.NewPolicyReader(p.service).Policy, relay.Unix(filepath.Join(p.service, podfile.ServiceSocket))
+	g, err := gate.New(gate.Config{File: file, CA: ca, Policy: policy, Usage: account, Service: service, Log: log})
 	if err != nil {
 		return err
 	}
@@ -78,8 +79,8 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		return err
 	}
 	known := watched{driver, g, &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return relay.Unix(filepath.Join(p.service, podfile.ServiceSocket))(ctx)
-	}}}}
+		return service(ctx)
+	}}}, account, policy}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var watching sync.WaitGroup
@@ -153,6 +154,25 @@ type watched struct {
 	podapi.Driver
 	gate    *gate.Gate
 	service *http.Client
+	account *usage.Journal
+	policy  func() (podfile.Policy, error)
+}
+
+// used tells what of the account is used.
+func (w watched) used() *podapi.Used {
+	amount := func(t usage.Totals) *podapi.Used {
+		return &podapi.Used{Requests: t.Requests, Tokens: t.Tokens.Sum(), Cost: t.Cost.String(), Seconds: t.Time.Seconds()}
+	}
+	sum, _ := w.account.Totals()
+	out := amount(sum)
+	if policy, err := w.policy(); err == nil { // without one nothing is used
+		b := policy.Budget
+		out.Budget = &podapi.Used{Tokens: b.Tokens, Seconds: b.Time.Seconds()}
+		if b.Money > 0 {
+			out.Budget.Cost = b.Money.String()
+		}
+	}
+	return out
 }
 
 // Probes implements [podapi.Probed].
@@ -207,6 +227,7 @@ func (noPages) RoundTrip(*http.Request) (*http.Response, error) {
 // Summary tells of both.
 func (w watched) Summary() podapi.Summary {
 	sum := w.Driver.Summary()
+	sum.Used = w.used()
 	for _, b := range w.gate.Blocked() {
 		sum.Blocked = append(sum.Blocked, podapi.Block{Host: b.Host, Port: b.Port, Why: b.Why, Allow: b.Allow, Count: b.Count, Last: b.Last})
 	}

@@ -157,6 +157,13 @@ func TestReadinessAndTheStateOfTheClone(t *testing.T) {
 	resp, err := api.Transport().RoundTrip(req)
 	l.must(err)
 	defer resp.Body.Close()
+	l.must(podfile.WritePolicy(l.path("run"), podfile.Policy{Key: "sk-the-key", Budget: usage.Budget{Tokens: 5_000_000, Money: 2_500_000_000}}))
+	l.chat()
+	sum, err := api.Summary(t.Context())
+	l.must(err)
+	if u := sum.Used; u == nil || u.Requests != 1 || u.Tokens != 110 || u.Budget == nil || u.Budget.Tokens != 5_000_000 || u.Budget.Cost != "$2.50" {
+		t.Errorf("used are %+v", sum.Used)
+	}
 	probes, err := io.ReadAll(resp.Body)
 	l.must(err)
 	if got := string(probes); resp.StatusCode != http.StatusServiceUnavailable || !strings.HasPrefix(got, "agent: starting\nclone: not there yet") || !strings.HasSuffix(got, "\nmodel: ok\n") {
