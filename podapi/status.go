@@ -1,6 +1,7 @@
 package podapi
 
 import (
+	"cmp"
 	"encoding/json"
 	"sync"
 	"time"
@@ -40,6 +41,14 @@ func (s *Status) Set(sum Summary) {
 		s.journal.Add(EventState, text)
 	}
 	s.sum = sum
+}
+
+// FillTimes sets those of a driver's times that are 0: between two looks, with no
+// progress in a turn, and until an agent answers at all, which its setup comes before.
+func FillTimes(poll, stall, silence *time.Duration, setup time.Duration) {
+	*poll = cmp.Or(*poll, time.Second)
+	*stall = cmp.Or(*stall, 10*time.Minute)
+	*silence = cmp.Or(*silence, max(*stall, 2*time.Minute)+setup)
 }
 
 // Telling is the telling part of what a tool was called with, "" for none.

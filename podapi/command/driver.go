@@ -70,15 +70,7 @@ const (
 
 // New returns a driver that does nothing yet.
 func New(cfg Config) *Driver {
-	if cfg.Poll == 0 {
-		cfg.Poll = time.Second
-	}
-	if cfg.Stall == 0 {
-		cfg.Stall = 10 * time.Minute
-	}
-	if cfg.Silence == 0 {
-		cfg.Silence = max(cfg.Stall, 2*time.Minute) + cfg.Setup
-	}
+	podapi.FillTimes(&cfg.Poll, &cfg.Stall, &cfg.Silence, cfg.Setup)
 	d := &Driver{cfg: cfg, status: podapi.NewStatus(cfg.Journal), wake: make(chan struct{}, 1), answered: time.Now()}
 	d.http = &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: answerIn,

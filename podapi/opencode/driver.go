@@ -73,15 +73,7 @@ const takeUp = 10 * time.Second
 
 // New returns a driver that does nothing yet.
 func New(cfg Config) *Driver {
-	if cfg.Poll == 0 {
-		cfg.Poll = time.Second
-	}
-	if cfg.Stall == 0 {
-		cfg.Stall = 10 * time.Minute
-	}
-	if cfg.Silence == 0 {
-		cfg.Silence = max(cfg.Stall, 2*time.Minute) + cfg.Setup
-	}
+	podapi.FillTimes(&cfg.Poll, &cfg.Stall, &cfg.Silence, cfg.Setup)
 	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]bool{}, status: podapi.NewStatus(cfg.Journal)}
 	d.answered = time.Now()
 	return d
