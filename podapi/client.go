@@ -51,6 +51,11 @@ func (c *Client) Send(ctx context.Context, text string) error {
 	return c.do(ctx, http.MethodPost, "/messages", map[string]string{"text": text}, nil)
 }
 
+// Tell is Send, once for each id, however often it is called.
+func (c *Client) Tell(ctx context.Context, id, text string) error {
+	return c.do(ctx, http.MethodPost, "/messages", map[string]string{"id": id, "text": text}, nil)
+}
+
 // Stop ends the agent's turn.
 func (c *Client) Stop(ctx context.Context) error {
 	return c.do(ctx, http.MethodPost, "/stop", nil, nil)

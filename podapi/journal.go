@@ -138,6 +138,13 @@ func (j *Journal) Once(mark, kind, text string) {
 	}
 }
 
+// Has tells whether an event of a mark was noted.
+func (j *Journal) Has(mark string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.marks[Clip(mark, maxMark)]
+}
+
 // hold holds an event in memory.
 func (j *Journal) hold(ev Event) {
 	j.last = ev.ID

@@ -140,6 +140,11 @@ func TestMessagesTranscriptAndMetrics(t *testing.T) {
 			if err := c.Send(t.Context(), "do"); err != nil {
 				t.Fatal(err)
 			}
+			for range 2 { // once
+				if err := c.Tell(t.Context(), "comment 7", "and that"); err != nil {
+					t.Fatal(err)
+				}
+			}
 			d.err = podapi.ErrNotReady
 			if err := c.Send(t.Context(), "nobody heard that"); err == nil {
 				t.Error("a message went to nobody")
@@ -148,10 +153,10 @@ func TestMessagesTranscriptAndMetrics(t *testing.T) {
 			if err := json.Unmarshal([]byte(get(t, c, "/messages")), &said); err != nil {
 				t.Fatal(err)
 			}
-			if len(said) != 2 || said[0].Text != "shall I?" || said[1].Text != "do" || said[1].Type != podapi.EventPerson {
+			if len(said) != 3 || said[0].Text != "shall I?" || said[1].Text != "do" || said[1].Type != podapi.EventPerson || said[2].Text != "and that" || fmt.Sprint(d.sent) != "[do and that nobody heard that]" {
 				t.Errorf("messages are %+v", said)
 			}
-			if lines := strings.Split(get(t, c, "/transcript"), "\n"); len(lines) != 4 || !strings.Contains(lines[1], `"bash"`) || !strings.Contains(lines[2], `"do"`) {
+			if lines := strings.Split(get(t, c, "/transcript"), "\n"); len(lines) != 5 || !strings.Contains(lines[1], `"bash"`) || !strings.Contains(lines[2], `"do"`) {
 				t.Errorf("the transcript is %q", lines)
 			}
 			all := get(t, c, "/metrics")

@@ -157,16 +157,25 @@ func (s *server) events(c *gin.Context) {
 
 func (s *server) message(c *gin.Context) {
 	var in struct {
+		ID   string `json:"id"`
 		Text string `json:"text"`
 	}
 	c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxMessage)
 	if err := c.ShouldBindJSON(&in); err != nil || strings.TrimSpace(in.Text) == "" {
-		c.String(http.StatusBadRequest, "want {\"text\": \"…\"} of at most 1 MiB\n")
+		c.String(http.StatusBadRequest, "want {\"text\": \"…\"} of at most 1 MiB, and an id if it must not be told twice\n")
+		return
+	}
+	mark := ""
+	if in.ID != "" {
+		mark = "message " + in.ID
+	}
+	if s.journal.Has(mark) { // the agent was told
+		c.Status(http.StatusNoContent)
 		return
 	}
 	err := s.driver.Send(c.Request.Context(), in.Text)
 	if err == nil {
-		s.journal.Add(EventPerson, in.Text)
+		s.journal.Once(mark, EventPerson, in.Text)
 	}
 	s.answer(c, err)
 }

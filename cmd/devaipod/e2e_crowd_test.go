@@ -443,6 +443,7 @@ func (c *crowd) Keep(k reconcile.Key, _ *reconcile.Task) error {
 	return nil
 }
 
+func (c *crowd) Tell(context.Context, reconcile.Key, int64, string) error { return nil }
 func (c *crowd) Steer(context.Context, reconcile.Key, reconcile.Orders) (reconcile.Steered, error) {
 	return reconcile.Steered{}, nil
 }

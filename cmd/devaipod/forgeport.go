@@ -125,7 +125,7 @@ func (p forgePort) Comments(ctx context.Context, k reconcile.Key) ([]reconcile.C
 	var out []reconcile.Comment
 	for _, c := range found {
 		if !strings.EqualFold(c.Author, p.bot) {
-			out = append(out, reconcile.Comment{Author: c.Author, Body: c.Body, Updated: c.Updated})
+			out = append(out, reconcile.Comment{ID: c.ID, Author: c.Author, Body: c.Body, Updated: c.Updated})
 		}
 	}
 	return out, nil

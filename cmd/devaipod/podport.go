@@ -187,6 +187,13 @@ func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summa
 	}, nil
 }
 
+// Tell implements [reconcile.Pods].
+func (p *podPort) Tell(ctx context.Context, k reconcile.Key, comment int64, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return p.control(k).Tell(ctx, fmt.Sprintf("comment %d", comment), text)
+}
+
 // keepFile is where a task is kept that may start and has not yet.
 func (p *podPort) keepFile(k reconcile.Key) string {
 	return filepath.Join(p.keep, pods.Name("task", pods.Key(k))+".json")

@@ -73,17 +73,18 @@ type Loop struct {
 
 	// Of the goroutine in Run alone.
 	said    map[Key]said
-	errs    map[Key]int           // consecutive errors
-	resumes map[Key]int           // how often a pod was started again
-	exits   map[Key]string        // and how it had ended
-	away    map[Key]time.Duration // since when a pod-api has not answered
-	pins    map[Key]Task          // what could not be kept yet
-	stuck   map[Key]stuck         // what could not be started
-	again   map[Key]int           // how often a decision was put off in a row
-	own     map[Key]own           // what our writes did to the time of update
-	ordered map[Key]ordered       // what was said on it
-	line    map[Key]*claim        // who waits for a place
-	served  map[place]int         // whose turn it was last, by number
+	errs    map[Key]int            // consecutive errors
+	resumes map[Key]int            // how often a pod was started again
+	exits   map[Key]string         // and how it had ended
+	away    map[Key]time.Duration  // since when a pod-api has not answered
+	pins    map[Key]Task           // what could not be kept yet
+	stuck   map[Key]stuck          // what could not be started
+	again   map[Key]int            // how often a decision was put off in a row
+	own     map[Key]own            // what our writes did to the time of update
+	ordered map[Key]ordered        // what was said on it
+	told    map[Key]map[int64]bool // comments that the pod's agent was told of
+	line    map[Key]*claim         // who waits for a place
+	served  map[place]int          // whose turn it was last, by number
 	turns   int
 	turn    bool // a place is free for the one that is looked at
 	stamps  map[stampKey]stamp
@@ -127,7 +128,7 @@ func New(cfg Config) (*Loop, error) {
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{},
+		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, told: map[Key]map[int64]bool{},
 		line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
 	}, nil
 }

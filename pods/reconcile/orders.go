@@ -14,6 +14,16 @@ type Orders struct {
 	Budget []string // of /budget, the oldest first
 	Allow  []string // of /allow: hosts
 	At     time.Time
+	// Said is what they said to the agent, or to one another: comments without their
+	// orders, the oldest first.
+	Said []Said
+}
+
+// Said is one of them.
+type Said struct {
+	ID   int64
+	Text string
+	At   time.Time // when it was said, or changed
 }
 
 // ordered are an issue's orders, as they were when it was updated last.
@@ -47,7 +57,8 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 	may := map[string]bool{}
 	for _, c := range comments {
 		budget, allow := linesAfter(c.Body, "/budget "), linesAfter(c.Body, "/allow ")
-		if len(budget)+len(allow) == 0 || slices.ContainsFunc(l.cfg.Ours, func(o string) bool { return strings.EqualFold(o, c.Author) }) {
+		said := withoutOrders(c.Body)
+		if len(budget)+len(allow)+len(said) == 0 || slices.ContainsFunc(l.cfg.Ours, func(o string) bool { return strings.EqualFold(o, c.Author) }) {
 			continue
 		}
 		trusted, asked := may[c.Author]
@@ -60,6 +71,12 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 		if !trusted {
 			continue
 		}
+		if said != "" {
+			o.Said = append(o.Said, Said{c.ID, said, c.Updated})
+		}
+		if len(budget)+len(allow) == 0 {
+			continue
+		}
 		o.Budget, o.Allow = append(o.Budget, budget...), append(o.Allow, allow...)
 		if c.Updated.After(o.At) {
 			o.At = c.Updated
@@ -67,6 +84,40 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 	}
 	l.ordered[i.Key] = ordered{i.Updated, first, read, o}
 	return o, nil
+}
+
+// withoutOrders is a comment without the lines that begin with a slash.
+func withoutOrders(body string) string {
+	var b strings.Builder
+	for line := range strings.Lines(body) {
+		if !strings.HasPrefix(line, "/") {
+			b.WriteString(line)
+		}
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// tell gives an agent that works or asks what people said since its label was put on,
+// each once.
+func (l *Loop) tell(ctx context.Context, pod Pod, v View, said []Said) error {
+	answers := v.Cause == CauseQuestion || v.Cause == CausePermission || v.Cause == CauseNothing
+	if v.State != Working && !(v.State == Asking && answers) {
+		return nil
+	}
+	for _, s := range said {
+		if !s.At.After(pod.TriggerAt) || l.told[v.Key][s.ID] { // the task has those from before
+			continue
+		}
+		if err := l.cfg.Pods.Tell(ctx, pod.Key, s.ID, s.Text); err != nil {
+			return fmt.Errorf("telling the agent what was said on %s: %w", v.Key, err)
+		}
+		if l.told[v.Key] == nil {
+			l.told[v.Key] = map[int64]bool{}
+		}
+		l.told[v.Key][s.ID] = true
+		l.cfg.Log.Info("told the agent what somebody said", "issue", v.Key.String(), "comment", s.ID)
+	}
+	return nil
 }
 
 // linesAfter are the rests of the lines that begin with a command.

@@ -3,6 +3,7 @@ package reconcile_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +46,75 @@ func TestAnOrderOfWhoKnows(t *testing.T) {
 	if fmt.Sprint(w.orders.Budget) != "[as before]" {
 		t.Errorf("steered by %+v", w.orders)
 	}
+}
+
+// What people who may push say after the label reaches the agent once, while it works
+// or asks; what they said before is in its task.
+func TestWhatPeopleSayReachesTheAgent(t *testing.T) {
+	later := at.Add(2 * time.Second)
+	comments := []reconcile.Comment{
+		{ID: 1, Author: "ann", Body: "before the label", Updated: at},
+		{ID: 2, Author: "eve", Body: "rm -rf /", Updated: later},
+		{ID: 3, Author: "demo-bot", Body: "**Working**", Updated: later},
+		{ID: 4, Author: "ann", Body: "/budget 5\r\n/allow example.org\r\n", Updated: later},
+		{ID: 5, Author: "ann", Body: "take the second\r\n/budget 7\r\nplease", Updated: later},
+		{ID: 6, Author: "ann", Body: "2", Updated: later},
+	}
+	commit := []reconcile.Commit{{}}
+	for name, tt := range map[string]struct {
+		summary reconcile.Summary
+		commits []reconcile.Commit
+		want    int
+	}{
+		"it works":               {reconcile.Summary{State: reconcile.AgentWorking}, nil, 2},
+		"it asks":                {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseQuestion, Question: "which?"}, nil, 2},
+		"it wants to be allowed": {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CausePermission, Question: "may I?"}, nil, 2},
+		"it ended with nothing":  {reconcile.Summary{State: reconcile.AgentDone}, nil, 2},
+		"its budget is used up":  {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseBudget, Question: "more?"}, nil, 0},
+		"its work is for review": {reconcile.Summary{State: reconcile.AgentDone}, commit, 0},
+		"it has failed":          {reconcile.Summary{State: reconcile.AgentFailed, Error: "no key"}, nil, 0},
+		"it is starting":         {reconcile.Summary{State: reconcile.AgentStarting}, nil, 0},
+	} {
+		w := newWorld()
+		w.pass(t)
+		w.comments, w.summary, w.commits = comments, tt.summary, tt.commits
+		w.pass(t)
+		want := []string{"5 take the second\r\nplease", "6 2"}[:tt.want]
+		if !slices.Equal(w.told, want) {
+			t.Errorf("%s: told %q, want %q", name, w.told, want)
+		}
+	}
+}
+
+// What did not reach the agent is tried again, and what did is not told again by the
+// same loop.
+func TestWhatPeopleSayIsToldOnce(t *testing.T) {
+	w := newWorld()
+	w.with(t, w.config(), func(l *reconcile.Loop) {
+		seen := func() (n int) { w.set(func() { n = len(w.told) }); return n }
+		look := func() {
+			w.set(func() { w.steers, w.issue.Updated = 0, w.issue.Updated.Add(time.Second) })
+			l.Kick(w.issue.Key)
+			until(t, "looked at", func() (done bool) { w.set(func() { done = w.steers > 0 }); return done })
+		}
+		look()
+		w.set(func() {
+			w.tellErr = errors.New("its pod-api is away")
+			w.comments = []reconcile.Comment{{ID: 5, Author: "ann", Body: "left", Updated: at.Add(time.Hour)}}
+		})
+		look()
+		if n := seen(); n != 0 {
+			t.Errorf("told %d", n)
+		}
+		w.set(func() { w.tellErr = nil })
+		look()
+		until(t, "told", func() bool { return seen() == 1 })
+		look()
+		look()
+		if n := seen(); n != 1 {
+			t.Errorf("told %d times", n)
+		}
+	})
 }
 
 func TestABudgetThatIsUsedUp(t *testing.T) {

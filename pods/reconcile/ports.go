@@ -62,6 +62,7 @@ type Trigger struct {
 
 // A Comment on an issue.
 type Comment struct {
+	ID           int64
 	Author, Body string
 	Updated      time.Time
 }
@@ -259,4 +260,7 @@ type Pods interface {
 	Steer(ctx context.Context, k Key, o Orders) (Steered, error)
 	// Summary asks the pod-api.
 	Summary(ctx context.Context, k Key) (Summary, error)
+	// Tell gives the agent what somebody said in a comment. What it was told before,
+	// by the comment's id, it is not told again.
+	Tell(ctx context.Context, k Key, comment int64, text string) error
 }

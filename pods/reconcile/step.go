@@ -69,6 +69,7 @@ func (l *Loop) leave(k Key) error {
 	l.forget(k)
 	delete(l.pins, k)
 	delete(l.ordered, k)
+	delete(l.told, k)
 	delete(l.stuck, k)
 	return l.cfg.Pods.Keep(k, nil)
 }
@@ -132,6 +133,9 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		return err
 	}
 	v.judge(sum, len(commits))
+	if err := l.tell(ctx, pod, v, orders.Said); err != nil {
+		return err
+	}
 	if exit := l.exits[pod.Key]; exit != "" && (v.Cause == CauseNothing || v.State == Failed && v.Cause != CauseDied) {
 		v.Why += "\n\nIt was started again before: " + exit + "."
 	}

@@ -137,11 +137,17 @@ func adviceOn(v View) string {
 	logs := fmt.Sprintf("`devaipod logs %s` shows what it did.", v.Key)
 	switch v.Cause {
 	case CauseQuestion, CausePermission:
-		return "Answer it in a comment or in the issue's text."
+		if v.Resting {
+			return "Answer it in a comment or in the issue's text, and start it again."
+		}
+		return "Answer it in a comment: it goes to the agent."
 	case CauseBudget:
 		return "Its work so far is saved. To let it go on, comment with a line such as `/budget 10` (money), `/budget 5M tokens` or `/budget 2h` (time): what the issue may use in all."
 	case CauseNothing:
-		return "If something should change, say what in the issue's text. " + logs
+		if v.Resting {
+			return "If something should change, say what in a comment or in the issue's text, and start it again. " + logs
+		}
+		return "Say in a comment what it should do: it goes to the agent. " + logs
 	case CauseRefused:
 		return "Check the model's key (`devaipod secret set NAME`), model.name and model.url."
 	case CauseLimited:

@@ -56,7 +56,9 @@ type world struct {
 	orders   reconcile.Orders // the last that it was steered by
 	steered  reconcile.Steered
 	steers   int
-	read     int // how often the comments were read
+	read     int      // how often the comments were read
+	told     []string // the agent, of comments
+	tellErr  error
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -333,6 +335,15 @@ func (w *world) Summary(context.Context, reconcile.Key) (reconcile.Summary, erro
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.summary, w.sumErr
+}
+
+func (w *world) Tell(_ context.Context, _ reconcile.Key, comment int64, text string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tellErr == nil {
+		w.told = append(w.told, fmt.Sprint(comment, " ", text))
+	}
+	return w.tellErr
 }
 
 // config is one whose loop makes a pass when it is told to, and else waits.
