@@ -162,7 +162,7 @@ func (d *demo) show(issue testkit.Issue, pull testkit.Pull, diff string, proof t
 		fmt.Fprintf(w, "The model is a script that answers as OpenAI's API does; with a real one:\n  make demo MODEL_URL=https://… MODEL=name < keyfile\n")
 	}
 	fmt.Fprintf(w, "Podman, opencode, git and devaipod are real.\n")
-	fmt.Fprintf(w, "\n  look around    %s list\n  remove it all  make demo-down\n", d.command())
+	fmt.Fprintf(w, "\n  look around    %s list\n  in a browser   %s open\n  remove it all  make demo-down\n", d.command(), d.command())
 }
 
 // printable is text of the agent, made harmless for a terminal and cut.
