@@ -97,11 +97,12 @@ func (d *Driver) Summary() podapi.Summary {
 // Send gives the agent a message: the answer to what it asks, or else a prompt for
 // when its turn is over.
 func (d *Driver) Send(_ context.Context, text string) error {
-	if !d.reply(text) {
+	if !d.chooses(text) { // before the answer, with which the turn may end
 		if err := d.cfg.Book.Add(text); err != nil {
 			return err
 		}
 	}
+	d.reply(text)
 	d.kick()
 	return nil
 }

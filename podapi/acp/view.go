@@ -244,25 +244,35 @@ func (d *Driver) asked(method string, params json.RawMessage, answer func(any, *
 	d.kick()
 }
 
-// reply answers the oldest question with a person's text, and tells whether that is
-// all there is to do with it. What is none of the choices is a no, and a message.
-func (d *Driver) reply(text string) (whole bool) {
+// reply answers the oldest question, if there is one, with a person's text. What is none
+// of the choices is a no.
+func (d *Driver) reply(text string) {
 	d.mu.Lock()
 	if len(d.view.asks) == 0 {
 		d.mu.Unlock()
-		return false
+		return
 	}
 	a := d.view.asks[0]
 	d.view.asks = d.view.asks[1:]
 	d.mu.Unlock()
-	choice, whole := podapi.Choose(a.choices, text)
+	choice, ok := podapi.Choose(a.choices, text)
 	switch {
-	case whole:
+	case ok:
 		a.answer(acp.NewRequestPermissionOutcomeSelected(acp.PermissionOptionId(choice.ID)))
 	case a.reject != "":
 		a.answer(acp.NewRequestPermissionOutcomeSelected(a.reject))
 	default:
 		a.answer(acp.NewRequestPermissionOutcomeCancelled())
 	}
-	return whole
+}
+
+// chooses tells whether a text is one of the choices that there are, and so no message.
+func (d *Driver) chooses(text string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.view.asks) == 0 {
+		return false
+	}
+	_, ok := podapi.Choose(d.view.asks[0].choices, text)
+	return ok
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -176,11 +177,28 @@ func (c *Client) StartContainer(ctx context.Context, name string) error {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	c.change("start container", name)
-	if err := containers.Start(conn, name, nil); err != nil {
-		return fmt.Errorf("starting container %s: %w", name, err)
+	for try := 1; ; try++ {
+		err := containers.Start(conn, name, nil)
+		if err == nil {
+			return nil
+		}
+		if try == startTries || !unmounted.MatchString(err.Error()) {
+			return fmt.Errorf("starting container %s: %w", name, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Duration(try) * 100 * time.Millisecond):
+		}
 	}
-	return nil
 }
+
+// unmounted is what podman says when the image that it has just mounted for a container
+// was unmounted by the end of another that had it too.
+var unmounted = regexp.MustCompile(`(?s)error mounting .*lowerdir=.*no such file or directory`)
+
+// startTries is how often a container is started that meets that.
+const startTries = 5
 
 // StopContainer asks a container to end and kills it after patience. One that
 // is not there or does not run is no error.

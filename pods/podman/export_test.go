@@ -11,4 +11,5 @@ func FenceRules(instance string, others []string, resolvers, host []netip.Addr) 
 var (
 	NameServers  = nameServers
 	BridgePrefix = bridgePrefix
+	Unmounted    = unmounted
 )
