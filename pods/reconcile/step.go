@@ -133,9 +133,6 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		return err
 	}
 	v.judge(sum, len(commits))
-	if err := l.tell(ctx, pod, v, orders.Said); err != nil {
-		return err
-	}
 	if exit := l.exits[pod.Key]; exit != "" && (v.Cause == CauseNothing || v.State == Failed && v.Cause != CauseDied) {
 		v.Why += "\n\nIt was started again before: " + exit + "."
 	}
@@ -144,7 +141,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 			return err
 		}
 	}
-	if err := l.limit(ctx, &v, pod, sum); err != nil {
+	if err := errors.Join(l.tell(ctx, pod, v, orders.Said), l.limit(ctx, &v, pod, sum)); err != nil {
 		return err
 	}
 	return l.show(ctx, i, v)
