@@ -362,6 +362,11 @@ func TestABudgetThatIsUsedUpIsAskedFor(t *testing.T) {
 	s.traffic.Spent = ""
 	s.mu.Unlock()
 	wait(t, d, "at work again", state(podapi.Working))
+	wait(t, d, "told so", func(podapi.Summary) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.prompts) > 0
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if prompts != 0 || len(s.prompts) != 1 || !strings.Contains(fmt.Sprint(s.prompts[0]), "has been raised") {
