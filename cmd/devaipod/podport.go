@@ -283,11 +283,7 @@ func (p *podPort) open(spec pods.Spec) error {
 
 // savedWork is what is saved of an issue's agent.
 func (p *podPort) savedWork(repoID int64, k reconcile.Key) foundWork {
-	known, ok := cache.Dir(p.mirrored, forgeAddress(k.Owner+"/"+k.Repo))
-	if !ok {
-		known = ""
-	}
-	return foundWork{p.saved.Work(repoID, k.Issue, known), k}
+	return foundWork{p.saved.Work(repoID, k.Issue, knownCopy(p.mirrored, k.Owner+"/"+k.Repo)), k}
 }
 
 // gitStatus tells a pod-api how its agent's clone stood when it was saved last: 404

@@ -53,10 +53,7 @@ func (a *app) findSaved(ctx context.Context, k reconcile.Key) (foundWork, error)
 		return foundWork{}, err
 	}
 	name := k.Owner + "/" + k.Repo
-	known, ok := cache.Dir(a.cfg.Mirror.Dir, forgeAddress(name))
-	if !ok {
-		known = ""
-	}
+	known := knownCopy(a.cfg.Mirror.Dir, name)
 	found := func(id int64) (foundWork, error) { return foundWork{s.Work(id, k.Issue, known), k}, nil }
 	if a.store != 0 {
 		return found(a.store)
@@ -93,6 +90,14 @@ func (a *app) findSaved(ctx context.Context, k reconcile.Key) (foundWork, error)
 		return foundWork{}, fmt.Errorf("%w of %s in %s; the forge could not be asked which repository that is (%w)", mirror.ErrNothingSaved, k, a.cfg.file("work"), forgeErr)
 	}
 	return foundWork{}, fmt.Errorf("%w of %s in %s", mirror.ErrNothingSaved, k, a.cfg.file("work"))
+}
+
+// knownCopy is the copy of a repository of the forge's in a cache's directory, "" for none.
+func knownCopy(dir, repo string) string {
+	if copied, ok := cache.Dir(dir, forgeAddress(repo)); ok {
+		return copied
+	}
+	return ""
 }
 
 // repoID asks the forge for its number of a repository.

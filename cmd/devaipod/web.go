@@ -107,10 +107,11 @@ func (p webPods) Past(name string) (past []podapi.Event, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return past, podapi.ReadTranscript(p.pods.manager.UsageDir(pods.Key(pod)), func(ev podapi.Event) error {
+	err = podapi.ReadTranscript(p.pods.manager.UsageDir(pods.Key(pod)), func(ev podapi.Event) error {
 		past = append(past, ev)
 		return nil
 	})
+	return past, err
 }
 
 // work is what is saved of a pod's agent, and its newest snapshot.
