@@ -40,6 +40,15 @@ func (p *Page) Begin() bool {
 // Idle tells whether nothing is to be done.
 func (p Page) Idle() bool { return p.Turn == "" && len(p.Waiting) == 0 }
 
+// State is the agent's state for others: a turn that has ended well is not the end
+// while there is more to be done.
+func (p Page) State(sum Summary) Summary {
+	if sum.State == Done && !p.Idle() {
+		sum.State, sum.Activity = Working, "reading its next message"
+	}
+	return sum
+}
+
 // A Book keeps a [Page] in a file. Its methods are safe for concurrent use.
 type Book struct {
 	Prompt string // the task's

@@ -89,7 +89,7 @@ func New(cfg Config) *Driver {
 
 // Summary is the state now.
 func (d *Driver) Summary() podapi.Summary {
-	s := d.status.Get()
+	s := d.cfg.Book.Page().State(d.status.Get())
 	s.Model = d.cfg.Traffic()
 	return s
 }
@@ -331,5 +331,5 @@ func (d *Driver) over(sum podapi.Summary) {
 	d.mu.Unlock()
 	sum.Session = d.cfg.Book.Page().Session
 	d.cfg.Book.End(sum)
-	d.status.Set(sum)
+	d.status.Set(d.cfg.Book.Page().State(sum))
 }

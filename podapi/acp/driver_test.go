@@ -272,6 +272,9 @@ func TestATurnIsToldWhole(t *testing.T) {
 	if err := d.Send(t.Context(), "more"); err != nil {
 		t.Fatal(err)
 	}
+	if got := d.Summary().State; got == podapi.Done {
+		t.Error("done, with a message that waits")
+	}
 	d.wait(t, "done with more", func(sum podapi.Summary) bool { return sum.State == podapi.Done && len(s.told()) == 2 })
 	if got := s.told(); got[1] != "more" || s.started != 1 {
 		t.Errorf("told %q in %d processes", got, s.started)
@@ -395,6 +398,9 @@ func TestAPermissionIsAskedForAndTheAnswerGoesBack(t *testing.T) {
 				t.Errorf("the agent was answered %s", outcome)
 			}
 			d.is(t, podapi.Done)
+			if said := d.said(); strings.Count(said, "state: done") != 1 {
+				t.Errorf("done more than once:\n%s", said)
+			}
 			if told := s.told(); tt.then != "" && (len(told) != 2 || told[1] != tt.then) || tt.then == "" && len(told) != 1 {
 				t.Errorf("told %q", told)
 			}

@@ -86,7 +86,7 @@ func New(cfg Config) *Driver {
 
 // Summary is the state now.
 func (d *Driver) Summary() podapi.Summary {
-	s := d.status.Get()
+	s := d.cfg.Book.Page().State(d.status.Get())
 	s.Model = d.cfg.Traffic()
 	return s
 }
@@ -307,7 +307,7 @@ func (d *Driver) end(run wire.Run) {
 func (d *Driver) over(sum podapi.Summary) {
 	d.stop.Store(false)
 	d.cfg.Book.End(sum)
-	d.status.Set(sum)
+	d.status.Set(d.cfg.Book.Page().State(sum))
 }
 
 func (d *Driver) get(ctx context.Context) (run wire.Run, err error) {

@@ -161,6 +161,22 @@ func TestAProgramThatEndsWellIsDone(t *testing.T) {
 	}
 }
 
+func TestItIsNotDoneWhileAMessageWaits(t *testing.T) {
+	s := &standIn{began: func(*standIn) {}}
+	d := drive(t, s, listen(t, s), long)
+	d.is(podapi.Working)
+	if err := d.Send(t.Context(), "more"); err != nil {
+		t.Fatal(err)
+	}
+	s.set(func() { s.began = ended(0, "two\n"); ended(0, "one\n")(s) })
+	if sum := d.is(podapi.Done); sum.Message != "two" {
+		t.Errorf("%+v", sum)
+	}
+	if got := strings.Join(d.said(), "|"); strings.Count(got, "state: done") != 1 {
+		t.Error(got)
+	}
+}
+
 func TestHowItFails(t *testing.T) {
 	for name, tt := range map[string]struct {
 		began   func(*standIn)
