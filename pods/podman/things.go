@@ -50,6 +50,9 @@ func (c *Client) EnsurePod(ctx context.Context, p PodSpec) (created bool, err er
 	gen := specgen.PodSpecGenerator{}
 	gen.Name, gen.Labels, gen.NoInfra = p.Name, map[string]string{specLabel: hash}, !p.Infra
 	maps.Copy(gen.Labels, p.Labels)
+	// Its containers have no cgroup in common: podman before 4.6 forgets a pod's after
+	// a reboot without systemd, and takes no further container into it.
+	gen.ShareParent = new(bool)
 	if p.Infra {
 		gen.SharedNamespaces = []string{"net"}
 		gen.InfraName = p.Name + "-infra"
