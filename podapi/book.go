@@ -3,6 +3,7 @@ package podapi
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -116,8 +117,9 @@ func (b *Book) Add(text string) error {
 	return err
 }
 
-// End notes how a turn has ended, also one that was not begun.
-func (b *Book) End(sum Summary) {
+// End notes how a turn has ended, also one that was not begun, and returns the
+// agent's state for others.
+func (b *Book) End(sum Summary) Summary {
 	b.Change(func(p *Page) {
 		if p.Turn == "" {
 			p.Begin()
@@ -126,6 +128,9 @@ func (b *Book) End(sum Summary) {
 		if sum.Message == "" {
 			sum.Message = p.Last.Message
 		}
+		sum.Mark = fmt.Sprintf("turn %d", p.Turns)
 		p.Last = sum
+		sum = p.State(sum)
 	})
+	return sum
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // states are what /metrics tells of the agent, one series each.
-var states = []State{Starting, Working, Asking, Done, Failed}
+var states = []State{Starting, Ready, Working, Asking, IdleWithWork, IdleWithout, Failed}
 
 // metrics is the pod-api in the text format of Prometheus.
 func metrics(d Driver) http.Handler {

@@ -160,7 +160,7 @@ func TestMessagesTranscriptAndMetrics(t *testing.T) {
 				t.Errorf("the transcript is %q", lines)
 			}
 			all := get(t, c, "/metrics")
-			for _, want := range []string{`devaipod_agent_state{state="working"} 1`, `devaipod_agent_state{state="done"} 0`, "devaipod_model_requests_total 7"} {
+			for _, want := range []string{`devaipod_agent_state{state="working"} 1`, `devaipod_agent_state{state="idle-with-work"} 0`, "devaipod_model_requests_total 7"} {
 				if !strings.Contains(all, want+"\n") {
 					t.Errorf("no %q in\n%s", want, all)
 				}

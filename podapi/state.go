@@ -17,11 +17,38 @@ type State string
 // The states of an agent.
 const (
 	Starting State = "starting"
+	Ready    State = "ready" // up, with its session, and told nothing yet
 	Working  State = "working"
 	Asking   State = "asking"
-	Done     State = "done" // its turn ended by itself
 	Failed   State = "failed"
+	// Done is a driver's: the turn ended by itself. Others are told one of the next two.
+	Done State = "done"
+	// What an agent that is done has done, by what git has, never by its word.
+	IdleWithWork State = "idle-with-work"
+	IdleWithout  State = "idle-without"
+	// Gone is what people are told of an agent whose pod is not there any more.
+	Gone State = "gone"
 )
+
+// Idle is the state of an agent that is done; work tells whether there is any.
+func Idle(work bool) State {
+	if work {
+		return IdleWithWork
+	}
+	return IdleWithout
+}
+
+// HasWork reads an answer of /git/status: whether the clone holds anything that the
+// branch it began from does not, pushed or not, committed or not.
+func HasWork(status json.RawMessage) (bool, error) {
+	var git struct {
+		Ahead    int               `json:"ahead"`
+		Unpushed []json.RawMessage `json:"unpushed"`
+		Changes  []json.RawMessage `json:"changes"`
+	}
+	err := json.Unmarshal(status, &git)
+	return git.Ahead > 0 || len(git.Unpushed) > 0 || len(git.Changes) > 0, err
+}
 
 // Cause is why an agent asks or has failed.
 type Cause string
@@ -52,6 +79,11 @@ type Summary struct {
 	Todo     []Todo    `json:"todo,omitempty"`     // its own list, where it keeps one
 	Error    string    `json:"error,omitempty"`    // when failed
 	Session  string    `json:"session,omitempty"`
+	// Mark names what it asks, or the turn that has ended: the same for the same thing,
+	// also after a restart.
+	Mark string `json:"mark,omitempty"`
+	// Version says that the agent is of a version that devaipod was not tested with.
+	Version string `json:"version,omitempty"`
 	// Blocked is what the gate refused, the newest first.
 	Blocked []Block `json:"blocked,omitempty"`
 	// Setups are what the containers say of their setup, as far as it is not over or

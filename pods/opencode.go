@@ -51,7 +51,7 @@ func OpencodeConfig(model podfile.Model, token string) string {
 		"small_model": name,
 		"share":       "disabled",
 		"autoupdate":  false,
-		"permission":  map[string]string{"*": "allow", "question": "deny"},
+		"permission":  map[string]string{"*": "allow"},
 		// Without the project's configuration AGENTS.md is read only when it is
 		// named, and found only by its absolute path.
 		"instructions": []string{podfile.RepoDir + "/AGENTS.md"},

@@ -80,13 +80,15 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	}
 	known := watched{driver, g, &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return service(ctx)
-	}}}, account, policy}
+	}}}, account, policy, &clone{driver: driver, log: log}}
+	known.clone.status = known
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
 	watching.Go(func() { g.Watch(ctx, func(hosts []string) { known.allowed(ctx, log, hosts) }) })
+	watching.Go(func() { known.clone.watch(ctx) })
 	return serveControl(ctx, log, known, []door{
 		{filepath.Join(p.agent, podfile.GateSocket), 0o666, g.Handler(gate.Agent)},
 		{filepath.Join(p.workspace, podfile.GateSocket), 0o666, g.Handler(gate.Workspace)},
@@ -156,6 +158,7 @@ type watched struct {
 	service *http.Client
 	account *usage.Journal
 	policy  func() (podfile.Policy, error)
+	clone   *clone
 }
 
 // used tells what of the account is used.
@@ -227,7 +230,7 @@ func (noPages) RoundTrip(*http.Request) (*http.Response, error) {
 // Summary tells of both.
 func (w watched) Summary() podapi.Summary {
 	sum := w.Driver.Summary()
-	sum.Used = w.used()
+	sum.State, sum.Used = w.clone.told(sum.State), w.used()
 	for _, b := range w.gate.Blocked() {
 		sum.Blocked = append(sum.Blocked, podapi.Block{Host: b.Host, Port: b.Port, Why: b.Why, Allow: b.Allow, Count: b.Count, Last: b.Last})
 	}

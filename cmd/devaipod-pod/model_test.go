@@ -28,7 +28,7 @@ func TestAModelThatFailsIsTold(t *testing.T) {
 			p := newPodThatStalls(t, "scenario: "+scenario, tt.stall)
 			p.startShim()
 			p.startControl()
-			sum := p.wait("failed", func(s podapi.Summary) bool { return s.State == podapi.Failed || s.State == podapi.Done })
+			sum := p.wait("failed", func(s podapi.Summary) bool { return s.State == podapi.Failed || done(s) })
 			if sum.State != podapi.Failed || sum.Cause != tt.cause || !strings.Contains(sum.Error, tt.say) {
 				t.Errorf("%+v", sum)
 			}

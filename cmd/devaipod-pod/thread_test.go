@@ -31,7 +31,9 @@ func (p *pod) mustHoldTheProof() {
 	}
 }
 
-func done(s podapi.Summary) bool { return s.State == podapi.Done }
+func done(s podapi.Summary) bool {
+	return s.State == podapi.IdleWithWork || s.State == podapi.IdleWithout
+}
 
 func TestATaskBecomesAPushedCommit(t *testing.T) {
 	t.Parallel()

@@ -330,6 +330,5 @@ func (d *Driver) over(sum podapi.Summary) {
 	d.stop = false
 	d.mu.Unlock()
 	sum.Session = d.cfg.Book.Page().Session
-	d.cfg.Book.End(sum)
-	d.status.Set(d.cfg.Book.Page().State(sum))
+	d.status.Set(d.cfg.Book.End(sum))
 }

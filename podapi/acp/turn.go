@@ -96,6 +96,7 @@ func (t *turn) look() (over bool, err error) {
 	}
 	if len(v.asks) > 0 && t.ended == nil {
 		sum.State, sum.Cause, sum.Question, sum.Choices = podapi.Asking, podapi.CausePermission, v.asks[0].question, v.asks[0].choices
+		sum.Mark = fmt.Sprintf("%s of %s", v.asks[0].mark, t.session)
 	}
 	mark, stop := fmt.Sprint(traffic.Received, " ", v.updates), d.stop
 	d.mu.Unlock()

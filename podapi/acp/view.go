@@ -37,6 +37,7 @@ type view struct {
 
 // An ask is a permission that the agent waits for.
 type ask struct {
+	mark     string // the tool call's name
 	question string
 	choices  []podapi.Choice
 	reject   acp.PermissionOptionId // the choice that rejects this once, "" for none
@@ -216,7 +217,7 @@ func (d *Driver) asked(method string, params json.RawMessage, answer func(any, *
 		answer(nil, acp.NewInvalidParams("want a session, a tool call and options"))
 		return
 	}
-	a := ask{answer: func(o acp.RequestPermissionOutcome) { answer(acp.RequestPermissionResponse{Outcome: o}, nil) }}
+	a := ask{mark: podapi.Line(string(req.ToolCall.ToolCallId), 100), answer: func(o acp.RequestPermissionOutcome) { answer(acp.RequestPermissionResponse{Outcome: o}, nil) }}
 	title := ""
 	if req.ToolCall.Title != nil {
 		title = *req.ToolCall.Title

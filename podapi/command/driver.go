@@ -306,8 +306,7 @@ func (d *Driver) end(run wire.Run) {
 // over notes how a run has ended.
 func (d *Driver) over(sum podapi.Summary) {
 	d.stop.Store(false)
-	d.cfg.Book.End(sum)
-	d.status.Set(d.cfg.Book.Page().State(sum))
+	d.status.Set(d.cfg.Book.End(sum))
 }
 
 func (d *Driver) get(ctx context.Context) (run wire.Run, err error) {

@@ -48,15 +48,13 @@ func newAPI(socket, dir string) *api {
 // answerWithin is how long an answer may take.
 const answerWithin = 20 * time.Second
 
-// ping asks for any answer at all.
-func (a *api) ping(ctx context.Context, within time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	resp, err := a.open(ctx, http.MethodGet, "/global/health", nil, nil)
-	if err != nil {
-		return err
+// health asks which version answers.
+func (a *api) health(ctx context.Context, within time.Duration) (version string, err error) {
+	var out struct {
+		Version string `json:"version"`
 	}
-	return resp.Body.Close()
+	err = a.ask(ctx, within, http.MethodGet, "/global/health", nil, nil, &out)
+	return podapi.Line(out.Version, 60), err
 }
 
 // call makes one request about the repository's directory.
@@ -83,17 +81,24 @@ func (a *api) ask(ctx context.Context, within time.Duration, method, path string
 		return fmt.Errorf("opencode has no %s: %w", path, errGone)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return fmt.Errorf("opencode answered %s to %s %s: %.300s", resp.Status, method, path, b)
+		return fmt.Errorf("it answered %s to %s %s: %.300s (%w)", resp.Status, method, path, b, errStrange)
 	}
 	if out == nil {
 		return nil
 	}
 	// Unknown routes are answered with the web page and 200.
 	if !strings.Contains(resp.Header.Get("Content-Type"), "json") {
-		return fmt.Errorf("opencode does not know %s", path)
+		return fmt.Errorf("it does not know %s %s (%w)", method, path, errStrange)
 	}
-	return json.Unmarshal(b, out)
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("its answer to %s %s: %w (%w)", method, path, err, errStrange)
+	}
+	return nil
 }
+
+// errStrange is an answer that the version of opencode that this is written after
+// does not give.
+var errStrange = errors.New("not as opencode " + Tested + " answers")
 
 // errGone is what opencode no longer has.
 var errGone = errors.New("it is gone")
@@ -147,11 +152,12 @@ type message struct {
 }
 
 type part struct {
-	ID    string `json:"id"`
-	Type  string `json:"type"` // text, tool, reasoning, step-start, …
-	Text  string `json:"text"`
-	Tool  string `json:"tool"`
-	State *struct {
+	ID     string `json:"id"`
+	CallID string `json:"callID"`
+	Type   string `json:"type"` // text, tool, reasoning, step-start, …
+	Text   string `json:"text"`
+	Tool   string `json:"tool"`
+	State  *struct {
 		Status string          `json:"status"` // pending, running, completed, error
 		Title  string          `json:"title"`
 		Input  json.RawMessage `json:"input"`
@@ -221,42 +227,4 @@ func (a *api) status(ctx context.Context, id string) (sessionStatus, error) {
 		return s, err
 	}
 	return sessionStatus{}, err
-}
-
-// asked is what the agent waits for somebody to answer; its text is "" for
-// nothing.
-type asked struct {
-	cause podapi.Cause
-	text  string
-}
-
-func (a *api) asks(ctx context.Context, id string) (asked, error) {
-	var questions []struct {
-		SessionID string `json:"sessionID"`
-		Questions []struct {
-			Question string `json:"question"`
-		} `json:"questions"`
-	}
-	if err := a.call(ctx, http.MethodGet, "/question", nil, &questions); err != nil {
-		return asked{}, err
-	}
-	for _, q := range questions {
-		if q.SessionID == id && len(q.Questions) > 0 {
-			return asked{podapi.CauseQuestion, q.Questions[0].Question}, nil
-		}
-	}
-	var permissions []struct {
-		SessionID  string   `json:"sessionID"`
-		Permission string   `json:"permission"`
-		Patterns   []string `json:"patterns"`
-	}
-	if err := a.call(ctx, http.MethodGet, "/permission", nil, &permissions); err != nil {
-		return asked{}, err
-	}
-	for _, p := range permissions {
-		if p.SessionID == id {
-			return asked{podapi.CausePermission, fmt.Sprintf("May it do this: %s %s?", p.Permission, strings.Join(p.Patterns, ", "))}, nil
-		}
-	}
-	return asked{}, nil
 }

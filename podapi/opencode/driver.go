@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/podapi"
@@ -57,7 +58,21 @@ type Driver struct {
 	failing   podapi.Failing  // the model, in this turn
 	gaveUp    bool            // the turn was ended for it
 	patience  time.Duration   // for whether it is up
+	strange   time.Time       // since when it answers as it should not
+
+	wake      chan struct{} // something is there to be looked at
+	answering sync.Mutex    // held while what it asks is answered
+	gathered  gathered
+	version   atomic.Pointer[string] // in words, when it is not the one that was tested
 }
+
+// Tested is the version of opencode that devaipod is tested with, which the agent's
+// image has.
+const Tested = "1.18.33"
+
+// strangeFor is how long opencode may answer as it should not, as it may while it
+// starts or ends.
+const strangeFor = 30 * time.Second
 
 // How soon, and how long, an opencode that is not up is asked whether it is. One
 // that is just starting may accept a connection and never answer on it; the next
@@ -74,7 +89,7 @@ const takeUp = 10 * time.Second
 // New returns a driver that does nothing yet.
 func New(cfg Config) *Driver {
 	podapi.FillTimes(&cfg.Poll, &cfg.Stall, &cfg.Silence, cfg.Setup)
-	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]bool{}, status: podapi.NewStatus(cfg.Journal)}
+	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]bool{}, status: podapi.NewStatus(cfg.Journal), wake: make(chan struct{}, 1)}
 	d.answered = time.Now()
 	return d
 }
@@ -83,16 +98,30 @@ func New(cfg Config) *Driver {
 func (d *Driver) Summary() podapi.Summary {
 	s := d.status.Get()
 	s.Model = d.cfg.Traffic()
+	if v := d.version.Load(); v != nil {
+		s.Version = *v
+	}
 	return s
 }
 
-// Send gives the agent a message; it is taken up at once or at the next step.
+// Send gives the agent a message: the answer to what it asks, or else a prompt, which
+// is taken up at once or at the next step.
 func (d *Driver) Send(ctx context.Context, text string) error {
 	id := d.Summary().Session
 	if id == "" {
 		return podapi.ErrNotReady
 	}
+	if told, err := d.answer(ctx, id, text); told || err != nil {
+		return err
+	}
 	return d.api.prompt(ctx, id, text)
+}
+
+func (d *Driver) kick() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Stop ends the agent's turn.
@@ -116,24 +145,23 @@ func (d *Driver) Pages() http.RoundTripper {
 // Run drives the agent until ctx ends. Whatever goes wrong is tried again: the
 // agent may be starting, or be started again.
 func (d *Driver) Run(ctx context.Context) error {
-	wake := make(chan struct{}, 1)
 	var events sync.WaitGroup
 	defer events.Wait()
 	events.Add(1)
 	go func() {
 		defer events.Done()
-		d.listen(ctx, wake)
+		d.listen(ctx)
 	}()
 	for ctx.Err() == nil {
 		if err := d.look(ctx); err != nil && ctx.Err() == nil {
 			d.cfg.Log.Debug("opencode does not answer", "err", err)
 			d.up = false
-			d.away()
+			d.away(err)
 		}
 		burst, poll := d.pace()
 		select {
 		case <-ctx.Done():
-		case <-wake:
+		case <-d.wake:
 			sleep(ctx, burst) // a burst of events is one look
 		case <-time.After(poll):
 		}
@@ -145,7 +173,7 @@ func (d *Driver) Run(ctx context.Context) error {
 // look costs opencode some 50 ms of a core, and many agents share one.
 func (d *Driver) pace() (burst, poll time.Duration) {
 	switch d.Summary().State {
-	case podapi.Starting:
+	case podapi.Starting, podapi.Ready:
 		if !d.up {
 			return d.cfg.Poll / 4, min(d.cfg.Poll, startPoll)
 		}
@@ -158,17 +186,29 @@ func (d *Driver) pace() (burst, poll time.Duration) {
 
 // away notes that opencode does not answer. A turn that was over stays over; a
 // container that ended is for others to see, but one that lives and is silent
-// is not waited for without end.
-func (d *Driver) away() {
+// is not waited for without end; nor is one that answers otherwise than it should.
+func (d *Driver) away(err error) {
 	d.idleSince = time.Time{}
 	sum := d.Summary()
+	if !errors.Is(err, errStrange) {
+		d.strange = time.Time{}
+	} else if d.strange.IsZero() {
+		d.strange = time.Now()
+	}
 	if sum.State == podapi.Done || sum.State == podapi.Failed {
 		return
 	}
-	if sum.State != podapi.Starting {
+	if sum.State != podapi.Starting && sum.State != podapi.Ready {
 		sum.Activity = "opencode does not answer"
 	}
-	if time.Since(d.answered) > d.cfg.Silence {
+	switch {
+	case !d.strange.IsZero() && time.Since(d.strange) > min(strangeFor, d.cfg.Silence):
+		sum.State, sum.Cause = podapi.Failed, podapi.CauseError
+		sum.Error = podapi.Clip("opencode answers otherwise than it should: "+err.Error(), 1000)
+		if sum.Version != "" {
+			sum.Error += "; " + sum.Version
+		}
+	case time.Since(d.answered) > d.cfg.Silence:
 		what := "has not answered"
 		if sum.State == podapi.Starting {
 			what = "did not start"
@@ -184,12 +224,33 @@ func (d *Driver) wakes(ctx context.Context) error {
 		return nil
 	}
 	d.patience = min(max(2*d.patience, startPatience), answerWithin)
-	err := d.api.ping(ctx, d.patience)
+	version, err := d.api.health(ctx, d.patience)
 	if !errors.Is(err, context.DeadlineExceeded) {
 		d.patience = 0
 	}
-	d.up = err == nil
+	if errors.Is(err, errStrange) || errors.Is(err, errGone) { // one that does not tell
+		version, err = "", nil
+	}
+	if d.up = err == nil; d.up {
+		d.of(version)
+	}
 	return err
+}
+
+// of notes which version answers: a container that was started again may have another.
+func (d *Driver) of(version string) {
+	if version == Tested {
+		d.version.Store(nil)
+		return
+	}
+	if version == "" {
+		version = "of a version that it does not tell"
+	}
+	text := fmt.Sprintf("opencode %s is not the version that devaipod was tested with (%s)", version, Tested)
+	if old := d.version.Swap(&text); old == nil || *old != text {
+		d.cfg.Log.Warn(text)
+		d.cfg.Journal.Once(text, podapi.EventError, text)
+	}
 }
 
 // look asks for everything and works out the state.
@@ -208,7 +269,7 @@ func (d *Driver) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.answered = time.Now()
+	d.answered, d.strange = time.Now(), time.Time{}
 	if d.pending(all) {
 		return nil
 	}
@@ -220,18 +281,27 @@ func (d *Driver) look(ctx context.Context) error {
 		return nil // it is being written down
 	}
 	if len(all) == 0 {
-		d.cfg.Log.Info("giving the agent its task", "session", s.ID)
-		d.status.Set(podapi.Summary{State: podapi.Working, Session: s.ID, Activity: "reading the task"})
-		return d.prompt(ctx, all, d.cfg.Prompt)
+		return d.begin(ctx)
 	}
 	var ask asked
 	if st.Type != "" && d.cfg.Traffic().InFlight == 0 { // else it waits for its model
-		if ask, err = d.api.asks(ctx, s.ID); err != nil {
+		if ask, err = d.api.asks(ctx, s.ID, all, d.gathered.of); err != nil {
 			return err
 		}
 	}
 	d.journal(all)
 	return d.judge(ctx, s, all, st, ask)
+}
+
+// begin gives the agent its task.
+func (d *Driver) begin(ctx context.Context) error {
+	d.cfg.Log.Info("giving the agent its task", "session", d.own.ID)
+	d.status.Set(podapi.Summary{State: podapi.Ready, Session: d.own.ID, Activity: "getting its task"})
+	if err := d.prompt(ctx, nil, d.cfg.Prompt); err != nil {
+		return err
+	}
+	d.status.Set(podapi.Summary{State: podapi.Working, Session: d.own.ID, Activity: "reading the task"})
+	return nil
 }
 
 // session finds the task's session or makes it: a pod-api that was started
@@ -312,7 +382,7 @@ func (d *Driver) journalPart(m message, p part) {
 
 // listen reads opencode's events and wakes the loop; what they say is asked
 // for again.
-func (d *Driver) listen(ctx context.Context, wake chan<- struct{}) {
+func (d *Driver) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		resp, err := d.api.open(ctx, http.MethodGet, "/event", nil, nil)
 		if err == nil {
@@ -322,10 +392,7 @@ func (d *Driver) listen(ctx context.Context, wake chan<- struct{}) {
 				if err == bufio.ErrBufferFull { //nolint:errorlint // as returned
 					err = nil
 				}
-				select {
-				case wake <- struct{}{}:
-				default:
-				}
+				d.kick()
 			}
 			_ = resp.Body.Close()
 		}

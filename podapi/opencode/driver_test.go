@@ -1,6 +1,7 @@
 package opencode_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,6 +31,10 @@ type stub struct {
 	messages string // JSON
 	status   string
 	asked    string // JSON of /question
+	wanted   string // JSON of /permission, "" for none
+	replies  []string
+	replyErr int    // what a reply is answered with, once, 0 for 200
+	version  string // "" for a server that does not tell
 	prompts  []string
 	inFlight int
 	slow     bool // a prompt does not show in the messages
@@ -67,12 +72,32 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "POST /session/ses_1/abort":
 		s.aborted++
 		say("true")
+	case "POST /question/que_1/reply", "POST /permission/per_1/reply":
+		if s.replyErr != 0 {
+			w.WriteHeader(s.replyErr)
+			s.replyErr = 0
+			return
+		}
+		b, _ := io.ReadAll(r.Body)
+		s.replies, s.asked, s.wanted = append(s.replies, r.URL.Path+" "+string(b)), "[]", ""
+		say("true")
+	case "GET /session/ses_2":
+		say(`{"id":"ses_2","parentID":"ses_1"}`)
+	case "GET /session/ses_3":
+		say(`{"id":"ses_3"}`)
+	case "GET /session/ses_2/message":
+		say(`[{"info":{"id":"m9","role":"assistant"},"parts":[{"id":"p9","callID":"c","type":"tool","tool":"bash","state":{"status":"running"}}]}]`)
+	case "GET /global/health":
+		if s.version == "" {
+			w.Header().Set("Content-Type", "text/html")
+		}
+		say(`{"healthy":true,"version":"` + s.version + `"}`)
 	case "GET /session/status":
 		say(s.status)
 	case "GET /question":
 		say(s.asked)
 	case "GET /permission":
-		say("[]")
+		say(cmp.Or(s.wanted, "[]"))
 	default:
 		w.Header().Set("Content-Type", "text/html")
 		say("<html>")
@@ -146,7 +171,9 @@ func (s *stub) set(messages, status, asked string, inFlight int) {
 	s.messages, s.status, s.asked, s.inFlight = messages, status, asked, inFlight
 }
 
-func newStub() *stub { return &stub{messages: "[]", status: "{}", asked: "[]"} }
+func newStub() *stub {
+	return &stub{messages: "[]", status: "{}", asked: "[]", version: opencode.Tested}
+}
 
 func TestATurnThatEndsByItselfIsDone(t *testing.T) {
 	s := newStub()

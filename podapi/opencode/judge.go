@@ -14,10 +14,11 @@ import (
 // model's traffic at the gate.
 func (d *Driver) judge(ctx context.Context, s session, all []message, st sessionStatus, ask asked) error {
 	last := all[len(all)-1]
-	sum := podapi.Summary{State: podapi.Working, Session: s.ID, Activity: activity(last), Message: podapi.Clip(lastWords(all), 32<<10)}
+	sum := podapi.Summary{State: podapi.Working, Session: s.ID, Activity: activity(last), Message: podapi.Clip(lastWords(all), 32<<10), Mark: podapi.Line(last.Info.ID, 100)}
 	switch {
 	case ask.text != "":
-		sum.State, sum.Cause, sum.Question = podapi.Asking, ask.cause, podapi.Clip(ask.text, 4<<10)
+		sum.State, sum.Cause, sum.Question, sum.Choices = podapi.Asking, ask.cause, ask.text, ask.choices
+		sum.Mark = podapi.Line(fmt.Sprint(ask.id, " ", ask.more), 100)
 	case st.Type == "retry":
 		sum.Activity = podapi.Line(fmt.Sprintf("the model is asked again (try %d): %s", st.Attempt, st.Message), 300)
 	case st.Type != "", d.cfg.Traffic().InFlight > 0:

@@ -67,7 +67,7 @@ Solve the issue below:
    Pushing to any other branch is refused. Nothing else on a network can be reached.
 5. End with a short summary for the reviewer: what you did, how you tried it, what is left.
 
-Do not ask questions: nobody answers while you work. If something is unclear, choose what the author would most likely want and say so in the summary.
+If something is unclear, choose what the author would most likely want and say so in the summary. It may take hours until somebody answers a question: ask only if you have a tool for that, and can't go on without.
 
 `, k.Issue, k.Owner, k.Repo, branch, base, branch)
 	fence := t.fence()

@@ -35,6 +35,8 @@ const ProofFile = "NONCE.sha256"
 //	garbage      answer what is no JSON
 //	half         break every answer off
 //	hang         answer nothing; hang-once goes on when asked to go on
+//	asks         ask a question by opencode's tool for that, then as default, and
+//	             tell the answer
 //	lie          say that it is all done and pushed
 //	oom          take all the memory there is, opencode's first
 func Tasks() Script {
@@ -68,6 +70,8 @@ func Tasks() Script {
 				return Reply{Broken: Hang}
 			}
 			return nonceTask(r, false)
+		case "asks":
+			return askFirst(r)
 		case "lie":
 			return Reply{Text: "All is done, committed and pushed. The tests pass."}
 		default:
@@ -167,6 +171,7 @@ func nonceTask(r Request, slow bool) Reply {
 		return Reply{Text: "The digest that the tool told is not the nonce's: " + got}
 	}
 	write := step{tool: "write", args: map[string]any{"filePath": ProofFile, "content": got + "\n"}}
+	write.ok = func(out string) bool { return !strings.Contains(strings.ToLower(out), "aborted") }
 	commit := bash("git add -A && { git diff --cached --quiet || git commit -q -m 'Write down the proof'; } && git log -1 --format=committed:%s", "Commits it")
 	commit.ok = contains("committed:Write down the proof")
 	push := bash("git push origin HEAD:"+branch+" && echo push-went-well", "Pushes it")
@@ -176,6 +181,24 @@ func nonceTask(r Request, slow bool) Reply {
 		return reply
 	}
 	return Reply{Text: "I computed the sha256 of the nonce with a command and wrote it to `" + ProofFile + "`.\n\nTried: the command's output was read back. Left: nothing."}
+}
+
+// askFirst tells in the end what it was answered.
+func askFirst(r Request) Reply {
+	ask := step{tool: "question", args: map[string]any{"questions": []map[string]any{{
+		"question": "Which color, @everyone?", "header": "Color",
+		"options": []map[string]string{{"label": "red", "description": "as blood"}, {"label": "blue", "description": "as the sky"}},
+	}}}}
+	for _, c := range r.Calls {
+		if c.Tool == ask.tool && c.Answered {
+			reply := nonceTask(r, false)
+			if reply.Text != "" {
+				reply.Text += "\n\nIt was answered: " + c.Result
+			}
+			return reply
+		}
+	}
+	return Reply{Tool: ask.tool, Arguments: ask.args}
 }
 
 func contains(s string) func(string) bool {
