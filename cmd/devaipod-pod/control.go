@@ -74,13 +74,16 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		return err
 	}
 	journal := podapi.OpenJournal(p.usage, log)
-	driver, err := newDriver(p, file, g, journal, log)
+	asks := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return service(ctx)
+	}}}
+	cpu := &meter{every: meterEvery(file.Task.Stall), ask: func(ctx context.Context, path string) ([]byte, error) { return askService(ctx, asks, path) }}
+	driver, err := newDriver(p, file, g, cpu.computes.Load, journal, log)
 	if err != nil {
 		return err
 	}
-	known := watched{driver, g, &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return service(ctx)
-	}}}, account, policy, &clone{driver: driver, log: log}}
+	cpu.state = func() podapi.State { return driver.Summary().State }
+	known := watched{driver, g, asks, account, policy, &clone{driver: driver, log: log}}
 	known.clone.status = known
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -89,6 +92,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 	defer cancel()
 	watching.Go(func() { g.Watch(ctx, func(hosts []string) { known.allowed(ctx, log, hosts) }) })
 	watching.Go(func() { known.clone.watch(ctx) })
+	watching.Go(func() { cpu.watch(ctx) })
 	return serveControl(ctx, log, known, []door{
 		{filepath.Join(p.agent, podfile.GateSocket), 0o666, g.Handler(gate.Agent)},
 		{filepath.Join(p.workspace, podfile.GateSocket), 0o666, g.Handler(gate.Workspace)},
@@ -97,7 +101,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 }
 
 // newDriver is the one that the agent is spoken to with.
-func newDriver(p paths, file *podfile.File, g *gate.Gate, journal *podapi.Journal, log *slog.Logger) (podapi.Driver, error) {
+func newDriver(p paths, file *podfile.File, g *gate.Gate, computes func() int64, journal *podapi.Journal, log *slog.Logger) (podapi.Driver, error) {
 	socket, task := filepath.Join(p.agent, podfile.AgentSocket), file.Task
 	traffic := func() podapi.Traffic { return podapi.Traffic(g.Traffic().Seen) }
 	book := func() *podapi.Book {
@@ -107,12 +111,12 @@ func newDriver(p paths, file *podfile.File, g *gate.Gate, journal *podapi.Journa
 	case "", podfile.DriverOpencode:
 		return opencode.New(opencode.Config{
 			Socket: socket, Dir: p.repo, Key: task.Key, Prompt: task.Prompt, Stall: task.Stall, Setup: task.Setup,
-			Traffic: traffic, Journal: journal, Log: log,
+			Traffic: traffic, Computes: computes, Journal: journal, Log: log,
 		}), nil
 	case podfile.DriverACP:
-		return acp.New(acp.Config{Socket: socket, Dir: p.repo, Book: book(), Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Journal: journal, Log: log}), nil
+		return acp.New(acp.Config{Socket: socket, Dir: p.repo, Book: book(), Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Computes: computes, Journal: journal, Log: log}), nil
 	case podfile.DriverCommand:
-		return command.New(command.Config{Socket: socket, Book: book(), Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Journal: journal, Log: log}), nil
+		return command.New(command.Config{Socket: socket, Book: book(), Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Computes: computes, Journal: journal, Log: log}), nil
 	}
 	return nil, fmt.Errorf("the podfile wants the driver %q, which this version does not have", file.Driver)
 }
@@ -190,11 +194,20 @@ func (w watched) Probes(ctx context.Context) []podapi.Probe {
 
 // GitStatus implements [podapi.Cloned]: the service has what is saved.
 func (w watched) GitStatus(ctx context.Context) (json.RawMessage, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://service"+podfile.GitStatusPath, nil)
+	text, err := askService(ctx, w.service, podfile.GitStatusPath)
+	if err == nil && text == nil {
+		err = podapi.ErrNothingSaved
+	}
+	return text, err
+}
+
+// askService asks the service; nil is what it does not know.
+func askService(ctx context.Context, service *http.Client, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://service"+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := w.service.Do(req)
+	resp, err := service.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("asking the service: %w", err)
 	}
@@ -204,7 +217,7 @@ func (w watched) GitStatus(ctx context.Context) (json.RawMessage, error) {
 	case err != nil:
 		return nil, fmt.Errorf("asking the service: %w", err)
 	case resp.StatusCode == http.StatusNotFound:
-		return nil, podapi.ErrNothingSaved
+		return nil, nil
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("the service answered %s: %s", resp.Status, podapi.Line(string(text), 300))
 	}

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/iotest"
@@ -88,7 +89,8 @@ type pod struct {
 	script   *scriptedmodel.Server
 	model    podfile.Model
 	opencode string
-	driver   string // "" for opencode's own
+	driver   string       // "" for opencode's own
+	box      atomic.Int64 // PID of the agent's shim, for what stands in for podman
 	log      *lockedBuffer
 }
 
@@ -180,6 +182,7 @@ func (p *pod) serve(model string) {
 		Path: filepath.Join(strings.TrimSpace(p.git("", "--exec-path")), "git-http-backend"), Stderr: p.log,
 		Env: []string{"GIT_PROJECT_ROOT=" + p.path("git"), "GIT_HTTP_EXPORT_ALL=1"},
 	})
+	mux.HandleFunc("GET "+podfile.CPUPath, p.cpuUsed)
 	mux.HandleFunc("GET /dial/model", func(w http.ResponseWriter, r *http.Request) {
 		up, err := new(net.Dialer).DialContext(r.Context(), "tcp", model)
 		if err != nil {
@@ -294,7 +297,9 @@ func (p *pod) startShim(command ...string) *process {
 		"OPENCODE_CONFIG_CONTENT="+strings.ReplaceAll(config, podfile.RepoDir, p.path("agent/repo")),
 		"OPENCODE_DISABLE_PROJECT_CONFIG=1", "OPENCODE_DISABLE_MODELS_FETCH=1", "OPENCODE_DISABLE_AUTOUPDATE=1",
 		"OPENCODE_DISABLE_LSP_DOWNLOAD=1", "OPENCODE_DISABLE_SHARE=1", "OPENCODE_DISABLE_DEFAULT_PLUGINS=1")
-	return p.start(true, env, append([]string{"shim", "agent", "--driver", driver, "--sockets", p.path("a"), "--repo", p.path("agent/repo"), "--"}, command...)...)
+	shim := p.start(true, env, append([]string{"shim", "agent", "--driver", driver, "--sockets", p.path("a"), "--repo", p.path("agent/repo"), "--"}, command...)...)
+	p.box.Store(int64(shim.cmd.Process.Pid))
+	return shim
 }
 
 func (p *pod) shimEnv(token, home string) []string {

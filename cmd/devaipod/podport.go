@@ -24,6 +24,7 @@ import (
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/backend"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
 	"codeberg.org/devaipod/devaipod/pods/usage"
@@ -45,8 +46,9 @@ type podPort struct {
 	disk     *pods.DiskWatch
 	spec     func(ctx context.Context, t reconcile.Task) (pods.Spec, error)
 	revive   func(context.Context) error // starts podman's service again, if it is ours
-	keep     string                      // directory of tasks that have not started yet
-	model    string                      // host:port that /dial/model leads to, "" for none
+	usages   func(ctx context.Context, containers []string) (map[string]podman.Usage, error)
+	keep     string // directory of tasks that have not started yet
+	model    string // host:port that /dial/model leads to, "" for none
 	log      *slog.Logger
 
 	mu    sync.Mutex
@@ -178,11 +180,15 @@ func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summa
 	for _, st := range s.Setups {
 		setups = append(setups, reconcile.Setup(st))
 	}
-	for i, c := range s.Choices {
-		s.Question += fmt.Sprintf("\n%d. %s", i+1, c.Name)
+	if s.State == podapi.Done { // of a control from before an upgrade
+		s.State = podapi.IdleWithout
+	}
+	var choices []string
+	for _, c := range s.Choices {
+		choices = append(choices, c.Name)
 	}
 	return reconcile.Summary{
-		Blocked: blocked, Setups: setups,
+		Blocked: blocked, Setups: setups, Choices: choices, Mark: s.Mark, Version: s.Version,
 		State: reconcile.AgentState(s.State), Since: s.Since, Cause: reconcile.Cause(s.Cause), Activity: s.Activity, Message: s.Message, Question: s.Question, Error: s.Error,
 	}, nil
 }
@@ -276,6 +282,7 @@ func (p *podPort) open(spec pods.Spec) error {
 	mux.Handle("GET "+podfile.RestorePath, p.work.Saved(p.rules(spec), spec.Issue))
 	mux.Handle("/git/", p.others)
 	mux.HandleFunc("GET /dial/model", p.dialModel)
+	mux.HandleFunc("GET "+podfile.CPUPath, func(w http.ResponseWriter, r *http.Request) { p.cpuUsed(w, r, k) })
 	mux.HandleFunc("GET "+podfile.GitStatusPath, func(w http.ResponseWriter, r *http.Request) { p.gitStatus(w, r, spec.RepoID, k) })
 	p.doors[k] = door{p.serve(k, l, mux), p.serve(k, saves, p.work.Saves(func() (mirror.SaveRules, error) { return p.saveRules(spec.Key) }))}
 	return nil
@@ -305,6 +312,20 @@ func (p *podPort) gitStatus(w http.ResponseWriter, r *http.Request, repoID int64
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(st) // the pod-api has gone: nobody to tell
 	}
+}
+
+// cpuUsed tells a pod's control what its agent's container has used of processors, by
+// podman: 404 where that does not know (cgroup v1 without root, or a pod that ended).
+func (p *podPort) cpuUsed(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
+	name := p.manager.Name(pods.Key(k)) + "-" + pods.RoleAgent
+	used, err := p.usages(r.Context(), []string{name})
+	if u, ok := used[name]; ok && u.CPU > 0 {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(podfile.CPU{Used: u.CPU}) // control has gone: nobody to tell
+		return
+	}
+	p.log.Debug("podman does not tell what an agent's container uses", "issue", k.String(), "err", err)
+	http.Error(w, "podman does not tell", http.StatusNotFound)
 }
 
 // doorway makes a pod's run directory; old tells that its door is there. more are

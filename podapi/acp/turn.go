@@ -98,7 +98,7 @@ func (t *turn) look() (over bool, err error) {
 		sum.State, sum.Cause, sum.Question, sum.Choices = podapi.Asking, podapi.CausePermission, v.asks[0].question, v.asks[0].choices
 		sum.Mark = fmt.Sprintf("%s of %s", v.asks[0].mark, t.session)
 	}
-	mark, stop := fmt.Sprint(traffic.Received, " ", v.updates), d.stop
+	mark, stop := fmt.Sprint(traffic.Received, " ", v.updates, " ", d.cfg.Computes()), d.stop
 	d.mu.Unlock()
 	if !t.cancelled.IsZero() {
 		return t.ending(sum)

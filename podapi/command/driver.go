@@ -31,9 +31,11 @@ type Config struct {
 	Socket  string // the shim's, as control sees it
 	Book    *podapi.Book
 	Traffic func() podapi.Traffic // the gate's view
-	Journal *podapi.Journal
-	Poll    time.Duration // between two looks; 1 s when 0
-	// Stall is how long a run may neither put out anything nor hear from the model;
+	// Computes changes while the agent's container computes; nil where nobody knows.
+	Computes func() int64
+	Journal  *podapi.Journal
+	Poll     time.Duration // between two looks; 1 s when 0
+	// Stall is how long a run may neither put out anything nor hear from the model, nor compute;
 	// 10 minutes when 0.
 	Stall time.Duration
 	// Silence is how long the shim may not answer; Stall, and two minutes at least,
@@ -70,6 +72,9 @@ const (
 
 // New returns a driver that does nothing yet.
 func New(cfg Config) *Driver {
+	if cfg.Computes == nil {
+		cfg.Computes = func() int64 { return 0 }
+	}
 	podapi.FillTimes(&cfg.Poll, &cfg.Stall, &cfg.Silence, cfg.Setup)
 	d := &Driver{cfg: cfg, status: podapi.NewStatus(cfg.Journal), wake: make(chan struct{}, 1), answered: time.Now()}
 	d.http = &http.Client{
@@ -251,7 +256,7 @@ func (d *Driver) running(ctx context.Context, run wire.Run) error {
 	if n := len(d.last); n > 0 {
 		sum.Activity = podapi.Line(d.last[n-1], 200)
 	}
-	stalled := d.pulse.Still(fmt.Sprint(d.cfg.Traffic().Received, " ", run.Total)) >= d.cfg.Stall
+	stalled := d.pulse.Still(fmt.Sprint(d.cfg.Traffic().Received, " ", run.Total, " ", d.cfg.Computes())) >= d.cfg.Stall
 	switch {
 	case d.stop.Load():
 		sum.State, sum.Cause, sum.Error = podapi.Failed, podapi.CauseError, "the run was ended by a person"

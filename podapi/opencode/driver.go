@@ -25,8 +25,10 @@ type Config struct {
 	Prompt string
 	// Traffic is the gate's view.
 	Traffic func() podapi.Traffic
-	Journal *podapi.Journal
-	Poll    time.Duration // between two looks; 1 s when 0
+	// Computes changes while the agent's container computes; nil where nobody knows.
+	Computes func() int64
+	Journal  *podapi.Journal
+	Poll     time.Duration // between two looks; 1 s when 0
 	// Stall is how long there may be no progress in a turn; 10 minutes when 0.
 	Stall time.Duration
 	// Silence is how long opencode may take to start, or may not answer; Stall, and
@@ -88,6 +90,9 @@ const takeUp = 10 * time.Second
 
 // New returns a driver that does nothing yet.
 func New(cfg Config) *Driver {
+	if cfg.Computes == nil {
+		cfg.Computes = func() int64 { return 0 }
+	}
 	podapi.FillTimes(&cfg.Poll, &cfg.Stall, &cfg.Silence, cfg.Setup)
 	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]bool{}, status: podapi.NewStatus(cfg.Journal), wake: make(chan struct{}, 1)}
 	d.answered = time.Now()

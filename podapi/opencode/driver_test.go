@@ -41,6 +41,7 @@ type stub struct {
 	aborted  int
 	stall    time.Duration
 	traffic  podapi.Traffic
+	computes int64
 }
 
 func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -132,7 +133,8 @@ func drive(t *testing.T, socket string, s *stub) *opencode.Driver {
 			t.InFlight = s.inFlight
 			return t
 		},
-		Journal: &podapi.Journal{}, Log: slog.New(slog.DiscardHandler),
+		Computes: func() int64 { s.mu.Lock(); defer s.mu.Unlock(); return s.computes },
+		Journal:  &podapi.Journal{}, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -280,6 +282,12 @@ func TestAStallIsNudgedOnceAndThenTold(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		s.mu.Lock()
 		s.traffic.Received = int64(i)
+		s.mu.Unlock()
+	}
+	for i := range 15 {
+		time.Sleep(100 * time.Millisecond)
+		s.mu.Lock()
+		s.computes = int64(i)
 		s.mu.Unlock()
 	}
 	s.mu.Lock()

@@ -54,7 +54,7 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 // progress looks whether a busy turn moves. One that does not is broken off and
 // asked to go on, once; the second time it is given up.
 func (d *Driver) progress(ctx context.Context, sum podapi.Summary, all []message) error {
-	if d.pulse.Still(fmt.Sprint(d.cfg.Traffic().Received, " ", size(all))) < d.cfg.Stall {
+	if d.pulse.Still(fmt.Sprint(d.cfg.Traffic().Received, " ", size(all), " ", d.cfg.Computes())) < d.cfg.Stall {
 		d.status.Set(sum)
 		return nil
 	}

@@ -27,6 +27,9 @@ const (
 	ServiceSocket = "service.sock"
 	// GitStatusPath tells there how the agent's clone stood when it was saved last.
 	GitStatusPath = "/status/git"
+	// CPUPath tells there what the agent's container has used of processors, a [CPU];
+	// 404 where podman can't tell.
+	CPUPath = "/status/cpu"
 	// ControlSocket is the pod-api's end in the same directory. Listener: control.
 	ControlSocket = "control.sock"
 	// FileName is the podfile's name in the run directory.
@@ -207,4 +210,9 @@ func Read(dir string) (*File, error) {
 		return nil, fmt.Errorf("reading %s: %w", filepath.Join(dir, FileName), err)
 	}
 	return &f, nil
+}
+
+// A CPU is what a container has used of processors since it was started.
+type CPU struct {
+	Used time.Duration `json:"used_ns"`
 }

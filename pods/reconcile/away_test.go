@@ -22,7 +22,7 @@ func TestTheForgeIsAwayForAnHour(t *testing.T) {
 	}{
 		"the agent goes on": {func(*world) {}, reconcile.Working, func(w *world) bool { return w.pod.Whole }},
 		"the agent ends": {func(w *world) {
-			w.summary, w.commits = reconcile.Summary{State: reconcile.AgentDone}, []reconcile.Commit{{}}
+			w.summary, w.commits = reconcile.Summary{State: reconcile.AgentIdleWithWork}, []reconcile.Commit{{}}
 		}, reconcile.Review, func(w *world) bool { return w.opened == 1 && fmt.Sprint(w.asked) == "[ann]" }},
 		"the label is taken off": {func(w *world) { w.issue.Labels = []string{"agent/working"} }, "", func(w *world) bool { return w.pod.Stopped }},
 		"a new label is put on": {func(w *world) {
@@ -115,7 +115,7 @@ func TestAForgeThatFailsNowAndThenLeadsToTheSameEnd(t *testing.T) {
 				w.set(func() { w.commits = []reconcile.Commit{{}} })
 			}
 			if n == 100 {
-				w.set(func() { w.summary = reconcile.Summary{State: reconcile.AgentDone} })
+				w.set(func() { w.summary = reconcile.Summary{State: reconcile.AgentIdleWithWork} })
 			}
 			w.set(func() { w.now = w.now.Add(10 * time.Second) })
 			l.Kick(w.issue.Key)

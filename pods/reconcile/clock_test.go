@@ -46,7 +46,7 @@ func TestAClockThatJumps(t *testing.T) {
 			w = newWorld()
 			w.with(t, w.config(), func(l *reconcile.Loop) {
 				w.set(func() {
-					w.summary, w.commits = reconcile.Summary{State: reconcile.AgentDone, Since: w.now}, []reconcile.Commit{{}}
+					w.summary, w.commits = reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now}, []reconcile.Commit{{}}
 				})
 				state(w, l)
 				w.jump(jump)

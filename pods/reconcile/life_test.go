@@ -39,7 +39,7 @@ func (w *world) acts(l *reconcile.Loop, others *bool) []func() {
 	return []func(){
 		func() { w.label("ann") }, func() { w.label("ann") }, func() { w.label("ann") }, func() { w.label("stranger") }, w.unlabel,
 		func() { w.set(func() { w.issue.Open = true }) }, func() { w.set(func() { w.issue.Open = !w.issue.Open }) },
-		agent(reconcile.AgentStarting), agent(reconcile.AgentWorking), agent(reconcile.AgentAsking), agent(reconcile.AgentDone), agent(reconcile.AgentFailed),
+		agent(reconcile.AgentStarting), agent(reconcile.AgentWorking), agent(reconcile.AgentAsking), agent(reconcile.AgentIdleWithWork), agent(reconcile.AgentFailed),
 		func() { w.set(func() { w.commits = []reconcile.Commit{{}} }) }, func() { w.set(func() { w.commits = nil }) },
 		pull(reconcile.Pull{Open: true}), pull(reconcile.Pull{Merged: true}), pull(reconcile.Pull{}), func() {
 			w.set(func() {
@@ -95,7 +95,7 @@ func TestTheWholeLife(t *testing.T) {
 			if n%3 == 1 && w.pod != nil { // the machine was off, and others were faster
 				w.pod.Whole, w.pod.Stopped, w.pod.Exit, full = false, true, "", true
 				if n > 5 { // after its agent was done
-					w.commits, w.summary = []reconcile.Commit{{}}, reconcile.Summary{State: reconcile.AgentDone, Since: w.now}
+					w.commits, w.summary = []reconcile.Commit{{}}, reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now}
 				}
 			}
 			w.with(t, c, func(l *reconcile.Loop) {

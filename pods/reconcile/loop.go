@@ -92,14 +92,6 @@ type Loop struct {
 	feed    feed
 }
 
-// said remembers our last comment, so that an unchanged one costs no call.
-type said struct {
-	body     string
-	state    State
-	position int
-	at       time.Duration // Uptime
-}
-
 const (
 	// chatter is how often a comment may change when only the activity did.
 	chatter = 5 * time.Second
@@ -433,6 +425,8 @@ func (l *Loop) watchOne(ctx context.Context, v View) {
 	switch {
 	case err != nil: // perhaps gone: look properly
 		l.Kick(v.Key)
+	case settled(sum.State) && sum.Mark != v.mark: // it asks something else
+		l.Kick(v.Key)
 	case settled(sum.State) == life[v.State].place || (v.State == Starting && sum.State == AgentWorking):
 		l.Kick(v.Key)
 	case (sum.Activity != v.Activity || len(sum.Blocked) != len(v.Blocked) || wrong(sum.Setups) != v.setups) && v.chatty:
@@ -441,7 +435,7 @@ func (l *Loop) watchOne(ctx context.Context, v View) {
 }
 
 // settled tells whether the agent waits for somebody else.
-func settled(s AgentState) bool { return s != AgentStarting && s != AgentWorking }
+func settled(s AgentState) bool { return s != AgentStarting && s != AgentReady && s != AgentWorking }
 
 // keepView stores what is known of an issue.
 func (l *Loop) keepView(i Issue, v View) View {
@@ -465,38 +459,4 @@ func (l *Loop) dropView(k Key) {
 		l.forgetStamps(v.pod)
 		delete(l.views, k)
 	}
-}
-
-// show stores the view, and tells it on the issue when it has changed: first in
-// words, then by the label, which is what people and programs wait for.
-func (l *Loop) show(ctx context.Context, i Issue, v View) error {
-	v = l.keepView(i, v)
-	last := l.said[i.Key]
-	body := v.comment(l.cfg.Label, l.cfg.Harmless)
-	if body == last.body || !l.mayTell(last, v) {
-		return nil
-	}
-	say := func() error {
-		if err := l.cfg.Forge.Say(ctx, i.Key, "status", body); err != nil {
-			return fmt.Errorf("telling %s on %s: %w", v.State, i.Key, err)
-		}
-		return nil
-	}
-	if v.State == last.state || (last.body != "" && v.State.label() == last.state.label()) { // an edit of our comment, which does not show on the issue
-		if err := say(); err != nil {
-			return err
-		}
-	} else if done, err := l.write(ctx, i, func() error {
-		if err := say(); err != nil {
-			return err
-		}
-		if err := l.cfg.Forge.SetState(ctx, i, v.State.label()); err != nil {
-			return fmt.Errorf("setting the label for %s on %s: %w", v.State, i.Key, err)
-		}
-		return nil
-	}); err != nil || !done {
-		return err
-	}
-	l.said[i.Key] = said{body: body, state: v.State, position: v.Position, at: l.cfg.Uptime()}
-	return nil
 }

@@ -122,7 +122,7 @@ func TestTheWayToAReview(t *testing.T) {
 	if w.pull == nil || !w.text.Draft || len(w.asked) != 0 {
 		t.Fatalf("while working: %+v, asked %v", w.text, w.asked)
 	}
-	w.summary = reconcile.Summary{State: reconcile.AgentDone, Message: "did it, @ann"}
+	w.summary = reconcile.Summary{State: reconcile.AgentIdleWithWork, Message: "did it, @ann"}
 	w.pass(t)
 	w.pass(t)
 	if w.text.Draft || w.state != reconcile.Review || fmt.Sprint(w.asked) != "[ann]" {
@@ -150,7 +150,7 @@ func TestEndsOfAPod(t *testing.T) {
 	}{
 		"the label taken off":    {func(w *world) { w.issue.Labels = nil }, "", "label was taken off", func(w *world) bool { return w.stopped == 1 && w.removed == 0 }},
 		"the issue closed":       {func(w *world) { w.issue.Open = false }, "", "issue was closed", func(w *world) bool { return w.stopped == 1 }},
-		"no commits at the end":  {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentDone, Message: "nothing to do"} }, reconcile.Asking, "nothing to do", nil},
+		"no commits at the end":  {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentIdleWithWork, Message: "nothing to do"} }, reconcile.Asking, "nothing to do", nil},
 		"a question":             {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentAsking, Question: "which one?"} }, reconcile.Asking, "which one?", nil},
 		"an error":               {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentFailed, Error: "401"} }, reconcile.Failed, "401", nil},
 		"a merge to some branch": {func(w *world) { w.pull = &reconcile.Pull{Number: 4, Merged: true, ClosedAt: at.Add(time.Hour)} }, reconcile.Done, "merged", func(w *world) bool { return w.removed == 1 && !slices.Contains(w.issue.Labels, "devaipod") }},
@@ -302,7 +302,7 @@ func TestEveryStateHasADeadline(t *testing.T) {
 			w.summary = reconcile.Summary{State: reconcile.AgentAsking, Since: w.now, Question: "?"}
 		}, 25 * time.Hour, reconcile.Asking, "", "stopped"},
 		"a review for long": {func(w *world) {
-			w.summary = reconcile.Summary{State: reconcile.AgentDone, Since: w.now}
+			w.summary = reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now}
 			w.commits = []reconcile.Commit{{}}
 		}, 25 * time.Hour, reconcile.Review, "", "stopped"},
 		"failed for long":          {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentFailed, Since: w.now} }, 25 * time.Hour, reconcile.Failed, "", "stopped"},

@@ -98,26 +98,26 @@ func withoutOrders(body string) string {
 }
 
 // tell gives an agent that works or asks what people said since its label was put on,
-// each once.
-func (l *Loop) tell(ctx context.Context, pod Pod, v View, said []Said) error {
+// each once. It tells whether there was anything.
+func (l *Loop) tell(ctx context.Context, pod Pod, v View, said []Said) (told bool, err error) {
 	answers := v.Cause == CauseQuestion || v.Cause == CausePermission || v.Cause == CauseNothing
 	if v.State != Working && !(v.State == Asking && answers) {
-		return nil
+		return false, nil
 	}
 	for _, s := range said {
 		if !s.At.After(pod.TriggerAt) || l.told[v.Key][s.ID] { // the task has those from before
 			continue
 		}
 		if err := l.cfg.Pods.Tell(ctx, pod.Key, s.ID, s.Text); err != nil {
-			return fmt.Errorf("telling the agent what was said on %s: %w", v.Key, err)
+			return told, fmt.Errorf("telling the agent what was said on %s: %w", v.Key, err)
 		}
 		if l.told[v.Key] == nil {
 			l.told[v.Key] = map[int64]bool{}
 		}
-		l.told[v.Key][s.ID] = true
+		l.told[v.Key][s.ID], told = true, true
 		l.cfg.Log.Info("told the agent what somebody said", "issue", v.Key.String(), "comment", s.ID)
 	}
-	return nil
+	return told, nil
 }
 
 // linesAfter are the rests of the lines that begin with a command.

@@ -176,10 +176,13 @@ type AgentState string
 // The agent's states, as podapi names them.
 const (
 	AgentStarting AgentState = "starting"
+	AgentReady    AgentState = "ready"
 	AgentWorking  AgentState = "working"
 	AgentAsking   AgentState = "asking"
-	AgentDone     AgentState = "done"
 	AgentFailed   AgentState = "failed"
+
+	AgentIdleWithWork AgentState = "idle-with-work"
+	AgentIdleWithout  AgentState = "idle-without"
 )
 
 // A Summary is what the pod-api says now. Its texts are the agent's: hostile.
@@ -190,9 +193,13 @@ type Summary struct {
 	Activity string    // one line: what it does now
 	Message  string    // its last words
 	Question string
-	Error    string
-	Blocked  []Block // hosts that it was refused
-	Setups   []Setup
+	Choices  []string // the answers that there are, if only these are
+	// Mark names what it asks, or the turn that has ended: the same for the same thing.
+	Mark    string
+	Error   string
+	Version string  // in words, when it is not the one that was tested
+	Blocked []Block // hosts that it was refused
+	Setups  []Setup
 }
 
 // A Setup is what a container of a pod says of the commands that it runs before

@@ -141,8 +141,15 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 			return err
 		}
 	}
-	if err := errors.Join(l.tell(ctx, pod, v, orders.Said), l.limit(ctx, &v, pod, sum)); err != nil {
+	told, err := l.tell(ctx, pod, v, orders.Said)
+	if err = errors.Join(err, l.limit(ctx, &v, pod, sum)); err != nil {
 		return err
+	}
+	switch {
+	case v.State == Asking && !told:
+		v.ask = askName(pod, sum)
+	case v.State == Asking: // it may be answered now
+		time.AfterFunc(l.cfg.Watch, func() { l.Kick(i.Key) })
 	}
 	return l.show(ctx, i, v)
 }
@@ -209,27 +216,34 @@ func (l *Loop) stop(ctx context.Context, v *View) error {
 // judge turns what the agent says, and what it pushed, into a state. What it
 // says it pushed counts for nothing.
 func (v *View) judge(sum Summary, commits int) {
-	v.Cause, v.Blocked, v.setups = sum.Cause, sum.Blocked, wrong(sum.Setups)
+	v.Cause, v.Blocked, v.setups, v.Doing, v.mark = sum.Cause, sum.Blocked, wrong(sum.Setups), sum.State, sum.Mark
+	if sum.Version != "" {
+		v.Note = strings.TrimSpace(v.Note + "\n\n" + clipLine(sum.Version, 300) + ".")
+	}
 	for _, s := range sum.Setups {
 		if s.Error != "" {
 			v.Note = strings.TrimSpace(v.Note + fmt.Sprintf("\n\nThe setup of the %s's container ended early. It says: %s", s.Container, clipLine(s.Error, 500)))
 		}
 	}
 	switch sum.State {
-	case AgentDone:
+	case AgentIdleWithWork, AgentIdleWithout:
 		if v.State = Review; commits == 0 {
 			v.State, v.Cause = Asking, CauseNothing
-			v.Why = "The agent ended without pushing a commit. It said:\n\n" + orNothing(sum.Message)
+			v.Why = "The agent ended without pushing a commit."
+			if sum.State == AgentIdleWithWork {
+				v.Why += fmt.Sprintf(" It left work in its clone, which is saved (devaipod diff %s).", v.Key)
+			}
+			v.Why += " It said:\n\n" + orNothing(sum.Message)
 		}
 	case AgentAsking:
-		v.State, v.Why = Asking, "The agent asks:\n\n"+orNothing(sum.Question)
+		v.State, v.Choices, v.Why = Asking, sum.Choices, "The agent asks:\n\n"+orNothing(sum.Question)
 		if sum.Cause == CauseBudget {
 			v.Why = sum.Question
 		}
 	case AgentFailed:
 		v.State, v.Why = Failed, orNothing(sum.Error)
-	case AgentStarting:
-		v.State, v.Activity = Starting, "starting"
+	case AgentStarting, AgentReady:
+		v.State, v.Activity = Starting, string(sum.State)
 		if sum.Activity != "" {
 			v.Activity = sum.Activity
 		}

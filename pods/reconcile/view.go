@@ -10,26 +10,28 @@ import (
 // our comment says. Its JSON is part of the command's output.
 type View struct {
 	Key         `json:"-"`
-	Issue       string    `json:"issue"` // owner/repo#3
-	Title       string    `json:"title"`
-	URL         string    `json:"url"`
-	State       State     `json:"state"`
-	Why         string    `json:"why,omitempty"`      // in words, where a person has to act
-	Cause       Cause     `json:"cause,omitempty"`    // of asking or failed
-	Resting     bool      `json:"resting,omitempty"`  // its processes are stopped
-	Position    int       `json:"position,omitempty"` // in the queue for a place, from 1
-	Agent       string    `json:"agent,omitempty"`    // that the label names
-	Branch      string    `json:"branch,omitempty"`
-	PullRequest string    `json:"pull_request,omitempty"` // its URL
-	Pull        int64     `json:"-"`
-	Pod         string    `json:"pod,omitempty"`
-	Activity    string    `json:"activity,omitempty"`
-	Used        string    `json:"used,omitempty"` // of the model, in words
-	Note        string    `json:"note,omitempty"` // about an order
-	Open        bool      `json:"open,omitempty"` // it reaches every public host
-	Blocked     []Block   `json:"blocked,omitempty"`
-	Started     time.Time `json:"started,omitzero"`
-	Labeler     string    `json:"labeler,omitempty"`
+	Issue       string     `json:"issue"` // owner/repo#3
+	Title       string     `json:"title"`
+	URL         string     `json:"url"`
+	State       State      `json:"state"`
+	Doing       AgentState `json:"agent_state,omitempty"` // the agent's own, as far as the pod-api was asked
+	Why         string     `json:"why,omitempty"`         // in words, where a person has to act
+	Choices     []string   `json:"choices,omitempty"`     // the answers to what it asks, if only these are
+	Cause       Cause      `json:"cause,omitempty"`       // of asking or failed
+	Resting     bool       `json:"resting,omitempty"`     // its processes are stopped
+	Position    int        `json:"position,omitempty"`    // in the queue for a place, from 1
+	Agent       string     `json:"agent,omitempty"`       // that the label names
+	Branch      string     `json:"branch,omitempty"`
+	PullRequest string     `json:"pull_request,omitempty"` // its URL
+	Pull        int64      `json:"-"`
+	Pod         string     `json:"pod,omitempty"`
+	Activity    string     `json:"activity,omitempty"`
+	Used        string     `json:"used,omitempty"` // of the model, in words
+	Note        string     `json:"note,omitempty"` // about an order
+	Open        bool       `json:"open,omitempty"` // it reaches every public host
+	Blocked     []Block    `json:"blocked,omitempty"`
+	Started     time.Time  `json:"started,omitzero"`
+	Labeler     string     `json:"labeler,omitempty"`
 	// Trouble is why the rest of it may be old: the last try to look at the issue
 	// failed, and is made again.
 	Trouble string `json:"trouble,omitempty"`
@@ -38,6 +40,8 @@ type View struct {
 	pod     Key           // the pod's, which is another where a repository was renamed
 	until   time.Duration // Uptime at which it has to be looked at again, 0 for never
 	setups  int           // how many of the pod's containers say that their setup went wrong
+	mark    string        // Summary's
+	ask     string        // names what a person is to be told that it asks, "" for nothing
 	// chatty is set in watch when a new activity may be told again.
 	chatty bool
 }
@@ -50,12 +54,7 @@ const stateScope = "agent/"
 func (v View) comment(trigger string, harmless func(string) string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "**%s**\n\n", life[v.State].headline)
-	if v.Why != "" {
-		for line := range strings.Lines(harmless(clip(v.Why, 4000))) {
-			fmt.Fprintf(&b, "> %s\n", strings.TrimRight(line, "\r\n"))
-		}
-		b.WriteString("\n")
-	}
+	v.writeWhy(&b, harmless)
 	b.WriteString("| | |\n|---|---|\n")
 	fmt.Fprintf(&b, "| state | `%s` |\n", v.State)
 	if v.Agent != "" {
@@ -86,6 +85,27 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 	}
 	return b.String()
 }
+
+// writeWhy quotes why a person has to act, and between which answers to choose.
+func (v View) writeWhy(b *strings.Builder, harmless func(string) string) {
+	text := clip(v.Why, 4000)
+	for i, c := range v.Choices[:min(len(v.Choices), mostChoices)] {
+		if i == 0 {
+			text += "\n"
+		}
+		text += fmt.Sprintf("\n%d. %s", i+1, clipLine(c, 300))
+	}
+	if text == "" {
+		return
+	}
+	for line := range strings.Lines(harmless(text)) {
+		fmt.Fprintf(b, "> %s\n", strings.TrimRight(line, "\r\n"))
+	}
+	b.WriteString("\n")
+}
+
+// mostChoices is how many answers a comment names.
+const mostChoices = 20
 
 // mostBlocked is how many hosts that were refused a comment names.
 const mostBlocked = 10
@@ -140,7 +160,11 @@ func adviceOn(v View) string {
 		if v.Resting {
 			return "Answer it in a comment or in the issue's text, and start it again."
 		}
-		return "Answer it in a comment: it goes to the agent."
+		how := "in a comment"
+		if len(v.Choices) > 0 {
+			how = "with a choice's number or name in a comment"
+		}
+		return fmt.Sprintf("Answer it %s, or with `devaipod send %s \"…\"`: that goes to the agent.", how, v.Key)
 	case CauseBudget:
 		return "Its work so far is saved. To let it go on, comment with a line such as `/budget 10` (money), `/budget 5M tokens` or `/budget 2h` (time): what the issue may use in all."
 	case CauseNothing:

@@ -37,6 +37,8 @@ const ProofFile = "NONCE.sha256"
 //	hang         answer nothing; hang-once goes on when asked to go on
 //	asks         ask a question by opencode's tool for that, then as default, and
 //	             tell the answer
+//	compute      a tool that computes for a while without a word; sleep one that does
+//	             nothing, for ever
 //	lie          say that it is all done and pushed
 //	oom          take all the memory there is, opencode's first
 func Tasks() Script {
@@ -72,6 +74,10 @@ func Tasks() Script {
 			return nonceTask(r, false)
 		case "asks":
 			return askFirst(r)
+		case "compute":
+			return toolAlone(r, "for i in 1 2 3 4; do timeout 20 sh -c 'while :; do :; done' & done; wait; echo computed")
+		case "sleep":
+			return toolAlone(r, "sleep 1000")
 		case "lie":
 			return Reply{Text: "All is done, committed and pushed. The tests pass."}
 		default:
@@ -181,6 +187,15 @@ func nonceTask(r Request, slow bool) Reply {
 		return reply
 	}
 	return Reply{Text: "I computed the sha256 of the nonce with a command and wrote it to `" + ProofFile + "`.\n\nTried: the command's output was read back. Left: nothing."}
+}
+
+// toolAlone runs one command, and tells what came of it.
+func toolAlone(r Request, command string) Reply {
+	run := bash(command, "Runs alone")
+	if reply, done := play(r, []step{run}); !done {
+		return reply
+	}
+	return Reply{Text: "The tool said: " + result(r, run)}
 }
 
 // askFirst tells in the end what it was answered.

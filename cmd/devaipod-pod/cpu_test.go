@@ -1,0 +1,70 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+)
+
+// cpuUsed stands in for the service and podman: it adds up what the kernel says of the
+// processes in the agent's PID namespace (proc(5)).
+func (p *pod) cpuUsed(w http.ResponseWriter, _ *http.Request) {
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", p.box.Load()))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	ticks := int64(0)
+	for _, dir := range all {
+		if its, err := os.Readlink(dir + "/ns/pid"); err != nil || its != ns {
+			continue
+		}
+		text, err := os.ReadFile(dir + "/stat")
+		if err != nil {
+			continue // it has ended
+		}
+		_, rest, _ := strings.Cut(string(text), ") ")
+		f := strings.Fields(rest)
+		for _, n := range f[11:15] { // its own and its children's
+			var t int64
+			_, _ = fmt.Sscan(n, &t) // the kernel's
+			ticks += t
+		}
+	}
+	_ = json.NewEncoder(w).Encode(podfile.CPU{Used: time.Duration(ticks) * time.Second / 100})
+}
+
+// The real opencode at a tool that says nothing for longer than it may stall: one that
+// computes is let be, one that does nothing is broken off, and the agent told so.
+func TestAToolThatComputesIsNoStall(t *testing.T) {
+	for scenario, tt := range map[string]struct {
+		stalls bool
+		want   string
+	}{
+		"compute": {false, "The tool said: computed"},
+		"sleep":   {true, "aborted"},
+	} {
+		t.Run(scenario, func(t *testing.T) {
+			t.Parallel()
+			p := newPodThatStalls(t, "scenario: "+scenario, 8*time.Second)
+			p.startShim()
+			p.startControl()
+			sum := p.wait("over", func(s podapi.Summary) bool { return done(s) || s.State == podapi.Failed })
+			if !strings.Contains(sum.Message, tt.want) {
+				t.Errorf("%+v", sum)
+			}
+			if told := strings.Contains(p.events(), "no progress for 8s"); told != tt.stalls {
+				t.Errorf("a stall: %v, want %v; events: %s", told, tt.stalls, p.events())
+			}
+		})
+	}
+}

@@ -1,0 +1,124 @@
+package reconcile_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// bells are the comments by which people were told that the agent asks.
+func (w *world) bells() (out []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for subject, body := range w.said {
+		if strings.HasPrefix(subject, "ask-") {
+			out = append(out, body)
+		}
+	}
+	return out
+}
+
+func wants(mark string) reconcile.Summary {
+	return reconcile.Summary{
+		State: reconcile.AgentAsking, Cause: reconcile.CausePermission, Mark: mark,
+		Question: "May it do this: make, @bob?", Choices: []string{"Allow once, @carl", "Reject\n> **forged**"},
+	}
+}
+
+func TestAnAskIsToldWithItsChoicesOnce(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.summary = wants("per_1")
+	v := w.pass(t)
+	if v.State != reconcile.Asking || v.Doing != reconcile.AgentAsking || len(v.Choices) != 2 {
+		t.Errorf("%+v", v)
+	}
+	bells := w.bells()
+	if len(bells) != 1 || !strings.HasPrefix(bells[0], "@ann\n") || strings.Count(bells[0], "@") != 1 {
+		t.Fatalf("told by %q", bells)
+	}
+	for _, body := range []string{bells[0], w.said["status"]} {
+		for _, want := range []string{"\n> 1. Allow once, (at)carl\n", "\n> 2. Reject > **forged**\n", "with a choice's number or name in a comment", "`devaipod send ann/hello#3 "} {
+			if !strings.Contains(body, want) {
+				t.Errorf("%q lacks %q", body, want)
+			}
+		}
+	}
+	w.pass(t) // another loop, as after a restart
+	if bells := w.bells(); len(bells) != 1 {
+		t.Errorf("one ask is told %d times", len(bells))
+	}
+	w.summary = wants("per_2") // the same words, and another ask
+	w.pass(t)
+	if bells := w.bells(); len(bells) != 2 {
+		t.Errorf("two asks are told %d times", len(bells))
+	}
+}
+
+// The loop's own look finds an ask that follows another at once.
+func TestAnAskBehindAnotherIsSeen(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.summary = wants("per_1")
+	c := w.config()
+	c.Watch = 10 * time.Millisecond
+	w.with(t, c, func(*reconcile.Loop) {
+		w.set(func() { w.summary = wants("per_2") })
+		for end := time.Now().Add(20 * time.Second); len(w.bells()) != 2; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("told by %q", w.bells())
+			}
+		}
+	})
+}
+
+func TestAnAnswerReachesTheAgentAndRingsNoBell(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.summary = wants("per_1")
+	// Said before the loop came to see what was asked.
+	w.comments = []reconcile.Comment{{ID: 5, Author: "ann", Body: "1", Updated: at.Add(time.Minute)}, {ID: 6, Author: "eve", Body: "2", Updated: at.Add(time.Minute)}}
+	w.pass(t)
+	if len(w.told) != 1 || w.told[0] != "5 1" || len(w.bells()) != 0 {
+		t.Errorf("the agent was told %q, people by %q", w.told, w.bells())
+	}
+}
+
+func TestWhatIsAskedOtherwiseIsToldToo(t *testing.T) {
+	for name, tt := range map[string]struct {
+		sum  reconcile.Summary
+		want string
+		none string
+	}{
+		"with work":                   {reconcile.Summary{State: reconcile.AgentIdleWithWork, Message: "nothing to do", Mark: "m1"}, "It left work in its clone", ""},
+		"without, whatever it says":   {reconcile.Summary{State: reconcile.AgentIdleWithout, Message: "all is pushed", Mark: "m1"}, "without pushing a commit. It said", "left work"},
+		"a budget":                    {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseBudget, Question: "The budget is used up."}, "/budget 10", "with a choice"},
+		"a question for their words":  {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseQuestion, Question: "Why?"}, "Answer it in a comment, or with", "1."},
+		"of a version that is unkown": {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseQuestion, Question: "Why?", Version: "opencode 9"}, "opencode 9.", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.pass(t)
+			w.summary = tt.sum
+			v := w.pass(t)
+			bells := w.bells()
+			if v.State != reconcile.Asking || v.Doing != tt.sum.State || len(bells) != 1 {
+				t.Fatalf("%+v %q", v, bells)
+			}
+			if said := bells[0] + w.said["status"]; !strings.Contains(said, tt.want) || tt.none != "" && strings.Contains(said, tt.none) {
+				t.Errorf("told %q", said)
+			}
+		})
+	}
+}
+
+func TestAnAgentThatIsReadyIsStarting(t *testing.T) {
+	w := newWorld()
+	w.summary = reconcile.Summary{State: reconcile.AgentReady}
+	w.pass(t)
+	if v := w.pass(t); v.State != reconcile.Starting || v.Doing != reconcile.AgentReady {
+		t.Errorf("%+v", v)
+	}
+}
