@@ -114,6 +114,7 @@ func TestEachProbeIsTold(t *testing.T) {
 		{podapi.Summary{State: podapi.Starting}, nil, "503 agent: starting\n"},
 		{podapi.Summary{State: podapi.Failed, Cause: podapi.CauseModel, Error: "no key"}, nil, "200 agent: ok\n"},
 		{podapi.Summary{State: podapi.Failed, Cause: podapi.CauseSilent, Error: "mute\x00 for\n2m"}, nil, "503 agent: mute\x00 for 2m\n"},
+		{podapi.Summary{State: podapi.Working, Version: "agent 2 is new"}, nil, "200 agent: ok (agent 2 is new)\n"},
 		{podapi.Summary{State: podapi.Done}, []podapi.Probe{{Name: "clone"}, {Name: "model", Err: errors.New("refused\nhere")}}, "503 agent: ok\nclone: ok\nmodel: refused here\n"},
 	} {
 		w := httptest.NewRecorder()

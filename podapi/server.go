@@ -83,8 +83,8 @@ const probeWithin = 5 * time.Second
 func (s *server) ready(c *gin.Context) {
 	ctx, cancel := context.WithTimeout(c.Request.Context(), probeWithin)
 	defer cancel()
-	agent := Probe{Name: "agent"}
-	switch sum := s.driver.Summary(); {
+	agent, sum := Probe{Name: "agent"}, s.driver.Summary()
+	switch {
 	case sum.State == Starting:
 		agent.Err = errors.New("starting")
 	case sum.Cause == CauseSilent:
@@ -99,6 +99,9 @@ func (s *server) ready(c *gin.Context) {
 		word := "ok"
 		if p.Err != nil {
 			status, word = http.StatusServiceUnavailable, Line(p.Err.Error(), 500)
+		}
+		if p.Name == agent.Name && sum.Version != "" {
+			word += " (" + Line(sum.Version, 300) + ")"
 		}
 		text += p.Name + ": " + word + "\n"
 	}

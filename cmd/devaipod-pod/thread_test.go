@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/podapi"
+	"codeberg.org/devaipod/devaipod/podapi/opencode"
 	"codeberg.org/devaipod/devaipod/pods/usage"
 )
 
@@ -131,17 +133,36 @@ func TestAPodThatIsKilledInTheMiddleGoesOn(t *testing.T) {
 	shim.kill(t, syscall.SIGKILL)
 	control.kill(t, syscall.SIGKILL)
 	p.startControl()
-	p.startShim()
+	p.startShim(p.newer(), "serve", "--hostname", "127.0.0.1", "--port", "4096") // tools were renewed meanwhile
 	p.script.Release("")
-	p.wait("done", done)
+	sum := p.wait("done", done)
 	p.mustHoldTheProof()
+	if !strings.Contains(sum.Version, "opencode "+newerVersion+" is not the version that devaipod was tested with") {
+		t.Errorf("%+v", sum)
+	}
 	requests := p.script.Requests()
 	if n := strings.Count(requests[len(requests)-1].User, "THE-TASK"); n != 1 {
 		t.Errorf("the task was given %d times", n)
 	}
-	if events := p.events(); !strings.Contains(events, "interrupted") {
+	if events := p.events(); !strings.Contains(events, "interrupted") || !strings.Contains(events, newerVersion) {
 		t.Errorf("events: %s", events)
 	}
+}
+
+const newerVersion = "1.18.99"
+
+// newer is the real opencode that takes itself for another version.
+func (p *pod) newer() string {
+	p.t.Helper()
+	b, err := os.ReadFile(p.opencode)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	path := p.path("opencode-newer")
+	if err := os.WriteFile(path, bytes.ReplaceAll(b, []byte(opencode.Tested), []byte(newerVersion)), 0o755); err != nil {
+		p.t.Fatal(err)
+	}
+	return path
 }
 
 func TestAControlThatIsKilledTakesUpTheTurn(t *testing.T) {
@@ -219,9 +240,8 @@ func TestMessagesAndStop(t *testing.T) {
 	p.startShim()
 	p.startControl()
 	p.wait("done", done)
-	if err := p.client().Send(t.Context(), "scenario: is-over\nONE-MORE-WORD"); err != nil {
-		t.Fatal(err)
-	}
+	// Huge, and with what no terminal or document should hold.
+	p.send("scenario: is-over\n\x00\x1b[31m\xff\u202e" + strings.Repeat("é\u202e", 150_000) + "ONE-MORE-WORD")
 	p.wait("told", func(s podapi.Summary) bool {
 		requests := p.script.Requests()
 		return done(s) && strings.Contains(requests[len(requests)-1].User, "ONE-MORE-WORD")

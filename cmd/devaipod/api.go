@@ -47,6 +47,9 @@ func (s *service) apiHandler() http.Handler {
 	mux.HandleFunc("GET "+pod, s.keyed(func(w http.ResponseWriter, _ *http.Request, k reconcile.Key) {
 		v, ok := s.loop.View(k)
 		if !ok {
+			v, ok = s.goneOf(k)
+		}
+		if !ok {
 			http.Error(w, "no pod and no labeled issue "+k.String(), http.StatusNotFound)
 			return
 		}

@@ -46,6 +46,13 @@ const otherAgents = `[agents.protocol]
 driver = "acp"
 command = ["opencode", "acp"]
 
+[agents.careful]
+command = ["sh", "-c", """OPENCODE_CONFIG_CONTENT=$(printf %s "$OPENCODE_CONFIG_CONTENT" | sed 's/"\\*":"allow"/&,"edit":"ask"/') exec opencode "$@" """, "careful"]
+
+[agents.carefulprotocol]
+driver = "acp"
+command = ["sh", "-c", """OPENCODE_CONFIG_CONTENT=$(printf %s "$OPENCODE_CONFIG_CONTENT" | sed 's/"\\*":"allow"/&,"edit":"ask"/') exec opencode acp"""]
+
 [agents.plain]
 driver = "command"
 command = ["bash", "-ec", """

@@ -72,12 +72,12 @@ func (a *app) printList(views []reconcile.View, own []workspaceView) error {
 		return json.NewEncoder(a.out).Encode(all)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ISSUE\tSTATE\tPULL REQUEST\tTITLE")
+	fmt.Fprintln(w, "ISSUE\tSTATE\tAGENT\tPULL REQUEST\tTITLE")
 	for _, v := range views {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Issue, stateOf(v), orDash(v.PullRequest), plain(v.Title, 60))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", v.Issue, stateOf(v), orDash(plain(string(v.Doing), 30)), orDash(v.PullRequest), plain(v.Title, 60))
 	}
 	for _, v := range own {
-		fmt.Fprintf(w, "%s\t%s\t-\tworkspace on %s\n", v.Name, v.State, plain(v.Branch, 60))
+		fmt.Fprintf(w, "%s\t%s\t-\t-\tworkspace on %s\n", v.Name, v.State, plain(v.Branch, 60))
 	}
 	return w.Flush()
 }
@@ -142,10 +142,13 @@ func (a *app) knownView(ctx context.Context, k reconcile.Key) (reconcile.View, e
 func (a *app) printView(v reconcile.View, saved *savedView) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	rows := [][2]string{
-		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", stateOf(v)}, {"why", plain(v.Why, 1000)},
+		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", stateOf(v)}, {"agent is", plain(string(v.Doing), 30)}, {"why", plain(v.Why, 1000)},
 		{"agent", plain(v.Agent, 100)}, {"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"used", v.Used}, {"note", plain(v.Note, 500)},
 		{"network", map[bool]string{true: "open: every public host"}[v.Open]},
 		{"trouble", plain(v.Trouble, 1000)},
+	}
+	for i, c := range v.Choices {
+		rows = append(rows, [2]string{"choice", fmt.Sprintf("%d. %s", i+1, plain(c, 300))})
 	}
 	for _, b := range v.Blocked {
 		line := fmt.Sprintf("%s:%d  %s", plain(b.Host, 253), b.Port, plain(b.Why, 200))
@@ -217,7 +220,7 @@ func (a *app) waitStopped(ctx context.Context, k reconcile.Key) error {
 	}
 	for {
 		v, err := api.view(ctx, k)
-		if errors.Is(err, errNotFound) || (err == nil && (v.State == reconcile.Stopped || v.State == reconcile.Done)) {
+		if errors.Is(err, errNotFound) || (err == nil && (v.State == reconcile.Stopped || v.State == reconcile.Done || v.State == goneState)) {
 			a.step("stopped  %s", k)
 			return nil
 		}

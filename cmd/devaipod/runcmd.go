@@ -234,6 +234,9 @@ func (a *app) tellChange(last, v reconcile.View) {
 	if v.State != last.State {
 		a.step("state    %s", v.State)
 	}
+	if v.Doing != last.Doing && v.Doing != "" {
+		a.step("agent    %s", plain(string(v.Doing), 30))
+	}
 	if v.PullRequest != last.PullRequest {
 		a.step("pull     %s", v.PullRequest)
 	}

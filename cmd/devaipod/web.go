@@ -62,12 +62,18 @@ func (p webPods) podName(v reconcile.View) string {
 	return pods.Name(p.cfg.Instance, pods.Key(p.loop.PodKey(v.Key)))
 }
 
+// views are the loop's, and behind them those of pods that are gone.
+func (p webPods) views() []reconcile.View {
+	views := p.loop.Views()
+	return append(views, p.goneViews(views)...)
+}
+
 // List implements [web.Pods].
 func (p webPods) List() []web.Pod {
 	var out []web.Pod
-	for _, v := range p.loop.Views() {
+	for _, v := range p.views() {
 		pod := web.Pod{
-			Name: p.podName(v), Issue: v.Issue, Title: v.Title, URL: v.URL, State: string(v.State), Why: v.Why, Agent: v.Agent, Branch: v.Branch,
+			Name: p.podName(v), Issue: v.Issue, Title: v.Title, URL: v.URL, State: string(v.State), Doing: string(v.Doing), Why: v.Why, Agent: v.Agent, Branch: v.Branch,
 			PullRequest: v.PullRequest, Activity: v.Activity, Used: v.Used, Labeler: v.Labeler, Started: v.Started, Runs: v.Pod != "" && !v.Resting,
 		}
 		for _, b := range v.Blocked {
@@ -84,7 +90,7 @@ var errNoPod = errors.New("there is no such pod")
 // key is of the pod with a name: the issue's, and the pod's own where a repository
 // was renamed.
 func (p webPods) key(name string) (issue, pod reconcile.Key, err error) {
-	for _, v := range p.loop.Views() {
+	for _, v := range p.views() {
 		if p.podName(v) == name {
 			return v.Key, p.loop.PodKey(v.Key), nil
 		}
@@ -187,7 +193,7 @@ func (p webPods) Diff(ctx context.Context, name string) (string, error) {
 func (s *service) openPage(w http.ResponseWriter, r *http.Request) {
 	name := ""
 	if issue := r.URL.Query().Get("issue"); issue != "" {
-		for _, v := range s.loop.Views() {
+		for _, v := range (webPods{s}).views() {
 			if v.Issue == issue {
 				name = webPods{s}.podName(v)
 			}

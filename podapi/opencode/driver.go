@@ -50,6 +50,7 @@ type Driver struct {
 	own       session         // the task's, once found
 	seen      map[string]bool // what was journaled of the parts
 	idleSince time.Time       // since when all signals say that the turn is over
+	received  int64           // of the model, when it was seen idle
 	nudged    bool            // an interrupted turn was taken up again
 	sentAt    time.Time       // when a prompt was sent that opencode does not show yet
 	sentAfter string          // the newest message then, "" for none
@@ -158,7 +159,9 @@ func (d *Driver) Run(ctx context.Context) error {
 		d.listen(ctx)
 	}()
 	for ctx.Err() == nil {
-		if err := d.look(ctx); err != nil && ctx.Err() == nil {
+		if err := d.look(ctx); err == nil {
+			d.strange = time.Time{}
+		} else if ctx.Err() == nil {
 			d.cfg.Log.Debug("opencode does not answer", "err", err)
 			d.up = false
 			d.away(err)
@@ -207,7 +210,7 @@ func (d *Driver) away(err error) {
 		sum.Activity = "opencode does not answer"
 	}
 	switch {
-	case !d.strange.IsZero() && time.Since(d.strange) > min(strangeFor, d.cfg.Silence):
+	case !d.strange.IsZero() && time.Since(d.strange) > min(strangeFor, d.cfg.Silence/2):
 		sum.State, sum.Cause = podapi.Failed, podapi.CauseError
 		sum.Error = podapi.Clip("opencode answers otherwise than it should: "+err.Error(), 1000)
 		if sum.Version != "" {
@@ -274,7 +277,7 @@ func (d *Driver) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.answered, d.strange = time.Now(), time.Time{}
+	d.answered = time.Now()
 	if d.pending(all) {
 		return nil
 	}

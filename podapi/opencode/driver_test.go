@@ -42,6 +42,10 @@ type stub struct {
 	stall    time.Duration
 	traffic  podapi.Traffic
 	computes int64
+	events   func(w http.ResponseWriter) // answers GET /event
+	unknown  string                      // a path that it does not know
+	journal  podapi.Journal
+	poll     time.Duration
 }
 
 func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -49,6 +53,15 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	say := func(text string) { _, _ = io.WriteString(w, text) }
+	if r.URL.Path == "/event" && s.events != nil {
+		s.mu.Unlock()
+		defer s.mu.Lock()
+		s.events(w)
+		return
+	}
+	if r.URL.Path == s.unknown {
+		r.URL.Path = "/web-page"
+	}
 	switch r.Method + " " + r.URL.Path {
 	case "GET /session":
 		_ = json.NewEncoder(w).Encode(s.sessions)
@@ -125,7 +138,7 @@ func run(t *testing.T, s *stub) *opencode.Driver {
 func drive(t *testing.T, socket string, s *stub) *opencode.Driver {
 	t.Helper()
 	d := opencode.New(opencode.Config{
-		Socket: socket, Dir: "/workspace/repo", Key: "ann/hello#3@7", Prompt: "do it", Poll: 20 * time.Millisecond, Stall: s.stall, Silence: s.stall,
+		Socket: socket, Dir: "/workspace/repo", Key: "ann/hello#3@7", Prompt: "do it", Poll: cmp.Or(s.poll, 20*time.Millisecond), Stall: s.stall, Silence: s.stall,
 		Traffic: func() podapi.Traffic {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -134,7 +147,7 @@ func drive(t *testing.T, socket string, s *stub) *opencode.Driver {
 			return t
 		},
 		Computes: func() int64 { s.mu.Lock(); defer s.mu.Unlock(); return s.computes },
-		Journal:  &podapi.Journal{}, Log: slog.New(slog.DiscardHandler),
+		Journal:  &s.journal, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -24,8 +24,9 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 	case st.Type != "", d.cfg.Traffic().InFlight > 0:
 		// busy
 	default:
-		if d.idleSince.IsZero() {
-			d.idleSince = time.Now()
+		// It says that it is idle; its model has to be, too.
+		if got := d.cfg.Traffic().Received; d.idleSince.IsZero() || got != d.received {
+			d.idleSince, d.received = time.Now(), got
 		}
 		if time.Since(d.idleSince) >= podapi.Settle {
 			return d.over(ctx, sum, all)

@@ -24,6 +24,7 @@ type Pod struct {
 	Title       string
 	URL         string // the issue's
 	State       string
+	Doing       string // the agent's own state, as it was seen last
 	Why         string
 	Agent       string // that the label names
 	Branch      string

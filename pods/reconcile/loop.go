@@ -425,7 +425,7 @@ func (l *Loop) watchOne(ctx context.Context, v View) {
 	switch {
 	case err != nil: // perhaps gone: look properly
 		l.Kick(v.Key)
-	case settled(sum.State) && sum.Mark != v.mark: // it asks something else
+	case settled(sum.State) && (sum.Mark != v.mark || sum.State != v.Doing): // it asks something else
 		l.Kick(v.Key)
 	case settled(sum.State) == life[v.State].place || (v.State == Starting && sum.State == AgentWorking):
 		l.Kick(v.Key)

@@ -148,9 +148,11 @@ func TestEndsOfAPod(t *testing.T) {
 		say    string
 		check  func(*world) bool
 	}{
-		"the label taken off":    {func(w *world) { w.issue.Labels = nil }, "", "label was taken off", func(w *world) bool { return w.stopped == 1 && w.removed == 0 }},
-		"the issue closed":       {func(w *world) { w.issue.Open = false }, "", "issue was closed", func(w *world) bool { return w.stopped == 1 }},
-		"no commits at the end":  {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentIdleWithWork, Message: "nothing to do"} }, reconcile.Asking, "nothing to do", nil},
+		"the label taken off": {func(w *world) { w.issue.Labels = nil }, "", "label was taken off", func(w *world) bool { return w.stopped == 1 && w.removed == 0 }},
+		"the issue closed":    {func(w *world) { w.issue.Open = false }, "", "issue was closed", func(w *world) bool { return w.stopped == 1 }},
+		"no commits at the end": {func(w *world) {
+			w.summary = reconcile.Summary{State: reconcile.AgentIdleWithWork, Message: "nothing to do"}
+		}, reconcile.Asking, "nothing to do", nil},
 		"a question":             {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentAsking, Question: "which one?"} }, reconcile.Asking, "which one?", nil},
 		"an error":               {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentFailed, Error: "401"} }, reconcile.Failed, "401", nil},
 		"a merge to some branch": {func(w *world) { w.pull = &reconcile.Pull{Number: 4, Merged: true, ClosedAt: at.Add(time.Hour)} }, reconcile.Done, "merged", func(w *world) bool { return w.removed == 1 && !slices.Contains(w.issue.Labels, "devaipod") }},

@@ -183,6 +183,8 @@ const (
 
 	AgentIdleWithWork AgentState = "idle-with-work"
 	AgentIdleWithout  AgentState = "idle-without"
+
+	AgentGone AgentState = "gone" // with its pod
 )
 
 // A Summary is what the pod-api says now. Its texts are the agent's: hostile.

@@ -227,8 +227,8 @@ func (v *View) judge(sum Summary, commits int) {
 	}
 	switch sum.State {
 	case AgentIdleWithWork, AgentIdleWithout:
-		if v.State = Review; commits == 0 {
-			v.State, v.Cause = Asking, CauseNothing
+		if v.State, v.Doing = Review, AgentIdleWithWork; commits == 0 {
+			v.Doing, v.State, v.Cause = sum.State, Asking, CauseNothing
 			v.Why = "The agent ended without pushing a commit."
 			if sum.State == AgentIdleWithWork {
 				v.Why += fmt.Sprintf(" It left work in its clone, which is saved (devaipod diff %s).", v.Key)
@@ -399,7 +399,7 @@ func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
 			return err
 		}
 	}
-	err := l.show(ctx, i, View{State: Done, Branch: pod.Branch, pod: pod.Key, Pull: pull.Number, PullRequest: pull.URL,
+	err := l.show(ctx, i, View{State: Done, Doing: AgentGone, Branch: pod.Branch, pod: pod.Key, Pull: pull.Number, PullRequest: pull.URL,
 		Why: fmt.Sprintf("Pull request %d was merged.", pull.Number)})
 	if err != nil {
 		return err
