@@ -216,6 +216,9 @@ func (d *Driver) live(ctx context.Context) error {
 		return err
 	}
 	d.deaths, d.answered = 0, time.Now()
+	if page := d.cfg.Book.Page(); page.Turns == 0 {
+		d.status.Set(podapi.Summary{State: podapi.Ready, Session: page.Session, Activity: "getting its task"})
+	}
 	for {
 		text, err := d.message(ctx, p, loaded)
 		if err != nil || text == "" {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,8 @@ type standIn struct {
 	prompted func(*process, string) (stop string)
 	// odd is called with each request first, and tells whether it took care of it.
 	odd func(*process, frame) bool
+
+	computes atomic.Int64
 
 	mu      sync.Mutex
 	started int
@@ -196,8 +199,8 @@ func (s *standIn) drive(stall time.Duration) *driven {
 	log := slog.New(slog.DiscardHandler)
 	d := acp.New(acp.Config{
 		Socket: s.socket, Dir: "/workspace/repo", Book: podapi.OpenBook(s.socket+".book", replace, "ann/hello#3@7", "THE-TASK", log),
-		Traffic: func() podapi.Traffic { s.mu.Lock(); defer s.mu.Unlock(); return s.traffic },
-		Journal: j, Poll: 20 * time.Millisecond, Stall: stall, Silence: stall, Log: log,
+		Traffic:  func() podapi.Traffic { s.mu.Lock(); defer s.mu.Unlock(); return s.traffic },
+		Computes: s.computes.Load, Journal: j, Poll: 20 * time.Millisecond, Stall: stall, Silence: stall, Log: log,
 	})
 	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan error, 1)
@@ -260,6 +263,9 @@ func TestATurnIsToldWhole(t *testing.T) {
 	sum := d.is(t, podapi.Done)
 	if sum.Message != "I did it." || sum.Session != "s1" || len(sum.Todo) != 2 || sum.Todo[1] != (podapi.Todo{Text: "write", Status: "in_progress"}) {
 		t.Errorf("%+v", sum)
+	}
+	if got := d.said(); !strings.HasPrefix(got, "state: ready\nstate: working\n") {
+		t.Errorf("the journal begins %.100q", got)
 	}
 	want := "todo: completed: read\nin_progress: write\nthought: hm, hm\ntool: bash make check\ntool: all good\ntext: I did it.\nstate: done\n"
 	if got := d.said(); !strings.HasSuffix(got, want) {
@@ -451,6 +457,28 @@ func TestAStallIsNudgedOnceAndThenTold(t *testing.T) {
 				t.Errorf("told %q", told)
 			}
 		})
+	}
+}
+
+// What computes is no stall, though it says nothing.
+func TestAnAgentThatComputesIsNotStalled(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	s := newStandIn(t, func(*process, string) string {
+		<-release
+		return "end_turn"
+	})
+	s.listen()
+	d := s.drive(time.Second)
+	d.is(t, podapi.Working)
+	for range 30 {
+		time.Sleep(100 * time.Millisecond)
+		s.computes.Add(1)
+	}
+	close(release)
+	d.is(t, podapi.Done)
+	if told := s.told(); len(told) != 1 {
+		t.Errorf("told %q", told)
 	}
 }
 

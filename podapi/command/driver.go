@@ -207,12 +207,18 @@ func (d *Driver) look(ctx context.Context) error {
 
 func (d *Driver) begin(ctx context.Context, id string, page podapi.Page) error {
 	d.cfg.Log.Info("starting the agent's program", "run", id)
-	d.status.Set(podapi.Summary{State: podapi.Working, Activity: "starting"})
+	if page.Turns == 1 && !page.Nudged {
+		d.status.Set(podapi.Summary{State: podapi.Ready, Activity: "getting its task"})
+	}
 	text := page.Turn
 	if page.Turns > 1 && text != d.cfg.Book.Prompt { // it remembers nothing
 		text = "You have worked on this task before:\n\n" + d.cfg.Book.Prompt + "\n\nNow a person says:\n\n" + text
 	}
-	return d.call(ctx, http.MethodPut, "/run/"+id, text, nil)
+	err := d.call(ctx, http.MethodPut, "/run/"+id, text, nil)
+	if err == nil {
+		d.status.Set(podapi.Summary{State: podapi.Working, Activity: "starting"})
+	}
+	return err
 }
 
 // gather journals whole lines of output.

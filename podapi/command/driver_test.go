@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,8 @@ import (
 // A stand-in for the shim, whose runs are as a test says; the real one runs real
 // programs in pods/shim and cmd/devaipod-pod.
 type standIn struct {
+	computes atomic.Int64
+
 	mu      sync.Mutex
 	run     wire.Run
 	output  string
@@ -102,7 +105,7 @@ func drive(t *testing.T, s *standIn, socket string, stall time.Duration) *driven
 	d := command.New(command.Config{
 		Socket: socket, Journal: j, Poll: 10 * time.Millisecond, Stall: stall, Silence: stall, Log: log,
 		Book:    podapi.OpenBook(socket+".book", func(path string, b []byte) error { return os.WriteFile(path, b, 0o600) }, "ann/hello#3@7", "THE-TASK", log),
-		Traffic: func() podapi.Traffic { s.mu.Lock(); defer s.mu.Unlock(); return s.traffic },
+		Traffic: func() podapi.Traffic { s.mu.Lock(); defer s.mu.Unlock(); return s.traffic }, Computes: s.computes.Load,
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -146,7 +149,7 @@ func TestAProgramThatEndsWellIsDone(t *testing.T) {
 	if sum := d.is(podapi.Done); sum.Message != "one\ntwo\nthree \uFFFD" {
 		t.Errorf("%+v", sum)
 	}
-	if got := strings.Join(d.said(), "|"); got != "state: working|text: one|text: two|text: three \uFFFD|state: done" {
+	if got := strings.Join(d.said(), "|"); got != "state: ready|state: working|text: one|text: two|text: three \uFFFD|state: done" {
 		t.Error(got)
 	}
 	s.set(func() { s.began = ended(3, "no\n") })
@@ -249,6 +252,25 @@ func TestAStallIsBegunAgainOnceAndThenTold(t *testing.T) {
 	if sum := d.is(podapi.Failed); sum.Cause != podapi.CauseStalled || len(s.texts) != 2 || s.ends != 2 {
 		t.Errorf("%+v, told %q, ended %d times", sum, s.texts, s.ends)
 	}
+}
+
+// What computes is no stall, though it says nothing.
+func TestARunThatComputesIsNotStalled(t *testing.T) {
+	t.Parallel()
+	s := &standIn{began: func(*standIn) {}}
+	d := drive(t, s, listen(t, s), time.Second)
+	d.is(podapi.Working)
+	for range 25 {
+		time.Sleep(100 * time.Millisecond)
+		s.computes.Add(1)
+	}
+	s.mu.Lock()
+	texts, ends := len(s.texts), s.ends
+	s.mu.Unlock()
+	if texts != 1 || ends != 0 {
+		t.Errorf("begun %d times, ended %d times", texts, ends)
+	}
+	d.is(podapi.Failed) // once it computes no more
 }
 
 func TestAPersonEndsARun(t *testing.T) {

@@ -191,6 +191,7 @@ func newStub() *stub {
 }
 
 func TestATurnThatEndsByItselfIsDone(t *testing.T) {
+	t.Parallel()
 	s := newStub()
 	d := run(t, s)
 	wait(t, d, "working", state(podapi.Working))
@@ -209,6 +210,16 @@ func TestATurnThatEndsByItselfIsDone(t *testing.T) {
 	defer s.mu.Unlock()
 	if len(s.prompts) != 1 || !strings.Contains(s.prompts[0], "do it") {
 		t.Errorf("prompts: %q", s.prompts)
+	}
+	var was []string
+	events, _ := s.journal.After(0)
+	for _, ev := range events {
+		if ev.Type == podapi.EventState {
+			was = append(was, ev.Text)
+		}
+	}
+	if got := strings.Join(was, " "); got != "ready working done" {
+		t.Errorf("it was %s", got)
 	}
 }
 
@@ -249,6 +260,7 @@ func TestHowATurnCanEndOtherwise(t *testing.T) {
 }
 
 func TestAnInterruptedTurnIsTakenUpOnce(t *testing.T) {
+	t.Parallel()
 	s := newStub()
 	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
 	cut := `[` + userTurn + `,{"info":{"id":"m2","role":"assistant"},"parts":[{"id":"p","type":"tool","tool":"bash","state":{"status":"running"}}]}]`
@@ -280,6 +292,7 @@ func busyAt(output string) string {
 }
 
 func TestAStallIsNudgedOnceAndThenTold(t *testing.T) {
+	t.Parallel()
 	s := newStub()
 	s.stall = 2 * time.Second
 	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}

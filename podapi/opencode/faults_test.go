@@ -136,7 +136,7 @@ func TestAnotherVersionOfOpencodeIsTold(t *testing.T) {
 		wait(t, d, "away", func(sum podapi.Summary) bool { return sum.Activity == "opencode does not answer" })
 		s.set(busyAt("x"), busy, "[]", 0)
 		wait(t, d, "told", func(sum podapi.Summary) bool {
-			return sum.State == podapi.Working && strings.Contains(sum.Version, "not the version that devaipod was tested with ("+opencode.Tested+")") && strings.Contains(sum.Version, want)
+			return sum.Activity == "bash make" && strings.Contains(sum.Version, "not the version that devaipod was tested with ("+opencode.Tested+")") && strings.Contains(sum.Version, want)
 		})
 	}
 	s.mu.Lock()
@@ -144,7 +144,7 @@ func TestAnotherVersionOfOpencodeIsTold(t *testing.T) {
 	s.mu.Unlock()
 	wait(t, d, "away", func(sum podapi.Summary) bool { return sum.Activity == "opencode does not answer" })
 	s.set(busyAt("xx"), busy, "[]", 0)
-	wait(t, d, "as tested again", func(sum podapi.Summary) bool { return sum.Version == "" && sum.State == podapi.Working })
+	wait(t, d, "as tested again", func(sum podapi.Summary) bool { return sum.Version == "" && sum.Activity == "bash make" })
 	told := 0
 	events, _ := s.journal.After(0)
 	for _, ev := range events {
