@@ -3,6 +3,7 @@ package podapi
 import (
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -27,16 +28,21 @@ func (s *Status) Get() Summary {
 	return s.sum
 }
 
-// Set stores a summary and journals a change of state.
+// Set stores a summary, and journals a change of state and each thing that is asked.
 func (s *Status) Set(sum Summary) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sum.Since = s.sum.Since
 	if sum.State != s.sum.State {
 		sum.Since = time.Now().UTC()
+	}
+	if sum.State != s.sum.State || sum.State == Asking && sum.Mark != s.sum.Mark {
 		text := string(sum.State)
 		if more := sum.Error + sum.Question; more != "" {
 			text += ": " + more
+		}
+		for i, c := range sum.Choices {
+			text += fmt.Sprintf("\n%d. %s", i+1, c.Name)
 		}
 		s.journal.Add(EventState, text)
 	}

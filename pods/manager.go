@@ -161,7 +161,7 @@ func (m *Manager) Ensure(ctx context.Context, s Spec) (changed bool, err error) 
 	err = podfile.Write(dir, &podfile.File{
 		Instance: m.cfg.Instance, Pod: Name(m.cfg.Instance, s.Key), Repo: s.Owner + "/" + s.Repo, Issue: s.Issue,
 		Branch: s.Branch, BranchPrefix: BranchPrefix(s.Issue), Base: s.Base,
-		AgentToken: t.Agent, WorkspaceToken: t.Workspace, Agent: s.AgentName(), Driver: s.Driver, Model: s.Model, Task: s.Task,
+		AgentToken: t.Agent, WorkspaceToken: t.Workspace, Agent: s.AgentName(), Driver: s.Driver, Ask: s.Ask, Model: s.Model, Task: s.Task,
 	})
 	if err != nil {
 		return false, fmt.Errorf("writing the podfile of %s: %w", s.Key, err)

@@ -40,8 +40,10 @@ type Spec struct {
 	// Agent is its name in the configuration, and Driver, one of podfile's, how it is
 	// spoken to; "" for opencode's own.
 	Agent, Driver string `json:",omitempty"`
-	ToolsImage    string
-	MemoryBytes   int64 // of the agent's container
+	// Ask has people asked for what an agent of the driver acp wants to be allowed.
+	Ask         bool `json:",omitempty"`
+	ToolsImage  string
+	MemoryBytes int64 // of the agent's container
 	// Limits are by role what else containers get; a role without has the usual.
 	Limits map[string]Limit
 	// WritableRoot lets agent and workspace write to their root file system.

@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -104,4 +105,13 @@ func (m *Manager) LeftThere(ctx context.Context, k Key) podfile.Work {
 func Whose(labels map[string]string) (k Key, role string, ok bool) {
 	k, ok = keyOf(labels)
 	return k, labels[labelRole], ok
+}
+
+// DriverOf is how the agent of a pod is spoken to.
+func DriverOf(state, instance string, k Key) (string, error) {
+	file, err := podfile.Read(runDir(state, instance, k))
+	if err != nil {
+		return "", fmt.Errorf("reading what the pod of %s is: %w", k, err)
+	}
+	return cmp.Or(file.Driver, podfile.DriverOpencode), nil
 }

@@ -60,6 +60,14 @@ func TestTheRealOpencodeAsksAndIsAnswered(t *testing.T) {
 func TestTheRealOpencodeAsksByItsProtocolAndIsAnswered(t *testing.T) {
 	t.Parallel()
 	p := newPodWith(t, podfile.DriverACP, "nonce: "+nonce)
+	file, err := podfile.Read(p.path("run"))
+	if err == nil {
+		file.Ask = true
+		err = podfile.Write(p.path("run"), file)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	p.startShim(careful("acp")...)
 	p.startControl()
 	sum := p.wait("asking to write", asking(podapi.CausePermission))

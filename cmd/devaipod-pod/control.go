@@ -114,7 +114,7 @@ func newDriver(p paths, file *podfile.File, g *gate.Gate, computes func() int64,
 			Traffic: traffic, Computes: computes, Journal: journal, Log: log,
 		}), nil
 	case podfile.DriverACP:
-		return acp.New(acp.Config{Socket: socket, Dir: p.repo, Book: book(), Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Computes: computes, Journal: journal, Log: log}), nil
+		return acp.New(acp.Config{Socket: socket, Dir: p.repo, Book: book(), Ask: file.Ask, Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Computes: computes, Journal: journal, Log: log}), nil
 	case podfile.DriverCommand:
 		return command.New(command.Config{Socket: socket, Book: book(), Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Computes: computes, Journal: journal, Log: log}), nil
 	}

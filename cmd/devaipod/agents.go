@@ -21,9 +21,11 @@ type agentConfig struct {
 	Image   string   `mapstructure:"image"`
 	Model   string   `mapstructure:"model"`
 	Command []string `mapstructure:"command"`
+	// Ask has people asked for what the agent wants to be allowed.
+	Ask bool `mapstructure:"ask"`
 }
 
-var agentFields = []string{"driver", "image", "model", "command"}
+var agentFields = []string{"driver", "image", "model", "command", "ask"}
 
 var drivers = []string{podfile.DriverOpencode, podfile.DriverACP, podfile.DriverCommand}
 
@@ -86,6 +88,8 @@ func (c config) validateAgents() error {
 			return fmt.Errorf("agents.%s.driver = %q: want opencode (its HTTP API), acp (the Agent Client Protocol on standard streams) or command (a program that ends)", name, a.Driver)
 		case a.other() && len(a.Command) == 0:
 			return fmt.Errorf("agents.%s.command: the driver %s wants the program and its arguments, like [\"goose\", \"acp\"]", name, a.Driver)
+		case a.Ask && a.Driver != podfile.DriverACP:
+			return fmt.Errorf("agents.%s.ask: only the driver acp asks for permissions by itself; opencode's own configuration says what it asks for", name)
 		case a.Model != "" && !modelName.MatchString(a.Model):
 			return fmt.Errorf("agents.%s.model = %q: want the model's name as its provider writes it", name, a.Model)
 		case len(a.Command) > 0 && a.Command[0] == "":

@@ -51,6 +51,7 @@ command = ["sh", "-c", """OPENCODE_CONFIG_CONTENT=$(printf %s "$OPENCODE_CONFIG_
 
 [agents.carefulprotocol]
 driver = "acp"
+ask = true
 command = ["sh", "-c", """OPENCODE_CONFIG_CONTENT=$(printf %s "$OPENCODE_CONFIG_CONTENT" | sed 's/"\\*":"allow"/&,"edit":"ask"/') exec opencode acp"""]
 
 [agents.plain]

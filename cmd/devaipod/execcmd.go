@@ -20,6 +20,7 @@ import (
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
 // An execution is a command that a person runs in a pod.
@@ -112,7 +113,8 @@ func (a *app) attachCmd() *cobra.Command {
 		Use: "attach POD", Short: "Open a shell in a pod's workspace, or the agent's own screen", Args: args(cobra.ExactArgs(1)),
 		Long: `Open the shell of the image's user in the workspace of a pod, as exec runs a command
 there, and after the repository's postAttachCommand. With --agent it is the screen of the
-agent itself: you see its session, and can write to it.
+agent itself: you see its session, and can write to it. An agent that is not spoken to as
+opencode has none: what it does is printed then, and each line that you type is said to it.
 
 The detach keys let go: the shell and what it runs go on until the pod stops. The agent
 goes on however its screen ends.`,
@@ -128,6 +130,13 @@ goes on however its screen ends.`,
 			}
 			e := execution{agent: agent, stdin: true, detach: detach, noWait: noWait, shell: true, cmd: podman.Command{TTY: true, Args: []string{podfile.BinaryPath, "login"}}}
 			if agent {
+				k, ok, err := a.withoutScreen(cmd.Context(), rest[0])
+				if err != nil {
+					return err
+				}
+				if ok {
+					return a.lines(cmd.Context(), k)
+				}
 				e.screen = true
 				e.cmd.Args = []string{pods.AgentName, "attach", "http://" + podfile.AgentAddr, "--dir", podfile.RepoDir, "--continue"}
 			}
@@ -138,6 +147,19 @@ goes on however its screen ends.`,
 	noWaitFlag(cmd, &noWait)
 	cmd.Flags().StringVar(&keys, "detach-keys", keys, "`keys` that let go, such as ctrl-p,ctrl-q; empty for none")
 	return cmd
+}
+
+// withoutScreen tells whether an issue's agent has no screen of its own.
+func (a *app) withoutScreen(ctx context.Context, pod string) (k reconcile.Key, ok bool, err error) {
+	key, err := a.podKey(ctx, pod)
+	if err != nil || key.Name != "" {
+		return reconcile.Key(key), false, err
+	}
+	driver, err := pods.DriverOf(a.cfg.StateDir, a.cfg.Instance, key)
+	if err != nil { // where there is none, podman says so better
+		return reconcile.Key(key), false, nil //nolint:nilerr // as above
+	}
+	return reconcile.Key(key), driver != podfile.DriverOpencode, nil
 }
 
 // parseKeys reads keys as podman has them: ctrl-LETTER or a character, with commas.

@@ -222,7 +222,7 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pod
 		Task:   podfile.Task{Key: fmt.Sprintf("%s#%d@%d", t.Owner+"/"+t.Repo, t.Issue, t.Trigger.ID), Prompt: t.Prompt + checksText(wanted.dev.Agent.Checks), Stall: s.cfg.Agent.Stall},
 		Branch: t.Branch, Base: t.Base,
 		Model: podfile.Model{API: s.cfg.Model.API, Name: agent.Model, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
-		Agent: agent.Name, Driver: agent.Driver, AgentImage: agent.Image, AgentCommand: agent.Command, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,
+		Agent: agent.Name, Driver: agent.Driver, Ask: agent.Ask, AgentImage: agent.Image, AgentCommand: agent.Command, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,
 		Pin:     pods.Pin{TextHash: t.TextHash, Labeler: t.Trigger.User, EventID: t.Trigger.ID, At: t.Trigger.At},
 		GitName: s.creds.Bot, GitEmail: s.creds.Bot + "@noreply.localhost",
 	}, nil

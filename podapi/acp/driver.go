@@ -32,6 +32,9 @@ type Config struct {
 	Dir    string // the repository, as the agent sees it
 	// Book says what the agent has been told.
 	Book *podapi.Book
+	// Ask has a person asked for what the agent wants to be allowed. Else it is allowed:
+	// the pod is the box.
+	Ask bool
 	// Traffic is the gate's view.
 	Traffic func() podapi.Traffic
 	// Computes changes while the agent's container computes; nil where nobody knows.

@@ -29,6 +29,8 @@ type standIn struct {
 	t      *testing.T
 	socket string
 	loads  bool // it can load sessions
+	// allowed: nobody is asked for what it wants to be allowed.
+	allowed bool
 	// prompted is called for each prompt; a stop reason of "" leaves it unanswered.
 	prompted func(*process, string) (stop string)
 	// odd is called with each request first, and tells whether it took care of it.
@@ -199,8 +201,8 @@ func (s *standIn) drive(stall time.Duration) *driven {
 	log := slog.New(slog.DiscardHandler)
 	d := acp.New(acp.Config{
 		Socket: s.socket, Dir: "/workspace/repo", Book: podapi.OpenBook(s.socket+".book", replace, "ann/hello#3@7", "THE-TASK", log),
-		Traffic:  func() podapi.Traffic { s.mu.Lock(); defer s.mu.Unlock(); return s.traffic },
-		Computes: s.computes.Load, Journal: j, Poll: 20 * time.Millisecond, Stall: stall, Silence: stall, Log: log,
+		Traffic: func() podapi.Traffic { s.mu.Lock(); defer s.mu.Unlock(); return s.traffic },
+		Ask:     !s.allowed, Computes: s.computes.Load, Journal: j, Poll: 20 * time.Millisecond, Stall: stall, Silence: stall, Log: log,
 	})
 	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan error, 1)
@@ -411,6 +413,24 @@ func TestAPermissionIsAskedForAndTheAnswerGoesBack(t *testing.T) {
 				t.Errorf("told %q", told)
 			}
 		})
+	}
+}
+
+func TestWhatAnAgentWantsIsAllowedUnlessPeopleAreToBeAsked(t *testing.T) {
+	got := make(chan string, 1)
+	s := newStandIn(t, func(p *process, id string) string {
+		got <- p.permission(id)
+		return "end_turn"
+	})
+	s.allowed = true
+	s.listen()
+	d := s.drive(long)
+	if outcome := <-got; !strings.Contains(outcome, `"optionId":"o1"`) {
+		t.Errorf("the agent was answered %s", outcome)
+	}
+	d.is(t, podapi.Done)
+	if said := d.said(); strings.Contains(said, "asking") || !strings.Contains(said, "tool: allowed: bash make\n") {
+		t.Error(said)
 	}
 }
 

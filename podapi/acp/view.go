@@ -232,6 +232,11 @@ func (d *Driver) asked(method string, params json.RawMessage, answer func(any, *
 		}
 		a.choices = append(a.choices, podapi.Choice{ID: string(o.OptionId), Name: podapi.Line(o.Name, 200)})
 	}
+	if allow := allows(req.Options); !d.cfg.Ask && allow != "" {
+		d.cfg.Journal.Add(podapi.EventTool, "allowed: "+strings.TrimSuffix(strings.TrimPrefix(a.question, "May it do this: "), "?"))
+		a.answer(acp.NewRequestPermissionOutcomeSelected(allow))
+		return
+	}
 	d.mu.Lock()
 	full := len(d.view.asks) >= maxAsks || string(req.SessionId) != d.view.session || d.view.old
 	if !full {
@@ -243,6 +248,19 @@ func (d *Driver) asked(method string, params json.RawMessage, answer func(any, *
 		a.answer(acp.NewRequestPermissionOutcomeCancelled())
 	}
 	d.kick()
+}
+
+// allows is the choice that allows what is asked, for good if there is such a one, ""
+// for none.
+func allows(options []acp.PermissionOption) acp.PermissionOptionId {
+	for _, kind := range []acp.PermissionOptionKind{acp.PermissionOptionKindAllowAlways, acp.PermissionOptionKindAllowOnce} {
+		for _, o := range options {
+			if o.Kind == kind {
+				return o.OptionId
+			}
+		}
+	}
+	return ""
 }
 
 // reply answers the oldest question, if there is one, with a person's text. What is none

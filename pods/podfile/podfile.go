@@ -144,8 +144,10 @@ type File struct {
 	Agent string `json:"agent"` // its name: "opencode"; "" for a pod without one
 	// Driver is how it is spoken to, DriverOpencode when "".
 	Driver string `json:"driver,omitempty"`
-	Model  Model  `json:"model"`
-	Task   Task   `json:"task"`
+	// Ask has people asked for what an agent of the driver acp wants to be allowed.
+	Ask   bool  `json:"ask,omitempty"`
+	Model Model `json:"model"`
+	Task  Task  `json:"task"`
 }
 
 // Model is where the gate forwards model requests.
