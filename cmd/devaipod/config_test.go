@@ -106,6 +106,7 @@ func TestBadConfigurationIsRefusedByName(t *testing.T) {
 		"a watermark without percent":  {file: "[prune]\ndisk_watermark = \"0.9\"", want: "prune.disk_watermark"},
 		"an agent of another driver":   {file: "[agents.x]\ndriver = \"mcp\"", want: `agents.x.driver = "mcp": want opencode (its HTTP API), acp`},
 		"an agent without a command":   {file: "[agents.x]\ndriver = \"acp\"", want: `agents.x.command: the driver acp wants the program`},
+		"asks of what does not ask":    {file: "[agents.x]\nask = true", want: `agents.x.ask: only the driver acp`},
 		"an unknown key of an agent":   {file: "[agents.x]\nimgae = \"y\"", want: `"agents.x.image"`},
 		"an agent's name with a slash": {file: "[agents.\"x/y\"]\nmodel = \"y\"", want: "agents.x/y"},
 		"an agent that is not there":   {file: "[agent]\nuse = \"x\"", want: `agent.use: there is no agent "x"`},
