@@ -74,17 +74,11 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		return err
 	}
 	journal := podapi.OpenJournal(p.usage, log)
-	asks := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return service(ctx)
-	}}}
-	cpu := &meter{every: meterEvery(file.Task.Stall), ask: func(ctx context.Context, path string) ([]byte, error) { return askService(ctx, asks, path) }}
-	driver, err := newDriver(p, file, g, cpu.computes.Load, journal, log)
+	known, cpu, err := newWatched(p, file, g, journal, log)
 	if err != nil {
 		return err
 	}
-	cpu.state = func() podapi.State { return driver.Summary().State }
-	known := watched{driver, g, asks, account, policy, &clone{driver: driver, log: log}}
-	known.clone.status = known
+	known.account, known.policy = account, policy
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var watching sync.WaitGroup
@@ -98,6 +92,23 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		{filepath.Join(p.workspace, podfile.GateSocket), 0o666, g.Handler(gate.Workspace)},
 		{filepath.Join(p.service, podfile.ControlSocket), 0o600, podapi.NewServer(known, journal, log)},
 	})
+}
+
+// newWatched is the agent's driver with what control knows beside it, and the meter
+// that it goes by; both want to be watched.
+func newWatched(p paths, file *podfile.File, g *gate.Gate, journal *podapi.Journal, log *slog.Logger) (watched, *meter, error) {
+	service := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return relay.Unix(filepath.Join(p.service, podfile.ServiceSocket))(ctx)
+	}}}
+	cpu := &meter{every: meterEvery(file.Task.Stall), ask: func(ctx context.Context, path string) ([]byte, error) { return askService(ctx, service, path) }}
+	driver, err := newDriver(p, file, g, cpu.computes.Load, journal, log)
+	if err != nil {
+		return watched{}, nil, err
+	}
+	cpu.state = func() podapi.State { return driver.Summary().State }
+	known := watched{Driver: driver, gate: g, service: service, clone: &clone{driver: driver, log: log}}
+	known.clone.status = known
+	return known, cpu, nil
 }
 
 // newDriver is the one that the agent is spoken to with.

@@ -141,17 +141,24 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 			return err
 		}
 	}
-	told, err := l.tell(ctx, pod, v, orders.Said)
-	if err = errors.Join(err, l.limit(ctx, &v, pod, sum)); err != nil {
+	if err := errors.Join(l.hear(ctx, pod, &v, sum, orders.Said), l.limit(ctx, &v, pod, sum)); err != nil {
 		return err
 	}
+	return l.show(ctx, i, v)
+}
+
+// hear gives the agent what people said, and else sees to it that they are told what
+// it asks.
+func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, said []Said) error {
+	told, err := l.tell(ctx, pod, *v, said)
 	switch {
 	case v.State == Asking && !told:
 		v.ask = askName(pod, sum)
 	case v.State == Asking: // it may be answered now
-		time.AfterFunc(l.cfg.Watch, func() { l.Kick(i.Key) })
+		k := v.Key
+		time.AfterFunc(l.cfg.Watch, func() { l.Kick(k) })
 	}
-	return l.show(ctx, i, v)
+	return err
 }
 
 // rests tells whether a pod was stopped on purpose while its agent waited for a
