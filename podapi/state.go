@@ -158,6 +158,12 @@ type Driver interface {
 	Stop(ctx context.Context) error
 }
 
+// Noted is a driver that can give its agent a message that answers nothing, whatever
+// the agent asks.
+type Noted interface {
+	Note(ctx context.Context, text string) error
+}
+
 // Probed is a driver that can tell what of a pod is not as it should be.
 type Probed interface {
 	// Probes are looked at now, and within ctx.

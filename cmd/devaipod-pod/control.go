@@ -274,7 +274,11 @@ func (w watched) Summary() podapi.Summary {
 // allowed lets the agent know that hosts are let through which it was refused.
 func (w watched) allowed(ctx context.Context, log *slog.Logger, hosts []string) {
 	text := "The gate lets these through now, which it refused before: " + strings.Join(hosts, ", ") + ". If you still need them, try again."
-	if err := w.Send(ctx, text); err != nil {
+	tell := w.Send
+	if d, ok := w.Driver.(podapi.Noted); ok { // it is no answer to what the agent asks
+		tell = d.Note
+	}
+	if err := tell(ctx, text); err != nil {
 		log.Warn("the agent was not told of hosts that it may reach now", "hosts", hosts, "err", err)
 		return
 	}

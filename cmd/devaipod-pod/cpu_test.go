@@ -1,7 +1,9 @@
 package main_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	main "codeberg.org/devaipod/devaipod/cmd/devaipod-pod"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
@@ -64,6 +67,44 @@ func TestAToolThatComputesIsNoStall(t *testing.T) {
 			}
 			if told := strings.Contains(p.events(), "no progress for 8s"); told != tt.stalls {
 				t.Errorf("a stall: %v, want %v; events: %s", told, tt.stalls, p.events())
+			}
+		})
+	}
+}
+
+// What a meter takes for computing, by what it is answered.
+func TestAMeter(t *testing.T) {
+	start := time.Now()
+	used := func(cores float64) func() ([]byte, error) {
+		return func() ([]byte, error) {
+			return json.Marshal(podfile.CPU{Used: time.Second + time.Duration(cores*float64(time.Since(start)))})
+		}
+	}
+	for name, tt := range map[string]struct {
+		answer func() ([]byte, error)
+		state  podapi.State
+		want   bool
+	}{
+		"half a core":                      {used(0.5), podapi.Working, true},
+		"a tenth of one":                   {used(0.1), podapi.Working, false},
+		"half a core, and it asks":         {used(0.5), podapi.Asking, false},
+		"what podman does not tell":        {func() ([]byte, error) { return nil, nil }, podapi.Working, false},
+		"none, for the service is not up":  {func() ([]byte, error) { return nil, errors.New("no service") }, podapi.Working, true},
+		"less than before: it began again": {used(-0.5), podapi.Working, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			looks := 0
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			computes := main.Meter(ctx, 50*time.Millisecond, func() podapi.State {
+				if looks++; looks == 6 {
+					cancel()
+				}
+				return tt.state
+			}, tt.answer)
+			if got := computes > 0; got != tt.want {
+				t.Errorf("it computes: %v", got)
 			}
 		})
 	}

@@ -115,6 +115,13 @@ func (d *Driver) Send(_ context.Context, text string) error {
 	return nil
 }
 
+// Note implements [podapi.Noted].
+func (d *Driver) Note(_ context.Context, text string) error {
+	err := d.cfg.Book.Add(text)
+	d.kick()
+	return err
+}
+
 // Stop ends the agent's turn.
 func (d *Driver) Stop(context.Context) error {
 	if d.cfg.Book.Page().Turn == "" {

@@ -120,6 +120,15 @@ func (d *Driver) Send(ctx context.Context, text string) error {
 	if told, err := d.answer(ctx, id, text); told || err != nil {
 		return err
 	}
+	return d.Note(ctx, text)
+}
+
+// Note implements [podapi.Noted].
+func (d *Driver) Note(ctx context.Context, text string) error {
+	id := d.Summary().Session
+	if id == "" {
+		return podapi.ErrNotReady
+	}
 	return d.api.prompt(ctx, id, text)
 }
 
