@@ -382,3 +382,37 @@ func TestABookThatCannotBeReadBeginsAnewAndIsBounded(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+func TestWhatIsWork(t *testing.T) {
+	for status, want := range map[string]podapi.State{
+		`{"ahead":0,"behind":3,"unpushed":[],"changes":[]}`:                                 podapi.IdleWithout,
+		`{"ahead":1,"behind":0,"unpushed":[],"changes":[]}`:                                 podapi.IdleWithWork,
+		`{"ahead":0,"behind":0,"unpushed":[{"id":"a","subject":"s"}],"changes":[]}`:         podapi.IdleWithWork,
+		`{"ahead":0,"behind":0,"unpushed":[],"changes":[{"path":"f","how":"added"}]}`:       podapi.IdleWithWork,
+		`{"at":"2026-01-02T03:04:05Z","ahead":0,"behind":0,"unpushed":null,"changes":null}`: podapi.IdleWithout,
+	} {
+		work, err := podapi.HasWork(json.RawMessage(status))
+		if got := podapi.Idle(work); err != nil || got != want {
+			t.Errorf("%s is %s, %v", status, got, err)
+		}
+	}
+	if _, err := podapi.HasWork(json.RawMessage(`[]`)); err == nil {
+		t.Error("nonsense is understood")
+	}
+}
+
+// Each thing that is asked is an event, with its choices, also one right behind another.
+func TestAsksAreJournaled(t *testing.T) {
+	var j podapi.Journal
+	s := podapi.NewStatus(&j)
+	ask := podapi.Summary{State: podapi.Asking, Mark: "1", Question: "May it?", Choices: []podapi.Choice{{ID: "y", Name: "Yes"}, {ID: "n", Name: "No"}}}
+	s.Set(ask)
+	s.Set(ask)
+	since := s.Get().Since
+	ask.Mark = "2"
+	s.Set(ask)
+	events, _ := j.After(0)
+	if len(events) != 2 || events[1].Text != "asking: May it?\n1. Yes\n2. No" || !s.Get().Since.Equal(since) {
+		t.Errorf("%+v", events)
+	}
+}

@@ -89,8 +89,9 @@ type pod struct {
 	script   *scriptedmodel.Server
 	model    podfile.Model
 	opencode string
-	driver   string       // "" for opencode's own
-	box      atomic.Int64 // PID of the agent's shim, for what stands in for podman
+	driver   string                 // "" for opencode's own
+	saved    atomic.Pointer[string] // how the service knows the clone, nil for not at all
+	box      atomic.Int64           // PID of the agent's shim, for what stands in for podman
 	log      *lockedBuffer
 }
 
@@ -183,6 +184,13 @@ func (p *pod) serve(model string) {
 		Env: []string{"GIT_PROJECT_ROOT=" + p.path("git"), "GIT_HTTP_EXPORT_ALL=1"},
 	})
 	mux.HandleFunc("GET "+podfile.CPUPath, p.cpuUsed)
+	mux.HandleFunc("GET "+podfile.GitStatusPath, func(w http.ResponseWriter, r *http.Request) {
+		if text := p.saved.Load(); text != nil {
+			fmt.Fprint(w, *text)
+			return
+		}
+		http.NotFound(w, r)
+	})
 	mux.HandleFunc("GET /dial/model", func(w http.ResponseWriter, r *http.Request) {
 		up, err := new(net.Dialer).DialContext(r.Context(), "tcp", model)
 		if err != nil {

@@ -239,7 +239,11 @@ func TestMessagesAndStop(t *testing.T) {
 	p := newPod(t, "scenario: no-commits")
 	p.startShim()
 	p.startControl()
-	p.wait("done", done)
+	// Whether there is work, git says, as far as the service has it.
+	p.wait("idle", func(s podapi.Summary) bool { return s.State == podapi.IdleWithout })
+	saved := `{"at":"2026-01-02T03:04:05Z","ahead":0,"behind":0,"unpushed":[],"changes":[{"path":"f","how":"added"}]}`
+	p.saved.Store(&saved)
+	p.wait("idle with work", func(s podapi.Summary) bool { return s.State == podapi.IdleWithWork })
 	// Huge, and with what no terminal or document should hold.
 	p.send("scenario: is-over\n\x00\x1b[31m\xff\u202e" + strings.Repeat("é\u202e", 150_000) + "ONE-MORE-WORD")
 	p.wait("told", func(s podapi.Summary) bool {

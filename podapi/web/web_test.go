@@ -94,8 +94,8 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	w := &world{
-		agent: &agent{sum: podapi.Summary{State: podapi.Asking, Since: time.Now(), Question: "which " + evil, Activity: "bash " + evil, Choices: []podapi.Choice{{ID: "o", Name: "choice " + evil}}, Todo: []podapi.Todo{{Text: "todo " + evil, Status: evil}}, Message: evil}}, journal: &podapi.Journal{},
-		pod:  web.Pod{Name: podName, Issue: "ada/tool#3", Title: "Fix " + evil, URL: "http://forge.test/ada/tool/issues/3", State: "asking", Why: evil, PullRequest: "javascript:alert(1)", Runs: true, Used: "$0.12 of $5.00", Blocked: []web.Block{{Host: "evil.test:443", Why: evil, Allow: "evil.test"}}},
+		agent: &agent{sum: podapi.Summary{State: podapi.Asking, Since: time.Now(), Question: "which " + evil, Activity: "bash " + evil, Choices: []podapi.Choice{{ID: "o", Name: "choice " + evil}}, Todo: []podapi.Todo{{Text: "todo " + evil, Status: evil}}, Message: evil, Version: "version " + evil}}, journal: &podapi.Journal{},
+		pod:  web.Pod{Name: podName, Issue: "ada/tool#3", Title: "Fix " + evil, URL: "http://forge.test/ada/tool/issues/3", State: "asking", Doing: "asking " + evil, Why: evil, PullRequest: "javascript:alert(1)", Runs: true, Used: "$0.12 of $5.00", Blocked: []web.Block{{Host: "evil.test:443", Why: evil, Allow: "evil.test"}}},
 		work: web.Work{At: time.Now(), Branch: evil, Ahead: 2, Unpushed: []string{evil}, Uncommitted: []string{"added " + evil}, Stat: " x | 2 +-", NotSaved: []string{evil}},
 	}
 	socket := filepath.Join(t.TempDir(), "control.sock")
