@@ -75,7 +75,7 @@ func Tasks() Script {
 		case "asks":
 			return askFirst(r)
 		case "compute":
-			return toolAlone(r, "for i in 1 2 3 4; do timeout 20 sh -c 'while :; do :; done' & done; wait; echo computed")
+			return toolAlone(r, "for i in 1 2 3 4; do timeout 14 sh -c 'while :; do :; done' & done; wait; echo computed")
 		case "sleep":
 			return toolAlone(r, "sleep 1000")
 		case "lie":
