@@ -23,11 +23,15 @@ const goneState = reconcile.State(podapi.Gone)
 // mostGone bounds how many of them are listed, the latest.
 const mostGone = 20
 
-// goneView tells of an issue whose account is kept.
+// goneView tells of an issue whose account is kept; false while there is a pod of it,
+// or one is made, which the loop may not have seen yet.
 func (s *service) goneView(account pods.Account) (reconcile.View, bool) {
 	owner, repo, ok := strings.Cut(account.Repo, "/")
 	k := reconcile.Key{Owner: owner, Repo: repo, Issue: account.Issue}
 	if !ok || account.Issue == 0 {
+		return reconcile.View{}, false
+	}
+	if _, err := os.Stat(s.pods.manager.RunDir(pods.Key(k))); !errors.Is(err, fs.ErrNotExist) {
 		return reconcile.View{}, false
 	}
 	return reconcile.View{
