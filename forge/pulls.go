@@ -180,7 +180,8 @@ type Pull struct {
 	State               string // "open" or "closed"
 	Merged, Draft       bool
 	HeadBranch, HeadSHA string
-	Own                 bool // its branch is of the repository itself
+	MergeBase           string // the commit where its branch left the base
+	Own                 bool   // its branch is of the repository itself
 	Base, Author, URL   string
 	Closed              time.Time // when closed or merged, else zero
 	Reviewers           []string  // who is asked
@@ -199,7 +200,7 @@ type pullJSON struct {
 func pullOf(p pullJSON) Pull {
 	out := Pull{
 		Number: p.Index, Title: strings.TrimPrefix(p.Title, draftPrefix), Body: p.Body, State: string(p.State), Merged: p.HasMerged,
-		Draft: strings.HasPrefix(p.Title, draftPrefix), Author: login(p.Poster), URL: p.HTMLURL,
+		Draft: strings.HasPrefix(p.Title, draftPrefix), Author: login(p.Poster), URL: p.HTMLURL, MergeBase: p.MergeBase,
 	}
 	if p.Head != nil {
 		// The label keeps the branch's name when the branch is gone and the ref
@@ -230,10 +231,13 @@ type PullSpec struct {
 	Head, Base  string
 	Title, Body string
 	Draft       bool
+	// Number is the one that is meant; 0 for none yet.
+	Number int64
 }
 
 // EnsurePull opens a pull request as the bot, or brings the open one of that
-// branch to spec.
+// branch to spec. One with a number that is not open any more stays as it is, and
+// no other is opened: it was merged or closed a moment ago.
 func (c *Client) EnsurePull(ctx context.Context, r Repo, spec PullSpec) (p Pull, changed bool, err error) {
 	if spec.Title = harmlessTitle(spec.Title); spec.Title == "" {
 		spec.Title = spec.Head
@@ -245,6 +249,9 @@ func (c *Client) EnsurePull(ctx context.Context, r Repo, spec PullSpec) (p Pull,
 	found, ok, err := c.PullForBranch(ctx, r, spec.Head)
 	if err != nil {
 		return Pull{}, false, err
+	}
+	if spec.Number != 0 && (!ok || found.State != "open" || found.Number != spec.Number) {
+		return found, false, nil
 	}
 	if !ok || found.State != "open" {
 		var got pullJSON

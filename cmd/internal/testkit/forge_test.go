@@ -324,4 +324,18 @@ func pullRequests(t *testing.T, c *forge.Client, api *testkit.API) {
 	if err != nil || !ok || !got.Merged || got.Closed.IsZero() {
 		t.Errorf("merged: %+v, %v, %v", got, ok, err)
 	}
+	// Who did not know of the merge yet opens no second one.
+	spec.Number = p.Number
+	if got, changed, err := c.EnsurePull(ctx, r, spec); err != nil || changed || !got.Merged || got.Number != p.Number {
+		t.Errorf("put after the merge: %+v, %v, %v", got, changed, err)
+	}
+	if found, err := c.Statuses(ctx, r, p.HeadSHA); err != nil || len(found) != 0 {
+		t.Errorf("statuses %+v, %v", found, err)
+	}
+	for _, state := range []string{"pending", "success"} {
+		must(t, api.Post(ctx, "/repos/acme/code/statuses/"+p.HeadSHA, map[string]any{"state": state, "context": "build", "target_url": "https://ci.example.org/7"}, nil))
+		if found, err := c.Statuses(ctx, r, p.HeadSHA); err != nil || !slices.Equal(found, []forge.Status{{Name: "build", URL: "https://ci.example.org/7", State: state}}) {
+			t.Errorf("statuses %+v, %v", found, err)
+		}
+	}
 }
