@@ -3,14 +3,17 @@ package main_test
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/cmd/internal/scriptedmodel"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/usage"
+	"codeberg.org/devaipod/devaipod/pods/witness"
 )
 
 // The real opencode speaks each API as it does to the provider, by the package
@@ -40,6 +43,7 @@ func TestEachAPITurnsATaskIntoAPushedCommit(t *testing.T) {
 				}
 			}
 			p.mustHaveCounted(tt.name, tt.tokens)
+			p.mustHaveSeenTheCommands()
 			for _, dir := range []string{"home", "agent", "a"} {
 				p.mustNotHoldTheKey(dir)
 			}
@@ -68,6 +72,32 @@ func (p *pod) mustHaveCounted(model string, each usage.Tokens) {
 		p.t.Errorf("counted %+v; the model had %d requests and said %+v", counted, n, said)
 	}
 }
+
+// mustHaveSeenTheCommands looks for what the script had opencode run, and for what
+// opencode said of it. The last result came before the last answer, and may just be
+// being written.
+func (p *pod) mustHaveSeenTheCommands() {
+	p.t.Helper()
+	var text strings.Builder
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		seen, err := witness.Commands(p.path("usage"), "")
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		text.Reset()
+		for _, c := range seen {
+			if c.Tool == "bash" && c.Result != nil {
+				text.WriteString(c.Command + " -> " + c.Result.Tail + "\n")
+			}
+		}
+		if digestSeen.MatchString(text.String()) && strings.Contains(text.String(), "push-went-well\n") && len(seen) == 3 {
+			return
+		}
+	}
+	p.t.Errorf("the gate saw: %s", text.String())
+}
+
+var digestSeen = regexp.MustCompile(`(?m)^printf .*sha256sum -> [0-9a-f]{64}`)
 
 // mustNotShowTheKey looks at what is told of the processes around shim.
 func (p *pod) mustNotShowTheKey(shim *process) {

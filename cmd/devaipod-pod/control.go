@@ -24,6 +24,7 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/relay"
 	"codeberg.org/devaipod/devaipod/pods/usage"
+	"codeberg.org/devaipod/devaipod/pods/witness"
 )
 
 // paths of the control container; flags move them for tests.
@@ -69,7 +70,9 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		return err
 	}
 	policy, service := podfile.NewPolicyReader(p.service).Policy, relay.Unix(filepath.Join(p.service, podfile.ServiceSocket))
-	g, err := gate.New(gate.Config{File: file, CA: ca, Policy: policy, Usage: account, Service: service, Log: log})
+	seen := witness.Open(p.usage, file.Task.Key, log)
+	defer seen.Close()
+	g, err := gate.New(gate.Config{File: file, CA: ca, Policy: policy, Usage: account, Witness: seen, Service: service, Log: log})
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/model"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/usage"
+	"codeberg.org/devaipod/devaipod/pods/witness"
 )
 
 // A Role is whose socket a request came in on.
@@ -41,6 +42,9 @@ type Config struct {
 	Policy func() (podfile.Policy, error)
 	// Usage is the account of what the model costs.
 	Usage *usage.Journal
+	// Witness is told what the model asks the agent to run, and what the agent says
+	// came of it; nil for nobody.
+	Witness *witness.Journal
 	// CA signs for the hosts that secrets are for; nil for no secrets. Roots are who
 	// may sign for those hosts themselves; the system's when nil.
 	CA    *egress.CA

@@ -71,6 +71,9 @@ func (g *Gate) forwardModel(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	if !req.Free {
+		g.cfg.Witness.Told(req.Body)
+	}
 	g.traffic.begin()
 	began := g.cfg.Now()
 	status, failure, used := g.relayModel(w, r, req, policy.Key)
@@ -186,20 +189,25 @@ func (g *Gate) relayModel(w http.ResponseWriter, r *http.Request, req model.Requ
 	var meter model.Meter
 	var bytesSeen int64
 	body := redact.NewWriter(w, key)
-	from := io.Reader(resp.Body)
+	look := func(p []byte) {
+		if head.Len() < 4096 {
+			head.Write(p[:min(len(p), 4096-head.Len())])
+		}
+	}
 	if resp.StatusCode == http.StatusOK {
-		from = counter{resp.Body, func(p []byte) {
+		look = func(p []byte) {
 			g.traffic.received(len(p))
 			bytesSeen += int64(len(p))
 			_, _ = meter.Write(p) // it has no errors
-		}}
+		}
 	}
-	err = stream(body, w, from, &head)
+	err = stream(body, w, resp.Body, look)
 	if err == nil {
 		err = body.Flush()
 	}
 	if resp.StatusCode == http.StatusOK {
 		used.Tokens = measured(&meter, req, bytesSeen)
+		g.cfg.Witness.Called(meter.Calls())
 	}
 	if err != nil {
 		return resp.StatusCode, "the model's answer broke off: " + cause(err), used
@@ -306,18 +314,6 @@ func (l *limiter) wait(ctx context.Context, perMinute int) error {
 	}
 }
 
-// A counter shows what is read through it.
-type counter struct {
-	io.Reader
-	read func(p []byte)
-}
-
-func (c counter) Read(b []byte) (int, error) {
-	n, err := c.Reader.Read(b)
-	c.read(b[:n])
-	return n, err
-}
-
 // cause leaves the URL out of an HTTP client's error.
 func cause(err error) string {
 	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
@@ -327,22 +323,25 @@ func cause(err error) string {
 }
 
 // stream copies with a flush after each read, so that tokens come as they are
-// made: what is read of r goes to dst, which writes to w. The first bytes are
-// kept in head, if that is not nil.
-func stream(dst io.Writer, w http.ResponseWriter, r io.Reader, head *bytes.Buffer) error {
+// made: what is read of r goes to dst, which writes to w, and is then shown to look,
+// if that is not nil.
+func stream(dst io.Writer, w http.ResponseWriter, r io.Reader, look func([]byte)) error {
 	rc := http.NewResponseController(w)
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
-			if head != nil && head.Len() < 4096 {
-				head.Write(buf[:min(n, 4096-head.Len())])
+			_, werr := dst.Write(buf[:n])
+			if werr == nil {
+				if werr = rc.Flush(); errors.Is(werr, http.ErrNotSupported) {
+					werr = nil
+				}
 			}
-			if _, werr := dst.Write(buf[:n]); werr != nil {
+			if look != nil {
+				look(buf[:n])
+			}
+			if werr != nil {
 				return werr
-			}
-			if ferr := rc.Flush(); ferr != nil && !errors.Is(ferr, http.ErrNotSupported) {
-				return ferr
 			}
 		}
 		if errors.Is(err, io.EOF) {

@@ -1,6 +1,6 @@
 // Package model knows the APIs that models are spoken to by: which requests a
-// pod's gate lets through, what of them it takes out, and how their answers tell
-// what was used.
+// pod's gate lets through, what of them it takes out, how their answers tell what
+// was used and which tools the agent shall run, and how requests tell the results.
 //
 //   - openai: chat completions and responses, of OpenAI or whoever is compatible
 //     (platform.openai.com/docs/api-reference)

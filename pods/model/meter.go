@@ -11,8 +11,8 @@ import (
 // stream, or an answer that is no stream. What is longer is not looked at.
 const maxEvent = 4 << 20
 
-// A Meter reads in an answer, as it passes, what the provider says was used. The
-// zero value is ready. It is not safe for concurrent use.
+// A Meter reads in an answer, as it passes, what the provider says was used, and
+// which tools the answer asks for. The zero value is ready. It is not safe for concurrent use.
 type Meter struct {
 	line     []byte
 	skipping bool // the rest of a line that is too long
@@ -22,6 +22,7 @@ type Meter struct {
 	// Gemini's candidates, by their numbers as bits: those that have begun, and those
 	// that have come to their end.
 	begun, ended uint64
+	calls        calls
 }
 
 // Write looks at the next bytes. It keeps a line at a time: events of a stream
@@ -113,8 +114,9 @@ type candidate struct {
 	FinishReason string `json:"finishReason"` // in its last piece
 }
 
-// event looks for counts in an event's data, or in a whole answer.
+// event looks for counts and calls in an event's data, or in a whole answer.
 func (m *Meter) event(data []byte) {
+	m.calls.event(data)
 	if !bytes.Contains(data, []byte(`"usage`)) && !bytes.Contains(data, []byte(`"candidates`)) { // most have none
 		return
 	}
