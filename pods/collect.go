@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,6 +29,8 @@ type Limits struct {
 	// Watermark is how much of the disk may be in use, from 0 to 1, before such
 	// images go earlier, the oldest first; 0 is no limit.
 	Watermark float64
+	// RecordAge is how long is kept what agents did whose pods are gone; 0 is for ever.
+	RecordAge time.Duration
 	// Dry removes nothing.
 	Dry bool
 }
@@ -48,12 +51,12 @@ const strayAge = time.Hour
 
 // Collect removes what this instance has that has no owner: what a removal that was
 // cut short has left, parts of pods of which no specification is kept, savers that
-// are over, run directories, and images by limits. It touches nothing that does not
+// are over, run directories, and images and records by limits. It touches nothing that does not
 // carry the instance's label, and nothing that may hold work. It must not run beside
 // Ensure, Resume and Remove.
 func (m *Manager) Collect(ctx context.Context, lim Limits) (Collected, error) {
 	c := &collection{Manager: m, lim: lim}
-	steps := []func(context.Context) error{c.removals, c.strays, c.savers, c.directories, c.oldImages}
+	steps := []func(context.Context) error{c.removals, c.strays, c.once, c.directories, c.records, c.oldImages}
 	var errs []error
 	for _, step := range steps {
 		errs = append(errs, step(ctx))
@@ -146,9 +149,9 @@ type group struct {
 	work  bool // a volume that may hold work is among it
 }
 
-// holdsWork are the volumes that may: all but those of sockets.
+// holdsWork are the volumes that may: all but those of sockets and of checks.
 func holdsWork(pod, volume string) bool {
-	return !strings.HasSuffix(volume, "-sock") && strings.HasPrefix(volume, pod+"-")
+	return !strings.HasSuffix(volume, "-sock") && strings.HasPrefix(volume, pod+"-") && !slices.Contains(checkVolumes(pod), volume)
 }
 
 func (c *collection) strays(ctx context.Context) error {
@@ -197,21 +200,26 @@ func (c *collection) strays(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// savers removes those that were run once, by a service that was killed.
-func (c *collection) savers(ctx context.Context) error {
-	found, err := c.runs.Find(ctx, map[string]string{labelInstance: c.cfg.Instance, labelRole: roleSaverOnce})
+// once removes what was made for one run, by a service that was killed: savers and
+// checks.
+func (c *collection) once(ctx context.Context) error {
+	return errors.Join(c.onceOf(ctx, roleSaverOnce, &c.saving), c.onceOf(ctx, roleCheck, &c.checking))
+}
+
+func (c *collection) onceOf(ctx context.Context, role string, running *sync.Map) error {
+	found, err := c.runs.Find(ctx, map[string]string{labelInstance: c.cfg.Instance, labelRole: role})
 	for _, f := range found {
 		k, ok := keyOf(f.Labels)
-		if _, runs := c.saving.Load(k); !ok || runs || f.Name != c.container(k, roleSaverOnce) {
+		if _, runs := running.Load(k); !ok || runs || f.Labels[labelPod] != c.Name(k) {
 			continue
 		}
 		if owned, e := c.owned(k); e != nil || !owned {
 			err = errors.Join(err, e) // strays see to it
 			continue
 		}
-		err = errors.Join(err, c.remove("container "+f.Name, func() error {
+		err = errors.Join(err, c.remove(map[bool]string{true: "volume ", false: "container "}[f.Volume]+f.Name, func() error {
 			labels := c.own(k)
-			labels[labelRole] = roleSaverOnce
+			labels[labelRole] = role
 			return c.runs.Remove(ctx, backend.Remains{Labels: labels})
 		}))
 	}

@@ -56,10 +56,12 @@ type Manager struct {
 	runs   backend.Backend
 	images Images
 	log    *slog.Logger
-	warned sync.Map               // specifications that can't be read, by file
-	locks  sync.Map               // by key: held while a pod is made or removed
-	saving sync.Map               // the keys whose saver is run once now
-	tools  atomic.Pointer[string] // the image that EnsureTools made or found
+	warned sync.Map // specifications that can't be read, by file
+	locks  sync.Map // by key: held while a pod is made or removed
+	saving sync.Map // the keys whose saver is run once now
+	// checking are the keys whose checks run now.
+	checking sync.Map
+	tools    atomic.Pointer[string] // the image that EnsureTools made or found
 
 	jobsMu sync.Mutex
 	jobs   map[string]*job // by what they do and the image's name

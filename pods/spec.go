@@ -139,6 +139,9 @@ func usualLimit(role string) Limit {
 }
 
 func (s Spec) limit(role string) Limit {
+	if role == roleCheck {
+		role = RoleAgent
+	}
 	l, usual := s.Limits[strings.TrimSuffix(role, "-once")], usualLimit(role)
 	if role == RoleAgent && s.MemoryBytes > 0 {
 		l.MemoryBytes = s.MemoryBytes

@@ -24,6 +24,7 @@ const help = `usage: devaipod-pod control [flags]
        devaipod-pod exec [--wait] [--attach] [--here] -- COMMAND...
        devaipod-pod await
        devaipod-pod saver --issue N [--once] [flags]
+       devaipod-pod check --commit ID [--within DURATION] [flags]
        devaipod-pod look [--git PATH]
        devaipod-pod relay --listen ADDR --to SOCKET
        devaipod-pod inventory | dial | login [DIR] | signal MARK NUMBER
@@ -49,6 +50,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		code, err = runAwait(ctx, args[1:], stdout, stderr)
 	case "saver":
 		code, err = runSaver(ctx, args[1:], stdout, stderr, log)
+	case "check":
+		err = runCheck(ctx, args[1:], stdout, stderr, log)
 	case "look":
 		err = runLook(ctx, args[1:], stdout, stderr)
 	case "relay":

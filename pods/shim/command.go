@@ -24,6 +24,12 @@ func (c *Config) command(ctx context.Context, stage string, command devcontainer
 	if within <= 0 {
 		within = setupWithin
 	}
+	_, err := c.execute(ctx, stage, command, within)
+	return err
+}
+
+// execute runs a command, and returns the last lines that it wrote.
+func (c *Config) execute(ctx context.Context, stage string, command devcontainer.Command, within time.Duration) (said string, err error) {
 	name := "its command"
 	if command.Name != "" {
 		name = command.Name
@@ -37,12 +43,12 @@ func (c *Config) command(ctx context.Context, stage string, command devcontainer
 	// end of the command does not wait for that.
 	read, write, err := os.Pipe()
 	if err != nil {
-		return err
+		return "", err
 	}
 	cmd.Stdout, cmd.Stderr = write, write
 	c.Log.Info("running", "stage", stage, "command", clip(strings.Join(args, " "), 300))
 	if err := cmd.Start(); err != nil {
-		return errors.Join(fmt.Errorf("%s can't be started: %w", name, err), read.Close(), write.Close())
+		return "", errors.Join(fmt.Errorf("%s can't be started: %w", name, err), read.Close(), write.Close())
 	}
 	out := &output{to: c.stderr(), left: maxOutput}
 	drained := make(chan struct{})
@@ -59,10 +65,10 @@ func (c *Config) command(ctx context.Context, stage string, command devcontainer
 	if left := out.end(); left > 0 {
 		c.Log.Warn("output left out", "stage", stage, "bytes", left)
 	}
-	if err != nil {
-		return &failedError{fmt.Errorf("%s %w", name, err), out.last()}
+	if said = out.last(); err != nil {
+		err = &failedError{fmt.Errorf("%s %w", name, err), said}
 	}
-	return nil
+	return said, err
 }
 
 // A failedError is of a command, with the last lines that it wrote.
@@ -87,7 +93,7 @@ func (c *Config) await(ctx context.Context, cmd *exec.Cmd, within time.Duration)
 	select {
 	case err := <-exited:
 		if exit := new(exec.ExitError); errors.As(err, &exit) {
-			return fmt.Errorf("ended with %s", exit.ProcessState)
+			return fmt.Errorf("ended with %w", exit)
 		}
 		return err
 	case <-over.C:
