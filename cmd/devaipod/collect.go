@@ -17,6 +17,10 @@ import (
 // its start too.
 const collectEvery = time.Hour
 
+func pruneDefaults() map[string]any {
+	return map[string]any{"prune.image_age": "720h", "prune.disk_watermark": "90%", "prune.record_age": "0s"}
+}
+
 // pruneLimits are [prune] of the configuration.
 func (c config) pruneLimits(dry bool) (pods.Limits, error) {
 	percent, ok := strings.CutSuffix(c.Prune.DiskWatermark, "%")
@@ -24,12 +28,15 @@ func (c config) pruneLimits(dry bool) (pods.Limits, error) {
 	if !ok || err != nil || n < 0 || n > 100 {
 		return pods.Limits{}, fmt.Errorf("prune.disk_watermark = %q: want a part of the disk, like 90%%, or 0%% for no limit", c.Prune.DiskWatermark)
 	}
-	return pods.Limits{ImageAge: c.Prune.ImageAge, Watermark: float64(n) / 100, Dry: dry}, nil
+	return pods.Limits{ImageAge: c.Prune.ImageAge, Watermark: float64(n) / 100, RecordAge: c.Prune.RecordAge, Dry: dry}, nil
 }
 
 func (c config) validatePrune() error {
 	if c.Prune.ImageAge < 0 {
 		return fmt.Errorf("prune.image_age = %q: want 0s (no limit) or more", c.Prune.ImageAge)
+	}
+	if c.Prune.RecordAge < 0 {
+		return fmt.Errorf("prune.record_age = %q: want 0s (for ever) or more", c.Prune.RecordAge)
 	}
 	_, err := c.pruneLimits(false)
 	return err

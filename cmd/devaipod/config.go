@@ -114,9 +114,18 @@ type config struct {
 
 	Notify notifyConfig `mapstructure:"notify"`
 
+	Check struct {
+		Commands []string      `mapstructure:"commands"`
+		Within   time.Duration `mapstructure:"within"`
+	} `mapstructure:"check"`
+	CI struct {
+		Wait time.Duration `mapstructure:"wait"`
+	} `mapstructure:"ci"`
+
 	Prune struct {
 		ImageAge      time.Duration `mapstructure:"image_age"`
 		DiskWatermark string        `mapstructure:"disk_watermark"`
+		RecordAge     time.Duration `mapstructure:"record_age"`
 	} `mapstructure:"prune"`
 
 	// File is where it was read from, "" for nowhere.
@@ -190,11 +199,11 @@ func defaults() map[string]any {
 		"budget.money":            "10",
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
-		"prune.image_age":         "720h",
-		"prune.disk_watermark":    "90%",
 	}
 	maps.Copy(all, imageDefaults())
 	maps.Copy(all, notifyDefaults())
+	maps.Copy(all, checkDefaults())
+	maps.Copy(all, pruneDefaults())
 	return all
 }
 
@@ -421,7 +430,7 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents(), c.validateNested(), c.validatePrune()); err != nil {
+	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents(), c.validateNested(), c.validateChecks(), c.validatePrune()); err != nil {
 		return err
 	}
 	return c.validateModel()

@@ -443,7 +443,14 @@ func (c *crowd) Keep(k reconcile.Key, _ *reconcile.Task) error {
 	return nil
 }
 
-func (c *crowd) Tell(context.Context, reconcile.Key, int64, string) error { return nil }
+func (c *crowd) Check(context.Context, reconcile.Key, string) (reconcile.Check, error) {
+	return reconcile.Check{}, nil
+}
+func (c *crowd) Seen(context.Context, reconcile.Key) (reconcile.Seen, error) {
+	return reconcile.Seen{}, nil
+}
+func (c *crowd) Note(context.Context, reconcile.Key, reconcile.Evidence) error { return nil }
+func (c *crowd) Tell(context.Context, reconcile.Key, int64, string) error      { return nil }
 func (c *crowd) Steer(context.Context, reconcile.Key, reconcile.Orders) (reconcile.Steered, error) {
 	return reconcile.Steered{}, nil
 }

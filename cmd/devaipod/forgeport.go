@@ -181,7 +181,7 @@ func (p forgePort) Say(ctx context.Context, k reconcile.Key, subject, body strin
 }
 
 func pullOf(p forge.Pull) reconcile.Pull {
-	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed}
+	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed, MergeBase: p.MergeBase}
 }
 
 func (p forgePort) Pull(ctx context.Context, k reconcile.Key, branch string) (reconcile.Pull, bool, error) {
@@ -216,8 +216,28 @@ func (p forgePort) Changes(ctx context.Context, k reconcile.Key, pull int64) ([]
 	return out, nil
 }
 
+func (p forgePort) CI(ctx context.Context, k reconcile.Key, commit string) (reconcile.CI, error) {
+	found, err := p.client.Statuses(ctx, repoOf(k), commit)
+	out := reconcile.CI{State: reconcile.CINone}
+	worst := map[reconcile.CIState]int{reconcile.CISuccess: 1, reconcile.CIFailure: 2, reconcile.CIPending: 3}
+	for _, s := range found {
+		state := reconcile.CISuccess // also for what is skipped, and for warnings
+		switch s.State {
+		case "pending":
+			state = reconcile.CIPending
+		case "failure", "error":
+			state = reconcile.CIFailure
+		}
+		if worst[state] > worst[out.State] {
+			out.State = state
+		}
+		out.Jobs = append(out.Jobs, reconcile.CIJob{Name: s.Name, State: state, URL: s.URL})
+	}
+	return out, err
+}
+
 func (p forgePort) PutPull(ctx context.Context, k reconcile.Key, branch, base string, text reconcile.PullText) (reconcile.Pull, error) {
-	pull, _, err := p.client.EnsurePull(ctx, repoOf(k), forge.PullSpec{Head: branch, Base: base, Title: text.Title, Body: text.Body, Draft: text.Draft})
+	pull, _, err := p.client.EnsurePull(ctx, repoOf(k), forge.PullSpec{Head: branch, Base: base, Title: text.Title, Body: text.Body, Draft: text.Draft, Number: text.Number})
 	return pullOf(pull), readOnly(err)
 }
 

@@ -107,5 +107,5 @@ func (a *app) forgetTranscript(ctx context.Context, k reconcile.Key) error {
 	if err != nil || dir == "" {
 		return err
 	}
-	return podapi.RemoveTranscript(dir)
+	return pods.RemoveRecords(dir)
 }

@@ -121,11 +121,16 @@ func (a *app) status(ctx context.Context, k reconcile.Key) error {
 	if savedErr != nil {
 		a.step("what was saved can't be told: %s", savedErr)
 	}
+	evidence, err := a.newestNote(ctx, k)
+	if err != nil {
+		a.step("the evidence can't be told: %s", err)
+	}
 	if a.asJSON {
 		return json.NewEncoder(a.out).Encode(struct {
 			reconcile.View
-			Saved *savedView `json:"saved,omitempty"`
-		}{v, saved})
+			Saved    *savedView `json:"saved,omitempty"`
+			Evidence *note      `json:"evidence,omitempty"`
+		}{v, saved, evidence})
 	}
 	return a.printView(v, saved)
 }
@@ -143,7 +148,7 @@ func (a *app) printView(v reconcile.View, saved *savedView) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	rows := [][2]string{
 		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", stateOf(v)}, {"agent is", plain(string(v.Doing), 30)}, {"why", plain(v.Why, 1000)},
-		{"agent", plain(v.Agent, 100)}, {"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"used", v.Used}, {"note", plain(v.Note, 500)},
+		{"agent", plain(v.Agent, 100)}, {"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"checked", v.Checked}, {"used", v.Used}, {"note", plain(v.Note, 500)},
 		{"network", map[bool]string{true: "open: every public host"}[v.Open]},
 		{"trouble", plain(v.Trouble, 1000)},
 	}

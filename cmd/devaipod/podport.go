@@ -34,6 +34,7 @@ import (
 // pod's door open: the socket in its run directory on which the service
 // answers the pod's gate.
 type podPort struct {
+	instance string
 	manager  *pods.Manager
 	work     *mirror.Work
 	saved    *mirror.Saved
@@ -54,6 +55,11 @@ type podPort struct {
 	mu    sync.Mutex
 	doors map[reconcile.Key]door
 	saves map[reconcile.Key]*save
+
+	kick        func(reconcile.Key) // has the loop look at an issue
+	checkWithin time.Duration
+	checkPlaces chan struct{} // nil for as many as there are
+	checks      map[reconcile.Key]*checkJob
 }
 
 // A door is what a pod reaches of the service: its gate by one server, its saver
@@ -141,6 +147,7 @@ func (p *podPort) Resume(ctx context.Context, k reconcile.Key) error {
 // Stop stops a pod and shuts its door, unless what its agent did is going out
 // through that just now: a removal then shuts it, or the next stop.
 func (p *podPort) Stop(ctx context.Context, k reconcile.Key) error {
+	p.endCheck(k)
 	if err := p.manager.Stop(ctx, pods.Key(k)); err != nil {
 		return err
 	}
@@ -157,6 +164,7 @@ func (p *podPort) Remove(ctx context.Context, k reconcile.Key) error {
 	if err := p.savedFirst(ctx, k); err != nil {
 		return err
 	}
+	p.endCheck(k)
 	defer p.release(ctx)
 	return errors.Join(p.shut(k), p.manager.Remove(ctx, pods.Key(k)))
 }

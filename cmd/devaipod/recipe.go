@@ -140,6 +140,9 @@ func (s *service) recipe(ctx context.Context, k pods.Key, repoID int64) (recipe,
 	if r.dev, err = readDevcontainer(ctx, of, r.config, place); err != nil {
 		return r, err
 	}
+	if len(r.dev.Agent.Checks) == 0 {
+		r.dev.Agent.Checks = s.cfg.Check.Commands
+	}
 	for _, name := range s.cfg.missing(r) {
 		r.dev.Unsupported = append(r.dev.Unsupported, "environment "+name+": the configuration has none (agent.environment)")
 	}

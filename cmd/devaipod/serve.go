@@ -140,7 +140,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		return nil, err
 	}
 	s.pods = &podPort{
-		manager: manager, work: work, saved: saved, mirrored: a.cfg.Mirror.Dir, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota,
+		instance: a.cfg.Instance, manager: manager, work: work, saved: saved, mirrored: a.cfg.Mirror.Dir, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota, checks: map[reconcile.Key]*checkJob{}, checkWithin: a.cfg.Check.Within, checkPlaces: a.cfg.checkPlaces(),
 		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, tools) }, policies: rules, usages: pod.Usages,
 	}
 	if s.pods.disk, err = s.diskWatch(manager); err != nil {
@@ -162,8 +162,9 @@ func (s *service) newLoop(a *app) (err error) {
 	s.loop, err = reconcile.New(reconcile.Config{
 		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
-		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
+		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
+	s.pods.kick = s.loop.Kick
 	return err
 }
 
@@ -274,6 +275,7 @@ func (s *service) run(ctx context.Context) error {
 	s.renewGates(ctx)
 	s.pods.release(ctx)
 	defer s.pods.shutAll() //nolint:errcheck // the process ends
+	defer s.pods.endChecks()
 	public, err := listenTCP(s.cfg.Service.Listen, "service.listen")
 	if err != nil {
 		return err

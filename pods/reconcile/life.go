@@ -13,6 +13,7 @@ const (
 	Queued   State = "queued"
 	Starting State = "starting"
 	Working  State = "working"
+	Checking State = "checking"
 	Asking   State = "asking"
 	Review   State = "review"
 	Failed   State = "failed"
@@ -34,20 +35,21 @@ type stage struct {
 // most states may be followed by most: what is not here would be a fault. Each
 // state leads to Gone: a person may remove a pod at any time.
 var life = map[State]stage{
-	Gone:     {next: []State{Queued, Starting, Working, Asking, Review, Failed, Stopped, Done, Refused}},
-	Queued:   {label: Queued, headline: "Waiting to start", next: []State{Gone, Starting, Working, Asking, Review, Failed, Stopped, Done, Refused}},
-	Starting: {label: Working, headline: "An agent is working on this", place: true, next: []State{Gone, Queued, Working, Asking, Review, Failed, Stopped, Done, Refused}},
-	Working:  {label: Working, headline: "An agent is working on this", place: true, next: []State{Gone, Queued, Starting, Asking, Review, Failed, Stopped, Done, Refused}},
-	Asking:   {label: Asking, headline: "The agent needs a person", idle: true, next: []State{Gone, Queued, Starting, Working, Review, Failed, Stopped, Done, Refused}},
-	Review:   {label: Review, headline: "A pull request is ready for review", idle: true, next: []State{Gone, Queued, Starting, Working, Asking, Failed, Stopped, Done, Refused}},
-	Failed:   {label: Failed, headline: "The agent failed", idle: true, next: []State{Gone, Queued, Starting, Working, Asking, Review, Stopped, Done, Refused}},
-	Stopped:  {headline: "Stopped", next: []State{Gone, Queued, Starting, Working, Asking, Review, Failed, Done, Refused}},
+	Gone:     {next: []State{Queued, Starting, Working, Checking, Asking, Review, Failed, Stopped, Done, Refused}},
+	Queued:   {label: Queued, headline: "Waiting to start", next: []State{Gone, Starting, Working, Checking, Asking, Review, Failed, Stopped, Done, Refused}},
+	Starting: {label: Working, headline: "An agent is working on this", place: true, next: []State{Gone, Queued, Working, Checking, Asking, Review, Failed, Stopped, Done, Refused}},
+	Working:  {label: Working, headline: "An agent is working on this", place: true, next: []State{Gone, Queued, Starting, Checking, Asking, Review, Failed, Stopped, Done, Refused}},
+	Asking:   {label: Asking, headline: "The agent needs a person", idle: true, next: []State{Gone, Queued, Starting, Working, Checking, Review, Failed, Stopped, Done, Refused}},
+	Checking: {label: Working, headline: "The agent is done; its work is being checked", next: []State{Gone, Queued, Starting, Working, Asking, Review, Failed, Stopped, Done, Refused}},
+	Review:   {label: Review, headline: "A pull request is ready for review", idle: true, next: []State{Gone, Queued, Starting, Working, Checking, Asking, Failed, Stopped, Done, Refused}},
+	Failed:   {label: Failed, headline: "The agent failed", idle: true, next: []State{Gone, Queued, Starting, Working, Checking, Asking, Review, Stopped, Done, Refused}},
+	Stopped:  {headline: "Stopped", next: []State{Gone, Queued, Starting, Working, Checking, Asking, Review, Failed, Done, Refused}},
 	Done:     {label: Done, headline: "Done", next: []State{Gone, Queued, Starting, Stopped, Refused}},
 	Refused:  {headline: "Not started", next: []State{Gone, Queued, Starting, Stopped, Done}},
 }
 
 // Waits tells whether nothing goes on in a state until a person does something.
-func (s State) Waits() bool { return s != Queued && !life[s].place }
+func (s State) Waits() bool { return s != Queued && s != Checking && !life[s].place }
 
 // label is the suffix of the state's label, "" when no label fits.
 func (s State) label() State { return life[s].label }

@@ -35,6 +35,9 @@ func (w *world) acts(l *reconcile.Loop, others *bool) []func() {
 			})
 		}
 	}
+	checks := func(c reconcile.CheckState, ci reconcile.CIState) func() {
+		return func() { w.set(func() { w.check.State, w.ci.State = c, ci }) }
+	}
 	toggle := func(b *bool) func() { return func() { w.set(func() { *b = !*b }) } }
 	return []func(){
 		func() { w.label("ann") }, func() { w.label("ann") }, func() { w.label("ann") }, func() { w.label("stranger") }, w.unlabel,
@@ -48,6 +51,13 @@ func (w *world) acts(l *reconcile.Loop, others *bool) []func() {
 				}
 			})
 		},
+		checks(reconcile.CheckRunning, reconcile.CIPending), checks(reconcile.CheckPassed, reconcile.CIPending), checks(reconcile.CheckFailed, reconcile.CINone), checks(reconcile.CheckNone, reconcile.CINone),
+		func() { // its agent is done, and checked
+			w.set(func() {
+				w.commits, w.summary, w.check.State = []reconcile.Commit{{}}, reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now}, reconcile.CheckRunning
+			})
+		},
+		pull(reconcile.Pull{Merged: true}),
 		pass(time.Minute), pass(5 * time.Hour), pass(25 * time.Hour),
 		pod(func(p *reconcile.Pod) { p.Whole, p.Exit = false, "killed" }),
 		pod(func(p *reconcile.Pod) { p.Whole, p.Stopped, p.Exit = false, true, "" }), // the machine was off
@@ -75,7 +85,7 @@ func TestTheWholeLife(t *testing.T) {
 	for _, step := range reconcile.Steps() {
 		missing[step] = true
 	}
-	for seed := uint64(1); seed <= 30 || len(missing) > 0 && seed <= 300; seed++ {
+	for seed := uint64(1); seed <= 30 || len(missing) > 0 && seed <= 1000; seed++ {
 		rnd := rand.New(rand.NewPCG(seed, 0))
 		w := newWorld()
 		w.ctx = t.Context()
@@ -96,6 +106,7 @@ func TestTheWholeLife(t *testing.T) {
 				w.pod.Whole, w.pod.Stopped, w.pod.Exit, full = false, true, "", true
 				if n > 5 { // after its agent was done
 					w.commits, w.summary = []reconcile.Commit{{}}, reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now}
+					w.ci.State, w.check.State = reconcile.CINone, []reconcile.CheckState{reconcile.CheckRunning, reconcile.CheckPassed}[seed%2]
 				}
 			}
 			w.with(t, c, func(l *reconcile.Loop) {

@@ -31,6 +31,9 @@ type Config struct {
 	// Rest how long a pod whose agent waits for a person keeps its processes.
 	// 0 is without end.
 	Deadline, Rest time.Duration
+	// CIWait is how long after its agent was done a pull request stays a draft while CI
+	// is pending.
+	CIWait time.Duration
 	// Watch is the time between two looks at the working agents; 2 s when 0.
 	Watch time.Duration
 	// Overlap is how far back a pass asks for changes beyond the last one, since
@@ -385,7 +388,7 @@ func (l *Loop) watch(ctx context.Context) {
 		case l.errs[v.Key] > 0: // it is looked at again anyway, and not too often
 		case v.until != 0 && now > v.until:
 			l.Kick(v.Key)
-		case (life[v.State].place || v.State == Asking) && !v.Resting:
+		case (life[v.State].place || v.State == Asking || v.State == Checking) && !v.Resting:
 			v.chatty = l.mayTell(l.said[v.Key], v)
 			ask = append(ask, v)
 		}
@@ -429,6 +432,7 @@ func (l *Loop) watchOne(ctx context.Context, v View) {
 		l.Kick(v.Key)
 	case settled(sum.State) == life[v.State].place || (v.State == Starting && sum.State == AgentWorking):
 		l.Kick(v.Key)
+	case v.State == Checking: // its activity is ours
 	case (sum.Activity != v.Activity || len(sum.Blocked) != len(v.Blocked) || wrong(sum.Setups) != v.setups) && v.chatty:
 		l.Kick(v.Key)
 	}

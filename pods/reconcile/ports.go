@@ -73,6 +73,7 @@ type Pull struct {
 	URL                 string
 	Open, Merged, Draft bool
 	ClosedAt            time.Time // also when merged
+	MergeBase           string    // the commit where its branch left the base
 }
 
 // A Commit of a branch that its base does not have.
@@ -88,6 +89,7 @@ type FileChange struct {
 type PullText struct {
 	Title, Body string
 	Draft       bool
+	Number      int64 // of the pull request that is meant; 0 to open one
 }
 
 // Forge is what the loop needs of a forge. All methods may be called
@@ -129,8 +131,11 @@ type Forge interface {
 	Ahead(ctx context.Context, k Key, base, branch string) ([]Commit, error)
 	// Changes is the diff stat of a pull request.
 	Changes(ctx context.Context, k Key, pull int64) ([]FileChange, error)
-	// PutPull opens the pull request, or brings the open one to text.
+	// PutPull opens the pull request, or brings the open one to text; one with a number
+	// that is not open any more stays as it is.
 	PutPull(ctx context.Context, k Key, branch, base string, text PullText) (Pull, error)
+	// CI tells what CI says of a commit.
+	CI(ctx context.Context, k Key, commit string) (CI, error)
 	// RequestReview asks somebody, once; ErrRefused for who can't be asked.
 	RequestReview(ctx context.Context, k Key, pull int64, user string) error
 }
@@ -269,6 +274,15 @@ type Pods interface {
 	Steer(ctx context.Context, k Key, o Orders) (Steered, error)
 	// Summary asks the pod-api.
 	Summary(ctx context.Context, k Key) (Summary, error)
+	// Check tells what came of our own run of the repository's checks on a commit of
+	// the pod's branch. It begins one where there is none, and ends one of another
+	// commit; the loop is kicked at its end.
+	Check(ctx context.Context, k Key, commit string) (Check, error)
+	// Seen tells what the pod's gate saw the agent run since its label was put on.
+	Seen(ctx context.Context, k Key) (Seen, error)
+	// Note keeps the evidence that a pull request leaves draft with, beyond the pod. Of
+	// one that is no draft any more it keeps what is not kept yet.
+	Note(ctx context.Context, k Key, ev Evidence) error
 	// Tell gives the agent what somebody said in a comment. What it was told before,
 	// by the comment's id, it is not told again.
 	Tell(ctx context.Context, k Key, comment int64, text string) error

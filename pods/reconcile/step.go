@@ -177,7 +177,7 @@ func idles(st stage) bool { return st.idle }
 func (l *Loop) rest(i Issue, v View, state State) {
 	v.State, v.Resting = state, true
 	if old, ok := l.View(i.Key); ok && old.State == state {
-		v.Why, v.Cause = old.Why, old.Cause
+		v.Why, v.Cause, v.Checked = old.Why, old.Cause, old.Checked
 	}
 	l.keepView(i, v)
 }
@@ -194,7 +194,7 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 			worked = min(worked, l.elapsed(pod.Key, "ordered", v.ordered))
 		}
 		if worked < l.cfg.Deadline {
-			v.until = l.cfg.Uptime() + l.cfg.Deadline - worked
+			v.lookAt(l.cfg.Uptime() + l.cfg.Deadline - worked)
 			return nil
 		}
 		v.State, v.Cause, v.Activity = Failed, CauseDeadline, ""
@@ -204,11 +204,11 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 	if v.Cause == CauseDied || v.Cause == CauseUnreachable { // nothing more comes of it
 		return l.stop(ctx, v)
 	}
-	if l.cfg.Rest == 0 || sum.Since.IsZero() {
+	if l.cfg.Rest == 0 || sum.Since.IsZero() || v.State == Checking {
 		return nil
 	}
 	if waited := l.elapsed(pod.Key, "since", sum.Since); waited < l.cfg.Rest {
-		v.until = l.cfg.Uptime() + l.cfg.Rest - waited
+		v.lookAt(l.cfg.Uptime() + l.cfg.Rest - waited)
 		return nil
 	}
 	return l.stop(ctx, v)
@@ -337,12 +337,13 @@ func (l *Loop) pull(ctx context.Context, pod Pod) (Pull, error) {
 }
 
 // propose opens the pull request or brings it up to date: a draft until the
-// agent is done. The labeler is asked for a review before it stops being a
-// draft, so that a kill between the two asks again instead of never.
+// agent is done and there is evidence. The labeler is asked for a review before it
+// stops being a draft, and the evidence is kept, so that a kill between them does
+// both again instead of never.
 func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull, sum Summary, commits []Commit) (View, error) {
 	v.Title = i.Title
 	if pull.Number == 0 {
-		draft := pullText(v, i.Key, sum, commits, nil, l.cfg.Harmless)
+		draft := pullText(v, i.Key, sum, commits, nil, nil, l.cfg.Harmless)
 		draft.Draft = true
 		opened, err := l.cfg.Forge.PutPull(ctx, i.Key, pod.Branch, pod.Base, draft)
 		if err != nil {
@@ -351,23 +352,43 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 		pull, v.Pull, v.PullRequest = opened, opened.Number, opened.URL
 		l.cfg.Log.Info("pull request opened", "issue", i.Key.String(), "pull", pull.Number)
 	}
-	if v.State == Review && pull.Draft {
-		err := l.cfg.Forge.RequestReview(ctx, i.Key, pull.Number, pod.Labeler)
-		switch {
-		case errors.Is(err, ErrRefused): // may push, and may not see pull requests
-			l.cfg.Log.Warn("the labeler can't be asked for a review", "issue", i.Key.String(), "labeler", pod.Labeler, "err", err)
-		case err != nil:
-			return v, fmt.Errorf("asking %s for a review of pull request %d: %w", pod.Labeler, pull.Number, err)
-		}
-	}
 	changes, err := l.cfg.Forge.Changes(ctx, i.Key, pull.Number)
 	if err != nil {
 		return v, err
 	}
-	if _, err := l.cfg.Forge.PutPull(ctx, i.Key, pod.Branch, pod.Base, pullText(v, i.Key, sum, commits, changes, l.cfg.Harmless)); err != nil {
+	var ev *Evidence
+	if v.State == Review {
+		if ev, err = l.evidence(ctx, pod, &v, pull, sum, commits[len(commits)-1].SHA, changes); err != nil {
+			return v, err
+		}
+	}
+	if v.State == Review {
+		err := l.cfg.Pods.Note(ctx, pod.Key, *ev)
+		if err == nil && pull.Draft {
+			err = l.requestReview(ctx, i, pod, pull)
+		}
+		if err != nil {
+			return v, err
+		}
+	}
+	text := pullText(v, i.Key, sum, commits, changes, ev, l.cfg.Harmless)
+	text.Number = pull.Number // somebody may just have merged it
+	if _, err := l.cfg.Forge.PutPull(ctx, i.Key, pod.Branch, pod.Base, text); err != nil {
 		return v, fmt.Errorf("updating pull request %d of %s: %w", pull.Number, i.Key, err)
 	}
 	return v, nil
+}
+
+// requestReview asks the labeler for a review.
+func (l *Loop) requestReview(ctx context.Context, i Issue, pod Pod, pull Pull) error {
+	err := l.cfg.Forge.RequestReview(ctx, i.Key, pull.Number, pod.Labeler)
+	switch {
+	case errors.Is(err, ErrRefused): // may push, and may not see pull requests
+		l.cfg.Log.Warn("the labeler can't be asked for a review", "issue", i.Key.String(), "labeler", pod.Labeler, "err", err)
+	case err != nil:
+		return fmt.Errorf("asking %s for a review of pull request %d: %w", pod.Labeler, pull.Number, err)
+	}
+	return nil
 }
 
 // finish ends the pod of an issue that is closed or has lost its label.

@@ -26,9 +26,10 @@ type View struct {
 	Pull        int64      `json:"-"`
 	Pod         string     `json:"pod,omitempty"`
 	Activity    string     `json:"activity,omitempty"`
-	Used        string     `json:"used,omitempty"` // of the model, in words
-	Note        string     `json:"note,omitempty"` // about an order
-	Open        bool       `json:"open,omitempty"` // it reaches every public host
+	Checked     string     `json:"checked,omitempty"` // what came of it, in words
+	Used        string     `json:"used,omitempty"`    // of the model, in words
+	Note        string     `json:"note,omitempty"`    // about an order
+	Open        bool       `json:"open,omitempty"`    // it reaches every public host
 	Blocked     []Block    `json:"blocked,omitempty"`
 	Started     time.Time  `json:"started,omitzero"`
 	Labeler     string     `json:"labeler,omitempty"`
@@ -66,8 +67,11 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 	if v.Pull != 0 {
 		fmt.Fprintf(&b, "| pull request | #%d |\n", v.Pull)
 	}
-	if v.Activity != "" && life[v.State].place {
+	if v.Activity != "" && (life[v.State].place || v.State == Checking) {
 		fmt.Fprintf(&b, "| now | %s |\n", code(v.Activity))
+	}
+	if v.Checked != "" {
+		fmt.Fprintf(&b, "| checked | %s |\n", v.Checked)
 	}
 	if v.Used != "" {
 		fmt.Fprintf(&b, "| used | %s |\n", v.Used)
@@ -136,7 +140,7 @@ func next(v View, trigger string) string {
 	stop := fmt.Sprintf("To stop it, take the label `%s` off, close the issue, or run `devaipod stop %s`.", trigger, v.Key)
 	again := fmt.Sprintf("To start again, take the label `%s` off and put it on again.", trigger)
 	switch v.State {
-	case Queued, Starting, Working:
+	case Queued, Starting, Working, Checking:
 		return stop
 	case Asking:
 		return adviceOn(v) + " " + again + " " + stop
@@ -198,16 +202,22 @@ func code(s string) string {
 }
 
 // pullText writes the pull request.
-func pullText(v View, k Key, sum Summary, commits []Commit, changes []FileChange, harmless func(string) string) PullText {
+func pullText(v View, k Key, sum Summary, commits []Commit, changes []FileChange, ev *Evidence, harmless func(string) string) PullText {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Closes #%d\n\n## What was done\n\n", k.Issue)
+	done := v.State == Review || v.State == Checking
 	switch {
-	case v.State == Review && strings.TrimSpace(sum.Message) != "":
-		b.WriteString(harmless(clip(sum.Message, 16<<10)) + "\n")
-	case v.State == Review:
+	case done && strings.TrimSpace(sum.Message) != "":
+		// Quoted: nothing in it looks as if we said it.
+		b.WriteString("In the agent's own words:\n")
+		quote(&b, harmless(clip(sum.Message, 16<<10)))
+	case done:
 		b.WriteString("The agent left no summary.\n")
 	default:
 		b.WriteString("The agent is still working; this is a draft until it is done.\n")
+	}
+	if done && ev != nil {
+		ev.write(&b, harmless)
 	}
 	b.WriteString("\n## Commits\n\n")
 	for _, c := range commits[max(0, len(commits)-50):] {
@@ -215,6 +225,9 @@ func pullText(v View, k Key, sum Summary, commits []Commit, changes []FileChange
 	}
 	if len(changes) > 0 {
 		writeStat(&b, changes)
+	}
+	if done && v.Used != "" {
+		fmt.Fprintf(&b, "\nUsed of the model: %s.\n", v.Used)
 	}
 	fmt.Fprintf(&b, "\n## How to try it\n\n```\ndevaipod checkout %s\n```\nor `git fetch origin %s && git switch %s` in a clone.\n", k, v.Branch, v.Branch)
 	return PullText{Title: clipLine(v.Title, 200), Body: b.String(), Draft: v.State != Review}

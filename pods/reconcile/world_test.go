@@ -59,6 +59,12 @@ type world struct {
 	read     int      // how often the comments were read
 	told     []string // the agent, of comments
 	tellErr  error
+	check    reconcile.Check
+	checked  []string // commits
+	checking func()   // what happens meanwhile
+	seen     reconcile.Seen
+	ci       reconcile.CI
+	noted    []reconcile.Evidence
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -264,12 +270,39 @@ func (w *world) PutPull(_ context.Context, _ reconcile.Key, _, _ string, t recon
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.pull == nil {
+	if t.Number != 0 && (w.pull == nil || !w.pull.Open || w.pull.Number != t.Number) {
+		return reconcile.Pull{}, nil
+	}
+	if w.pull == nil || !w.pull.Open {
 		w.opened++
 	}
 	w.text = t
 	w.pull = &reconcile.Pull{Number: 4, URL: "http://forge/4", Open: true, Draft: t.Draft}
 	return *w.pull, nil
+}
+func (w *world) CI(context.Context, reconcile.Key, string) (reconcile.CI, error) {
+	if err := w.up(); err != nil {
+		return reconcile.CI{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ci, nil
+}
+func (w *world) Check(_ context.Context, _ reconcile.Key, commit string) (reconcile.Check, error) {
+	if w.checking != nil {
+		w.checking()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.checked = append(w.checked, commit)
+	return w.check, nil
+}
+func (w *world) Seen(context.Context, reconcile.Key) (reconcile.Seen, error) { return w.seen, nil }
+func (w *world) Note(_ context.Context, _ reconcile.Key, ev reconcile.Evidence) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.noted = append(w.noted, ev)
+	return nil
 }
 func (w *world) RequestReview(_ context.Context, _ reconcile.Key, _ int64, user string) error {
 	if err := w.up(); err != nil {

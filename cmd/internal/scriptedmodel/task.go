@@ -39,6 +39,8 @@ const ProofFile = "NONCE.sha256"
 //	             tell the answer
 //	compute      a tool that computes for a while without a word; sleep one that does
 //	             nothing, for ever
+//	claim        run "sh check.sh", do as by default whatever came of it, and say that
+//	             all tests passed
 //	lie          say that it is all done and pushed
 //	oom          take all the memory there is, opencode's first
 func Tasks() Script {
@@ -78,6 +80,8 @@ func Tasks() Script {
 			return toolAlone(r, "for i in 1 2 3 4; do timeout 14 sh -c 'while :; do :; done' & done; wait; echo computed")
 		case "sleep":
 			return toolAlone(r, "sleep 1000")
+		case "claim":
+			return claim(r)
 		case "lie":
 			return Reply{Text: "All is done, committed and pushed. The tests pass."}
 		default:
@@ -214,6 +218,18 @@ func askFirst(r Request) Reply {
 		}
 	}
 	return Reply{Tool: ask.tool, Arguments: ask.args}
+}
+
+// claim says that all is well without a look at what its check said.
+func claim(r Request) Reply {
+	if reply, done := play(r, []step{bash("sh check.sh", "Checks it")}); !done {
+		return reply
+	}
+	reply := nonceTask(r, false)
+	if reply.Tool == "" {
+		reply.Text = "I ran the checks, and all tests passed."
+	}
+	return reply
 }
 
 func contains(s string) func(string) bool {
