@@ -9,30 +9,36 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // A Client talks to a pod-api on its unix socket. Its methods are safe for
 // concurrent use.
-type Client struct{ http *http.Client }
+type Client struct {
+	http  *http.Client
+	proxy http.RoundTripper
+}
 
 // NewClient returns a client for the socket at path. It makes no call.
 func NewClient(path string) *Client {
-	t := &http.Transport{
-		DisableKeepAlives: true, // a pod-api may end at any time, and its socket be made anew
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", path)
-		},
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
-	return &Client{&http.Client{Transport: t}}
+	return &Client{
+		// A pod-api may end at any time, and its socket be made anew.
+		http:  &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}},
+		proxy: &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second, DisableCompression: true, DialContext: dial},
+	}
 }
 
-// Through is a client that asks by way of what wrap makes of c's transport.
+// Through is a client that asks by way of what wrap makes of c's transports.
 func (c *Client) Through(wrap func(http.RoundTripper) http.RoundTripper) *Client {
-	return &Client{&http.Client{Transport: wrap(c.http.Transport)}}
+	return &Client{&http.Client{Transport: wrap(c.http.Transport)}, wrap(c.proxy)}
 }
 
-// Transport is the way to the socket, for proxies.
-func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
+// Transport is the way to the socket, for proxies. It keeps connections for the next
+// request: a browser makes many.
+func (c *Client) Transport() http.RoundTripper { return c.proxy }
 
 // Summary asks how the agent is.
 func (c *Client) Summary(ctx context.Context) (Summary, error) {

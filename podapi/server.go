@@ -63,7 +63,7 @@ func pagesOf(p Paged, log *slog.Logger) http.Handler {
 			resp.Header.Del("Set-Cookie")
 			return nil
 		},
-		Transport: p.Pages(), FlushInterval: -1, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Transport: p.Pages(), FlushInterval: -1, BufferPool: Buffers, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			http.Error(w, "the agent does not answer: "+err.Error(), http.StatusBadGateway)
 		},

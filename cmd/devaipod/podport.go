@@ -54,6 +54,7 @@ type podPort struct {
 
 	mu    sync.Mutex
 	doors map[reconcile.Key]door
+	apis  map[reconcile.Key]*podapi.Client
 	saves map[reconcile.Key]*save
 
 	kick        func(reconcile.Key) // has the loop look at an issue
@@ -169,8 +170,14 @@ func (p *podPort) Remove(ctx context.Context, k reconcile.Key) error {
 	return errors.Join(p.shut(k), p.manager.Remove(ctx, pods.Key(k)))
 }
 
+// control is the way to a pod's pod-api.
 func (p *podPort) control(k reconcile.Key) *podapi.Client {
-	return checked(podapi.NewClient(filepath.Join(p.manager.RunDir(pods.Key(k)), podfile.ControlSocket)))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.apis[k] == nil {
+		p.apis[k] = checked(podapi.NewClient(filepath.Join(p.manager.RunDir(pods.Key(k)), podfile.ControlSocket)))
+	}
+	return p.apis[k]
 }
 
 func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summary, error) {
@@ -407,6 +414,7 @@ func (p *podPort) shut(k reconcile.Key) error {
 func (p *podPort) shutLocked(k reconcile.Key) error {
 	d := p.doors[k]
 	delete(p.doors, k)
+	delete(p.apis, k)
 	return d.close()
 }
 

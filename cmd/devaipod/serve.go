@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/follow"
+	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/podapi/web"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
@@ -40,6 +42,7 @@ type service struct {
 	basis  string
 	follow *follow.Follower
 	site   *web.Site
+	found  sync.Map    // issues' keys by the names of their pods, as they were seen last
 	ready  atomic.Bool // the first pass over everything is done
 
 	tools    string // the image with our own programs
@@ -140,7 +143,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		return nil, err
 	}
 	s.pods = &podPort{
-		instance: a.cfg.Instance, manager: manager, work: work, saved: saved, mirrored: a.cfg.Mirror.Dir, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, saves: map[reconcile.Key]*save{}, quota: quota, checks: map[reconcile.Key]*checkJob{}, checkWithin: a.cfg.Check.Within, checkPlaces: a.cfg.checkPlaces(),
+		instance: a.cfg.Instance, manager: manager, work: work, saved: saved, mirrored: a.cfg.Mirror.Dir, cache: s.cache, others: others, lifts: s.lifts, revive: a.revivePodman, log: a.log, keep: a.cfg.file("tasks"), model: modelAddress(a.cfg.Model.URL), doors: map[reconcile.Key]door{}, apis: map[reconcile.Key]*podapi.Client{}, saves: map[reconcile.Key]*save{}, quota: quota, checks: map[reconcile.Key]*checkJob{}, checkWithin: a.cfg.Check.Within, checkPlaces: a.cfg.checkPlaces(),
 		spec: func(ctx context.Context, t reconcile.Task) (pods.Spec, error) { return s.spec(ctx, t, tools) }, policies: rules, usages: pod.Usages,
 	}
 	if s.pods.disk, err = s.diskWatch(manager); err != nil {

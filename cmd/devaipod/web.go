@@ -90,8 +90,16 @@ var errNoPod = errors.New("there is no such pod")
 // key is of the pod with a name: the issue's, and the pod's own where a repository
 // was renamed.
 func (p webPods) key(name string) (issue, pod reconcile.Key, err error) {
+	if last, known := p.found.Load(name); known { // every request of an agent's pages asks
+		k, _ := last.(reconcile.Key)
+		if v, there := p.loop.View(k); there && p.podName(v) == name {
+			return k, p.loop.PodKey(k), nil
+		}
+		p.found.Delete(name)
+	}
 	for _, v := range p.views() {
 		if p.podName(v) == name {
+			p.found.Store(name, v.Key)
 			return v.Key, p.loop.PodKey(v.Key), nil
 		}
 	}

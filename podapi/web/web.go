@@ -359,7 +359,7 @@ func (s *Site) proxy(w http.ResponseWriter, r *http.Request, path string) {
 			resp.Header.Del("Set-Cookie")
 			return nil
 		},
-		Transport: c.Transport(), FlushInterval: -1,
+		Transport: c.Transport(), FlushInterval: -1, BufferPool: podapi.Buffers,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			http.Error(w, "the pod does not answer: "+err.Error(), http.StatusServiceUnavailable)
 		},
