@@ -13,7 +13,7 @@ import (
 
 const module = "codeberg.org/devaipod/devaipod/"
 
-const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion"
+const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion nomsgpack"
 
 // allowed says which of our packages each of our packages may import, nested
 // ones by the longest prefix that is listed. cmd may import everything.

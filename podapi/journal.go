@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -39,11 +40,11 @@ type Event struct {
 }
 
 const (
-	maxEvents    = 5000     // that are held in memory
-	maxHeld      = 4 << 20  // bytes of their texts
+	maxEvents    = 1000     // that are held in memory
+	maxHeld      = 1 << 20  // bytes of their texts
 	maxEventText = 8 << 10  // bytes
 	maxMark      = 200      // bytes
-	maxMarks     = 50_000   // that are remembered
+	maxMarks     = 20_000   // that are remembered, beside those of what people said
 	maxKept      = 32 << 20 // bytes of a file; there are two at most
 	keepAgain    = time.Minute
 )
@@ -56,9 +57,10 @@ type Journal struct {
 	last   int64
 	events []Event
 	held   int // bytes of their texts
-	marks  map[string]bool
-	marked []string      // the same, the oldest first
-	wake   chan struct{} // closed at the next event
+	seed   maphash.Seed
+	marks  map[uint64]bool // their hashes: there are many of them
+	marked []uint64        // the same, the oldest first
+	wake   chan struct{}   // closed at the next event
 
 	path  string    // of the file, "" for none
 	file  *os.File  // nil when it can't be written
@@ -124,7 +126,7 @@ func (j *Journal) Once(mark, kind, text string) {
 	mark = Clip(mark, maxMark)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.marks[mark] {
+	if j.marks[j.hash(mark)] {
 		return
 	}
 	ev := Event{ID: j.last + 1, Time: time.Now().UTC(), Type: kind, Text: Clip(text, maxEventText), Mark: mark}
@@ -142,7 +144,16 @@ func (j *Journal) Once(mark, kind, text string) {
 func (j *Journal) Has(mark string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.marks[Clip(mark, maxMark)]
+	return j.marks[j.hash(Clip(mark, maxMark))]
+}
+
+// hash is of a mark: by a seed of this process, so that nobody can make two that are
+// alike.
+func (j *Journal) hash(mark string) uint64 {
+	if j.marks == nil {
+		j.seed, j.marks = maphash.MakeSeed(), map[uint64]bool{}
+	}
+	return maphash.String(j.seed, mark)
 }
 
 // hold holds an event in memory.
@@ -159,15 +170,17 @@ func (j *Journal) hold(ev Event) {
 	if ev.Mark == "" {
 		return
 	}
-	if j.marks == nil {
-		j.marks = map[string]bool{}
+	mark := j.hash(ev.Mark)
+	j.marks[mark] = true
+	if ev.Type == EventPerson { // there are few, and they may come again after any time
+		return
 	}
-	j.marks[ev.Mark], j.marked = true, append(j.marked, ev.Mark)
+	j.marked = append(j.marked, mark)
 	if len(j.marked) > maxMarks {
 		for _, old := range j.marked[:maxMarks/2] {
 			delete(j.marks, old)
 		}
-		j.marked = append([]string(nil), j.marked[maxMarks/2:]...)
+		j.marked = append([]uint64(nil), j.marked[maxMarks/2:]...)
 	}
 }
 

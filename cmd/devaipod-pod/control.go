@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 
@@ -77,6 +78,7 @@ func runControl(ctx context.Context, args []string, stderr io.Writer, log *slog.
 		return err
 	}
 	journal := podapi.OpenJournal(p.usage, log)
+	debug.FreeOSMemory() // a long journal was read
 	known, cpu, err := newWatched(p, file, g, journal, log)
 	if err != nil {
 		return err

@@ -53,7 +53,7 @@ func newLone(t testing.TB, model http.HandlerFunc) *lone {
 // buildPod builds the program as it is shipped.
 func buildPod(t testing.TB, path string) string {
 	t.Helper()
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
+	build := exec.Command("go", "build", "-trimpath", "-tags=nomsgpack", "-ldflags", "-s -w", "-o", path, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -308,7 +308,7 @@ func compile(ctx context.Context, root, to string, packages ...string) error {
 	return nil
 }
 
-const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion"
+const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion nomsgpack"
 
 // close removes all that the suite made, and is an error if something is left.
 func (s *suite) close() error {

@@ -40,7 +40,7 @@ func newLeftWorld(t *testing.T) *leftWorld {
 	} {
 		t.Setenv(name, value)
 	}
-	build := exec.Command("go", "build", "-trimpath", "-tags", "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion", "-o", w.bin+"/", "codeberg.org/devaipod/devaipod/cmd/devaipod", "codeberg.org/devaipod/devaipod/cmd/devaipod-pod", "codeberg.org/devaipod/devaipod/cmd/devaipod-box")
+	build := exec.Command("go", "build", "-trimpath", "-tags", "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion nomsgpack", "-o", w.bin+"/", "codeberg.org/devaipod/devaipod/cmd/devaipod", "codeberg.org/devaipod/devaipod/cmd/devaipod-pod", "codeberg.org/devaipod/devaipod/cmd/devaipod-box")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "HOME="+home)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
