@@ -2,6 +2,7 @@ package podapi
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"sort"
 	"sync"
 	"time"
 )
@@ -206,35 +209,66 @@ func (j *Journal) keep(ev Event) error {
 	return err
 }
 
-// After returns the events with a greater id, and a channel that is closed
+// After returns the events in memory with a greater id, and a channel that is closed
 // when there are more. An id that there has not been yet is of another journal:
 // all events come after that.
 func (j *Journal) After(id int64) ([]Event, <-chan struct{}) {
+	events, more, _ := j.next(j.from(id), maxEvents+1)
+	return events, more
+}
+
+// from is the id after which a watcher goes on that has seen one.
+func (j *Journal) from(seen int64) int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if seen > j.last {
+		return 0
+	}
+	return seen
+}
+
+// next are the events in memory after an id, as in After, but at most n. Those before oldest are not in memory, and may
+// be in the files.
+func (j *Journal) next(id int64, n int) (events []Event, more <-chan struct{}, oldest int64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.wake == nil {
 		j.wake = make(chan struct{})
 	}
-	if id > j.last {
-		id = 0
+	oldest = j.last + 1
+	if len(j.events) > 0 {
+		oldest = j.events[0].ID
 	}
-	for i, e := range j.events {
-		if e.ID > id {
-			return append([]Event(nil), j.events[i:]...), j.wake
-		}
-	}
-	return nil, j.wake
+	from := sort.Search(len(j.events), func(i int) bool { return j.events[i].ID > id })
+	return slices.Clone(j.events[from:min(from+n, len(j.events))]), j.wake, oldest
 }
+
+// kept calls each with the events between two ids that are in the files alone.
+func (j *Journal) kept(after, before int64, each func(Event) error) error {
+	if j.path == "" || after+1 >= before {
+		return nil
+	}
+	err := readTranscript(filepath.Dir(j.path), after, func(ev Event) error {
+		if ev.ID >= before {
+			return errEnough
+		}
+		return each(ev)
+	})
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}
+
+// errEnough ends reading.
+var errEnough = errors.New("enough")
 
 // all calls each with everything that there is of the journal, the oldest first.
 func (j *Journal) all(each func(Event) error) error {
-	j.mu.Lock()
-	kept := j.file != nil
-	j.mu.Unlock()
-	if kept {
-		return ReadTranscript(filepath.Dir(j.path), each)
+	events, _, oldest := j.next(0, maxEvents+1)
+	if err := j.kept(0, oldest, each); err != nil {
+		return err
 	}
-	events, _ := j.After(0)
 	for _, ev := range events {
 		if err := each(ev); err != nil {
 			return err
@@ -243,19 +277,56 @@ func (j *Journal) all(each func(Event) error) error {
 	return nil
 }
 
+// page is the newest n events before an id, the oldest first.
+func (j *Journal) page(before int64, n int) ([]Event, error) {
+	events, _ := j.After(0)
+	end := sort.Search(len(events), func(i int) bool { return events[i].ID >= before })
+	if end >= n || j.path == "" {
+		return events[max(0, end-n):end], nil
+	}
+	if len(events) > 0 {
+		before = min(before, events[0].ID)
+	}
+	older, err := TranscriptPage(filepath.Dir(j.path), before, n-end)
+	return append(older, events[:end]...), err
+}
+
 // ReadTranscript calls each with the events that are kept in dir, the oldest first,
 // until one is an error. Lines that are no event, as a kill leaves them, are left
 // out; no journal is no event.
-func ReadTranscript(dir string, each func(Event) error) error {
+func ReadTranscript(dir string, each func(Event) error) error { return readTranscript(dir, 0, each) }
+
+// readTranscript is ReadTranscript of what came after an id.
+func readTranscript(dir string, after int64, each func(Event) error) error {
 	for _, name := range []string{TranscriptFile + ".1", TranscriptFile} {
-		if err := readEvents(filepath.Join(dir, name), each); err != nil {
+		if err := readEvents(filepath.Join(dir, name), after, each); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func readEvents(path string, each func(Event) error) error {
+// TranscriptPage reads the newest n events before an id that are kept in dir, the
+// oldest first, and of the files no more than it has to.
+func TranscriptPage(dir string, before int64, n int) (page []Event, err error) {
+	for _, name := range []string{TranscriptFile, TranscriptFile + ".1"} {
+		err = errors.Join(err, backwards(filepath.Join(dir, name), func(line []byte) bool {
+			var ev Event
+			if json.Unmarshal(line, &ev) == nil && ev.ID > 0 && ev.ID < before {
+				page = append(page, ev)
+			}
+			return len(page) < n
+		}))
+		if len(page) >= n {
+			break
+		}
+	}
+	slices.Reverse(page)
+	return page, err
+}
+
+// backwards calls each with the lines of a file, the last first, until that is false.
+func backwards(path string, each func(line []byte) bool) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -264,6 +335,46 @@ func readEvents(path string, each func(Event) error) error {
 		return err
 	}
 	defer f.Close()
+	at, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	var rest []byte // of a line that begins before at
+	for at > 0 {
+		block := make([]byte, min(at, 64<<10))
+		at -= int64(len(block))
+		if _, err := f.ReadAt(block, at); err != nil {
+			return fmt.Errorf("reading %s: %w", path, err)
+		}
+		block = append(block, rest...)
+		for i := bytes.LastIndexByte(block, '\n'); i >= 0; i = bytes.LastIndexByte(block, '\n') {
+			if line := block[i+1:]; len(line) > 0 && !each(line) {
+				return nil
+			}
+			block = block[:i]
+		}
+		rest = block
+	}
+	if len(rest) > 0 {
+		each(rest)
+	}
+	return nil
+}
+
+func readEvents(path string, after int64, each func(Event) error) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if after > 0 {
+		if err := skip(f, after); err != nil {
+			return fmt.Errorf("reading %s: %w", path, err)
+		}
+	}
 	for lines := bufio.NewReader(f); ; {
 		line, err := lines.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
@@ -273,13 +384,50 @@ func readEvents(path string, each func(Event) error) error {
 			return fmt.Errorf("reading %s: %w", path, err)
 		}
 		var ev Event
-		if json.Unmarshal(line, &ev) != nil || ev.ID == 0 {
+		if json.Unmarshal(line, &ev) != nil || ev.ID <= after {
 			continue
 		}
 		if err := each(ev); err != nil {
 			return err
 		}
 	}
+}
+
+// skip goes to a place in a file that is at or before the first event after an id, and
+// not far from it: ids grow from line to line.
+func skip(f *os.File, after int64) error {
+	low, err := f.Seek(0, io.SeekStart)
+	if err != nil {
+		return err
+	}
+	high, err := f.Seek(0, io.SeekEnd)
+	for err == nil && high-low > 256<<10 {
+		middle := low + (high-low)/2
+		lines := bufio.NewReader(io.NewSectionReader(f, middle, high-middle))
+		var ev Event
+		for ev.ID == 0 && err == nil {
+			var line []byte
+			if line, err = lines.ReadBytes('\n'); err == nil && json.Unmarshal(line, &ev) != nil {
+				ev.ID = 0 // the rest of a line
+			}
+		}
+		if err == nil && ev.ID <= after {
+			low = middle
+		} else {
+			high, err = middle, ignoreEnd(err)
+		}
+	}
+	if err == nil {
+		_, err = f.Seek(low, io.SeekStart)
+	}
+	return err
+}
+
+func ignoreEnd(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 // RemoveTranscript removes what is kept in dir.

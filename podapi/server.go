@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httputil"
 	"strconv"
@@ -15,8 +16,14 @@ import (
 	"github.com/gin-gonic/gin"
 )
 
-// slowest is how long a watcher may take what it is sent.
-const slowest = 30 * time.Second
+// slowest is how long a watcher may take what it is sent; tests are not that patient.
+var slowest = 30 * time.Second
+
+// After something was sent to a watcher, what comes at once after it is sent together.
+const (
+	batch      = 100 // events
+	batchEvery = 20 * time.Millisecond
+)
 
 // beatEvery is how often a watcher is told that there is nothing new.
 const beatEvery = 15 * time.Second
@@ -32,7 +39,7 @@ func NewServer(d Driver, j *Journal, log *slog.Logger) http.Handler {
 		log.Error("pod-api: panic", "path", c.Request.URL.Path, "err", err)
 		c.AbortWithStatus(http.StatusInternalServerError)
 	}))
-	s := &server{driver: d, journal: j, log: log}
+	s := &server{driver: d, journal: j, slowest: slowest, log: log}
 	r.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok\n") })
 	r.GET("/readyz", s.ready)
 	r.GET("/openapi.yaml", func(c *gin.Context) { c.Data(http.StatusOK, "application/yaml", OpenAPI) })
@@ -73,6 +80,7 @@ func pagesOf(p Paged, log *slog.Logger) http.Handler {
 type server struct {
 	driver  Driver
 	journal *Journal
+	slowest time.Duration
 	log     *slog.Logger
 }
 
@@ -121,37 +129,64 @@ func (s *server) events(c *gin.Context) {
 		c.String(http.StatusBadRequest, "after, Last-Event-ID: want an event's id\n")
 		return
 	}
-	slow := http.NewResponseController(c.Writer)
 	c.Header("Content-Type", "text/event-stream")
 	c.Header("Cache-Control", "no-cache")
 	c.Status(http.StatusOK)
+	s.watch(c, s.journal.from(after), c.Query("follow") == "0")
+}
+
+// watch sends what comes after an id, until the watcher is gone or too slow, or at the
+// end when that is asked for.
+func (s *server) watch(c *gin.Context, after int64, end bool) {
+	c.Writer.WriteHeaderNow()
+	conn := http.NewResponseController(c.Writer)
+	if under, ok := c.Writer.(interface{ Unwrap() http.ResponseWriter }); ok {
+		conn = http.NewResponseController(under.Unwrap()) // gin's own says nothing of a Flush that failed
+	}
+	write := func(format string, a ...any) error {
+		if err := conn.SetWriteDeadline(time.Now().Add(s.slowest)); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(c.Writer, format, a...)
+		return err
+	}
+	send := func(ev Event) error {
+		b, err := json.Marshal(ev)
+		if err == nil {
+			after, err = ev.ID, write("id: %d\ndata: %s\n\n", ev.ID, b)
+		}
+		return err
+	}
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
 	for {
-		events, more := s.journal.After(after)
-		if err := slow.SetWriteDeadline(time.Now().Add(slowest)); err != nil {
-			return
-		}
+		events, more, oldest := s.journal.next(after, batch)
+		err := s.journal.kept(after, oldest, send)
 		for _, ev := range events {
-			b, err := json.Marshal(ev)
-			if err != nil {
-				return
+			if err == nil {
+				err = send(ev)
 			}
-			if _, err := fmt.Fprintf(c.Writer, "id: %d\ndata: %s\n\n", ev.ID, b); err != nil {
-				return
-			}
-			after = ev.ID
 		}
-		c.Writer.Flush()
-		if c.Query("follow") == "0" {
+		if err != nil {
 			return
+		}
+		if len(events) == batch {
+			continue
+		}
+		if conn.Flush() != nil || end {
+			return
+		}
+		select {
+		case <-c.Request.Context().Done():
+			return
+		case <-time.After(batchEvery):
 		}
 		select {
 		case <-c.Request.Context().Done():
 			return
 		case <-more:
 		case <-beat.C:
-			if _, err := fmt.Fprint(c.Writer, ": still here\n\n"); err != nil {
+			if write(": still here\n\n") != nil {
 				return
 			}
 		}
@@ -164,7 +199,12 @@ func (s *server) message(c *gin.Context) {
 		Text string `json:"text"`
 	}
 	c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxMessage)
-	if err := c.ShouldBindJSON(&in); err != nil || strings.TrimSpace(in.Text) == "" {
+	err := c.ShouldBindJSON(&in)
+	if large := new(http.MaxBytesError); errors.As(err, &large) {
+		c.String(http.StatusRequestEntityTooLarge, "a message has at most 1 MiB\n")
+		return
+	}
+	if err != nil || strings.TrimSpace(in.Text) == "" {
 		c.String(http.StatusBadRequest, "want {\"text\": \"…\"} of at most 1 MiB, and an id if it must not be told twice\n")
 		return
 	}
@@ -176,7 +216,7 @@ func (s *server) message(c *gin.Context) {
 		c.Status(http.StatusNoContent)
 		return
 	}
-	err := s.driver.Send(c.Request.Context(), in.Text)
+	err = s.driver.Send(c.Request.Context(), in.Text)
 	if err == nil {
 		s.journal.Once(mark, EventPerson, in.Text)
 	}
@@ -195,12 +235,32 @@ func (s *server) messages(c *gin.Context) {
 	c.JSON(http.StatusOK, said)
 }
 
-// transcript is all that is kept of what happened, an event a line.
+// maxPage bounds a page of the transcript.
+const maxPage = 1000
+
+// transcript is all that is kept of what happened, an event a line; with limit the
+// newest of that, before an id.
 func (s *server) transcript(c *gin.Context) {
+	all := s.journal.all
+	if c.Query("limit") != "" || c.Query("before") != "" {
+		n, err := strconv.Atoi(c.DefaultQuery("limit", strconv.Itoa(maxPage)))
+		before, err2 := strconv.ParseInt(c.DefaultQuery("before", strconv.Itoa(math.MaxInt64)), 10, 64)
+		if err != nil || err2 != nil || n < 1 || n > maxPage || before < 1 {
+			c.String(http.StatusBadRequest, "limit: want 1 to %d; before: an event's id\n", maxPage)
+			return
+		}
+		all = func(each func(Event) error) error {
+			page, err := s.journal.page(before, n)
+			for _, ev := range page {
+				err = errors.Join(err, each(ev))
+			}
+			return err
+		}
+	}
 	c.Header("Content-Type", "application/jsonl")
 	c.Status(http.StatusOK)
 	lines := json.NewEncoder(c.Writer)
-	if err := s.journal.all(func(ev Event) error { return lines.Encode(ev) }); err != nil {
+	if err := all(func(ev Event) error { return lines.Encode(ev) }); err != nil {
 		s.log.Warn("a transcript ended early", "err", err)
 	}
 }
