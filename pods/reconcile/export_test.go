@@ -45,3 +45,6 @@ func (l *Loop) Settle() {
 		}
 	}
 }
+
+// Again is what an agent is told that is to try again.
+const Again = again

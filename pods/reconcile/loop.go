@@ -66,6 +66,8 @@ type Loop struct {
 	all    bool
 	views  map[Key]View
 	walked map[[2]State]int // how often each step was taken
+	// pressed are the tries again that somebody asked for by Retry.
+	pressed map[Key]Said
 	// trouble is why the last pass failed, "" when it did not.
 	trouble string
 
@@ -123,7 +125,7 @@ func New(cfg Config) (*Loop, error) {
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, told: map[Key]map[int64]bool{},
+		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, told: map[Key]map[int64]bool{}, pressed: map[Key]Said{},
 		line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
 	}, nil
 }

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -14,6 +15,8 @@ type Orders struct {
 	Budget []string // of /budget, the oldest first
 	Allow  []string // of /allow: hosts
 	At     time.Time
+	// Retry is the newest /retry, with what the agent is told; its ID is 0 for none.
+	Retry Said
 	// Said is what they said to the agent, or to one another: comments without their
 	// orders, the oldest first.
 	Said []Said
@@ -57,8 +60,8 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 	may := map[string]bool{}
 	for _, c := range comments {
 		budget, allow := linesAfter(c.Body, "/budget "), linesAfter(c.Body, "/allow ")
-		said := withoutOrders(c.Body)
-		if len(budget)+len(allow)+len(said) == 0 || slices.ContainsFunc(l.cfg.Ours, func(o string) bool { return strings.EqualFold(o, c.Author) }) {
+		said, retry := withoutOrders(c.Body), hasOrder(c.Body, "/retry")
+		if len(budget)+len(allow)+len(said) == 0 && !retry || slices.ContainsFunc(l.cfg.Ours, func(o string) bool { return strings.EqualFold(o, c.Author) }) {
 			continue
 		}
 		trusted, asked := may[c.Author]
@@ -74,7 +77,10 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 		if said != "" {
 			o.Said = append(o.Said, Said{c.ID, said, c.Updated})
 		}
-		if len(budget)+len(allow) == 0 {
+		if retry {
+			o.Retry = Said{c.ID, cmp.Or(said, again), c.Updated}
+		}
+		if len(budget)+len(allow) == 0 && !retry {
 			continue
 		}
 		o.Budget, o.Allow = append(o.Budget, budget...), append(o.Allow, allow...)
@@ -97,27 +103,101 @@ func withoutOrders(body string) string {
 	return strings.TrimSpace(b.String())
 }
 
+// hasOrder tells whether a line of a comment is a command that takes nothing.
+func hasOrder(body, command string) bool {
+	for line := range strings.Lines(body) {
+		if strings.TrimRight(line, " \r\n") == command {
+			return true
+		}
+	}
+	return false
+}
+
+// again is what an agent is told that is to try again, when people say nothing else.
+const again = "Somebody asks you to try again. Go on with the task from where you were, and push your work when it is done."
+
+// Retry has the agent on an issue try again, as /retry does. It is forgotten with the
+// process.
+func (l *Loop) Retry(k Key) {
+	l.mu.Lock()
+	now := l.cfg.Now()
+	l.pressed[k] = Said{-now.UnixMicro(), again, now} // no comment has such an id
+	l.mu.Unlock()
+	l.Kick(k)
+}
+
+// retries is what asks for another try and has not been seen to: the button, or a
+// comment since the label.
+func (l *Loop) retries(k Key, pod Pod, o Orders) (Said, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s, ok := l.pressed[k]; ok {
+		return s, true
+	}
+	return o.Retry, o.Retry.ID != 0 && o.Retry.At.After(pod.TriggerAt) && !l.told[k][o.Retry.ID]
+}
+
+// wakes tells whether orders wake a pod that rests in a state. One that is to try again
+// may end by itself as often as a new one.
+func (l *Loop) wakes(i Issue, pod Pod, state State, steered Steered, o Orders) bool {
+	retry, wanted := l.retries(i.Key, pod, o)
+	if wanted && retry.At.After(pod.Started) && (state == Failed || state == Asking) {
+		delete(l.resumes, pod.Key)
+		delete(l.away, pod.Key)
+		return true
+	}
+	return steered.Wake && state == Asking
+}
+
 // tell gives an agent that works or asks what people said since its label was put on,
-// each once. It tells whether there was anything.
-func (l *Loop) tell(ctx context.Context, pod Pod, v View, said []Said) (told bool, err error) {
+// each once, and one that has failed what asks it to try again. It tells whether there
+// was anything.
+func (l *Loop) tell(ctx context.Context, pod Pod, v View, o Orders) (told bool, err error) {
+	if retry, wanted := l.retries(v.Key, pod, o); wanted {
+		switch {
+		case v.State == Working: // at it
+			l.noteTold(v.Key, retry)
+		case v.Cause == CauseDied || v.Cause == CauseUnreachable: // it is stopped, and woken then
+		case v.State == Failed, v.State == Asking:
+			err = l.tellOne(ctx, pod, v, retry)
+			return err == nil, err
+		}
+	}
 	answers := v.Cause == CauseQuestion || v.Cause == CausePermission || v.Cause == CauseNothing
 	if v.State != Working && !(v.State == Asking && answers) {
 		return false, nil
 	}
-	for _, s := range said {
+	for _, s := range o.Said {
 		if !s.At.After(pod.TriggerAt) || l.told[v.Key][s.ID] { // the task has those from before
 			continue
 		}
-		if err := l.cfg.Pods.Tell(ctx, pod.Key, s.ID, s.Text); err != nil {
-			return told, fmt.Errorf("telling the agent what was said on %s: %w", v.Key, err)
+		if err := l.tellOne(ctx, pod, v, s); err != nil {
+			return told, err
 		}
-		if l.told[v.Key] == nil {
-			l.told[v.Key] = map[int64]bool{}
-		}
-		l.told[v.Key][s.ID], told = true, true
-		l.cfg.Log.Info("told the agent what somebody said", "issue", v.Key.String(), "comment", s.ID)
+		told = true
 	}
 	return told, nil
+}
+
+func (l *Loop) tellOne(ctx context.Context, pod Pod, v View, s Said) error {
+	if err := l.cfg.Pods.Tell(ctx, pod.Key, s.ID, s.Text); err != nil {
+		return fmt.Errorf("telling the agent what was said on %s: %w", v.Key, err)
+	}
+	l.noteTold(v.Key, s)
+	l.cfg.Log.Info("told the agent what somebody said", "issue", v.Key.String(), "comment", s.ID)
+	return nil
+}
+
+func (l *Loop) noteTold(k Key, s Said) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.told[k] == nil {
+		l.told[k] = map[int64]bool{}
+	}
+	l.told[k][s.ID] = true
+	if l.pressed[k] == s {
+		delete(l.pressed, k)
+	}
 }
 
 // linesAfter are the rests of the lines that begin with a command.

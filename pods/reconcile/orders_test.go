@@ -185,3 +185,72 @@ func TestCommentsAreReadWhenTheIssueHasChanged(t *testing.T) {
 		}
 	})
 }
+
+// An agent that has failed tries again when somebody who may push says so, once for each
+// time; one at work or for review is left alone.
+func TestTryingAgain(t *testing.T) {
+	later := at.Add(2 * time.Second)
+	failed := reconcile.Summary{State: reconcile.AgentFailed, Error: "no key"}
+	for name, tt := range map[string]struct {
+		comment reconcile.Comment
+		summary reconcile.Summary
+		want    []string
+	}{
+		"it failed":              {reconcile.Comment{ID: 5, Author: "ann", Body: "/retry \r\n", Updated: later}, failed, []string{"5 " + reconcile.Again}},
+		"with a word":            {reconcile.Comment{ID: 5, Author: "ann", Body: "the key is there\n/retry", Updated: later}, failed, []string{"5 the key is there"}},
+		"of who may not":         {reconcile.Comment{ID: 5, Author: "eve", Body: "/retry", Updated: later}, failed, nil},
+		"of before the label":    {reconcile.Comment{ID: 5, Author: "ann", Body: "/retry", Updated: at}, failed, nil},
+		"another word":           {reconcile.Comment{ID: 5, Author: "ann", Body: "/retrying\n/ retry", Updated: later}, failed, nil},
+		"it works":               {reconcile.Comment{ID: 5, Author: "ann", Body: "/retry", Updated: later}, reconcile.Summary{State: reconcile.AgentWorking}, nil},
+		"its work is for review": {reconcile.Comment{ID: 5, Author: "ann", Body: "/retry", Updated: later}, reconcile.Summary{State: reconcile.AgentIdleWithWork}, nil},
+	} {
+		w := newWorld()
+		w.pass(t)
+		w.comments, w.summary, w.commits = []reconcile.Comment{tt.comment}, tt.summary, []reconcile.Commit{{}}
+		w.with(t, w.config(), func(l *reconcile.Loop) {
+			for range 2 {
+				w.set(func() { w.steers, w.issue.Updated = 0, w.issue.Updated.Add(time.Second) })
+				l.Kick(w.issue.Key)
+				until(t, "looked at", func() (done bool) { w.set(func() { done = w.steers > 0 }); return done })
+			}
+		})
+		if !slices.Equal(w.told, tt.want) {
+			t.Errorf("%s: told %q, want %q", name, w.told, tt.want)
+		}
+	}
+}
+
+// A pod that rests is woken for it: by a comment of after it had started, or by the
+// button, whose word is not told twice.
+func TestAPodIsWokenToTryAgain(t *testing.T) {
+	for name, ask := range map[string]func(*world, *reconcile.Loop){
+		"comment": func(w *world, _ *reconcile.Loop) {
+			w.set(func() {
+				w.comments = []reconcile.Comment{{ID: 5, Author: "ann", Body: "/retry", Updated: w.now}}
+				w.issue.Updated = w.now
+			})
+		},
+		"button": func(w *world, l *reconcile.Loop) { l.Retry(w.issue.Key) },
+	} {
+		w := newWorld()
+		w.pass(t)
+		w.summary = reconcile.Summary{State: reconcile.AgentFailed, Cause: reconcile.CauseDied, Error: "out of memory"}
+		w.issue.Labels = append(w.issue.Labels, "agent/failed")
+		if v := w.pass(t); !v.Resting || w.stopped != 1 || w.resumed != 0 {
+			t.Fatalf("%s: %+v, resumed %d times", name, v, w.resumed)
+		}
+		w.now = w.now.Add(time.Hour)
+		w.summary = reconcile.Summary{State: reconcile.AgentFailed, Error: "out of memory"} // as it was, until it is told
+		w.with(t, w.config(), func(l *reconcile.Loop) {
+			ask(w, l)
+			l.Kick(w.issue.Key)
+			until(t, name, func() (done bool) { w.set(func() { done = len(w.told) > 0 }); return done })
+			w.set(func() { w.summary = reconcile.Summary{State: reconcile.AgentWorking} })
+			l.Kick(w.issue.Key)
+			until(t, name+": at work", func() bool { v, _ := l.View(w.issue.Key); return v.State == reconcile.Working })
+		})
+		if w.resumed != 1 || len(w.told) != 1 || !strings.HasSuffix(w.told[0], reconcile.Again) {
+			t.Errorf("%s: resumed %d times, told %q", name, w.resumed, w.told)
+		}
+	}
+}

@@ -69,6 +69,9 @@ func (l *Loop) leave(k Key) error {
 	l.forget(k)
 	delete(l.pins, k)
 	delete(l.ordered, k)
+	l.mu.Lock()
+	delete(l.pressed, k)
+	l.mu.Unlock()
 	delete(l.told, k)
 	delete(l.stuck, k)
 	return l.cfg.Pods.Keep(k, nil)
@@ -112,7 +115,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		return err
 	}
 	v.Used, v.Note, v.Open, v.ordered = steered.Used, steered.Note, steered.Open, orders.At
-	if state, rests := l.rests(i, pod); rests && !(steered.Wake && state == Asking) {
+	if state, rests := l.rests(i, pod); rests && !l.wakes(i, pod, state, steered, orders) {
 		l.rest(i, v, state)
 		return nil
 	}
@@ -141,16 +144,16 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 			return err
 		}
 	}
-	if err := errors.Join(l.hear(ctx, pod, &v, sum, orders.Said), l.limit(ctx, &v, pod, sum)); err != nil {
+	if err := l.hear(ctx, pod, &v, sum, orders); err != nil {
 		return err
 	}
 	return l.show(ctx, i, v)
 }
 
 // hear gives the agent what people said, and else sees to it that they are told what
-// it asks.
-func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, said []Said) error {
-	told, err := l.tell(ctx, pod, *v, said)
+// it asks, and to its time.
+func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, o Orders) error {
+	told, err := l.tell(ctx, pod, *v, o)
 	switch {
 	case v.State == Asking && !told:
 		v.ask = askName(pod, sum)
@@ -158,7 +161,10 @@ func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, said []S
 		k := v.Key
 		time.AfterFunc(l.cfg.Watch, func() { l.Kick(k) })
 	}
-	return err
+	if told && v.State == Failed {
+		return err // it is at it again soon
+	}
+	return errors.Join(err, l.limit(ctx, v, pod, sum))
 }
 
 // rests tells whether a pod was stopped on purpose while its agent waited for a

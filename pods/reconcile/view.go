@@ -147,7 +147,7 @@ func next(v View, trigger string) string {
 	case Review:
 		return "Review the pull request; merging it ends the pod. " + stop
 	case Failed:
-		return adviceOn(v) + " " + again
+		return adviceOn(v) + " To let it go on from where it was, comment with a line `/retry`. " + again
 	case Stopped:
 		return again
 	case Done:
