@@ -116,10 +116,12 @@ type onePod struct{ control *podapi.Client }
 func (p onePod) List() []web.Pod {
 	return []web.Pod{{Name: benchPod, Issue: "ada/bench#1", Runs: true}}
 }
-func (p onePod) Control(string) (*podapi.Client, error)         { return p.control, nil }
-func (p onePod) Past(string) ([]podapi.Event, error)            { return nil, nil }
-func (p onePod) Diff(context.Context, string) (string, error)   { return "", nil }
-func (p onePod) Work(context.Context, string) (web.Work, error) { return web.Work{}, nil }
+func (p onePod) Control(string) (*podapi.Client, error)          { return p.control, nil }
+func (p onePod) Past(string, int64, int) ([]podapi.Event, error) { return nil, nil }
+func (p onePod) Retry(string) error                              { return nil }
+func (p onePod) Unpushed(context.Context, string) (int, error)   { return 0, nil }
+func (p onePod) Diff(context.Context, string) (string, error)    { return "", nil }
+func (p onePod) Work(context.Context, string) (web.Work, error)  { return web.Work{}, nil }
 
 const (
 	benchRounds = 5

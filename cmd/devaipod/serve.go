@@ -29,21 +29,22 @@ import (
 
 // A service is one running `devaipod serve`.
 type service struct {
-	cfg    config
-	log    *slog.Logger
-	forge  *forge.Client
-	pods   *podPort
-	loop   *reconcile.Loop
-	hook   http.Handler
-	cache  *cache.Cache
-	work   *mirror.Work
-	count  *prometheus.Registry
-	creds  credentials
-	basis  string
-	follow *follow.Follower
-	site   *web.Site
-	found  sync.Map    // issues' keys by the names of their pods, as they were seen last
-	ready  atomic.Bool // the first pass over everything is done
+	cfg      config
+	log      *slog.Logger
+	forge    *forge.Client
+	pods     *podPort
+	loop     *reconcile.Loop
+	hook     http.Handler
+	cache    *cache.Cache
+	work     *mirror.Work
+	count    *prometheus.Registry
+	creds    credentials
+	basis    string
+	follow   *follow.Follower
+	site     *web.Site
+	found    sync.Map    // issues' keys by the names of their pods, as they were seen last
+	unpushed sync.Map    // by pods' names, for the list of all
+	ready    atomic.Bool // the first pass over everything is done
 
 	tools    string // the image with our own programs
 	wsLocks  workspaceLocks

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -76,6 +77,9 @@ func (p webPods) List() []web.Pod {
 			Name: p.podName(v), Issue: v.Issue, Title: v.Title, URL: v.URL, State: string(v.State), Doing: string(v.Doing), Why: v.Why, Agent: v.Agent, Branch: v.Branch,
 			PullRequest: v.PullRequest, Activity: v.Activity, Used: v.Used, Labeler: v.Labeler, Started: v.Started, Runs: v.Pod != "" && !v.Resting,
 		}
+		if v.PullRequest != "" {
+			pod.CI = p.cfg.forgeURL() + "/" + v.Owner + "/" + v.Repo + "/commits/branch/" + v.Branch
+		}
 		for _, b := range v.Blocked {
 			pod.Blocked = append(pod.Blocked, web.Block{Host: fmt.Sprintf("%s:%d", b.Host, b.Port), Why: b.Why, Allow: b.Allow})
 		}
@@ -116,16 +120,47 @@ func (p webPods) Control(name string) (*podapi.Client, error) {
 }
 
 // Past implements [web.Pods].
-func (p webPods) Past(name string) (past []podapi.Event, err error) {
+func (p webPods) Past(name string, before int64, n int) ([]podapi.Event, error) {
 	_, pod, err := p.key(name)
 	if err != nil {
 		return nil, err
 	}
-	err = podapi.ReadTranscript(p.pods.manager.UsageDir(pods.Key(pod)), func(ev podapi.Event) error {
-		past = append(past, ev)
-		return nil
-	})
-	return past, err
+	return podapi.TranscriptPage(p.pods.manager.UsageDir(pods.Key(pod)), before, n)
+}
+
+// Retry implements [web.Pods].
+func (p webPods) Retry(name string) error {
+	issue, _, err := p.key(name)
+	if err != nil {
+		return err
+	}
+	if v, _ := p.loop.View(issue); v.State != reconcile.Failed {
+		return fmt.Errorf("there is nothing to try again: it is %s", v.State)
+	}
+	p.loop.Retry(issue)
+	return nil
+}
+
+// unpushedFor is how long it is not looked at again what is not pushed.
+const unpushedFor = 10 * time.Second
+
+// unpushed is what Work said of that last.
+type unpushed struct {
+	at time.Time
+	n  int
+}
+
+// Unpushed implements [web.Pods].
+func (p webPods) Unpushed(ctx context.Context, name string) (int, error) {
+	if known, ok := p.unpushed.Load(name); ok {
+		if u, _ := known.(unpushed); time.Since(u.at) < unpushedFor {
+			return u.n, nil
+		}
+	}
+	work, err := p.Work(ctx, name)
+	n := len(work.Unpushed) + len(work.Uncommitted)
+	p.unpushed.Store(name, unpushed{time.Now(), n})
+	return n, err
 }
 
 // work is what is saved of a pod's agent, and its newest snapshot.

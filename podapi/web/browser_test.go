@@ -218,8 +218,63 @@ func TestInARealBrowser(t *testing.T) {
 		t.Errorf("the agent was told %q", got)
 	}
 
+	if shown := value[bool](t, c, `document.getElementById("retry") !== null`); shown {
+		t.Error("it can be tried again though it has not failed")
+	}
+	w.mu.Lock()
+	w.pod.State = "failed"
+	w.mu.Unlock()
+	w.journal.Add(podapi.EventState, "failed")
+	c.sees(t, "the button to try again", `document.querySelector("#retry button") !== null`)
+	c.accessible(t, "the page of one that failed", checker)
+	c.run(t, chromedp.Focus("#retry button"), chromedp.KeyEvent(kb.Enter))
+	c.sees(t, "that it tries again", `document.querySelector("#said").textContent === "It tries again."`)
+	if got := w.agent.heard(); got != "go left|STOP|RETRY" {
+		t.Errorf("the agent was told %q", got)
+	}
+
 	c.run(t, chromedp.Click(`//a[text()="see the changes"]`), chromedp.WaitVisible("pre.diff"))
 	c.accessible(t, "the changes", checker)
+	for _, wrong := range c.wrong {
+		t.Error(wrong)
+	}
+}
+
+// Of a long history a page has the newest, and the rest in parts when it is asked for,
+// with a script or without.
+func TestALongHistory(t *testing.T) {
+	w := newWorld(t)
+	for i := range 10_000 {
+		w.journal.Add(podapi.EventTool, fmt.Sprintf("%d %s", i+1, evil))
+	}
+	c := startChromium(t)
+	c.run(t, chromedp.Navigate(w.site.Open(podName)), chromedp.WaitVisible("#events"))
+	shown := `[...document.querySelectorAll("#events li.tool span")].map(e => parseInt(e.textContent)).join()`
+	list := func(from, to int) string {
+		var b []string
+		for i := from; i <= to; i++ {
+			b = append(b, fmt.Sprint(i))
+		}
+		return strings.Join(b, ",")
+	}
+	if got := value[string](t, c, shown); got != list(9801, 10_000) {
+		t.Errorf("the page begins with %.200s", got)
+	}
+	if size := value[int](t, c, `document.documentElement.outerHTML.length`); size > 200_000 {
+		t.Errorf("the page has %d characters", size)
+	}
+	c.run(t, chromedp.Focus("#events a[data-before]"), chromedp.KeyEvent(kb.Enter))
+	c.sees(t, "the ones before", shown+" === "+quoted(list(9601, 10_000)))
+	c.accessible(t, "the page with more of it", axe(t))
+	w.journal.Add(podapi.EventTool, "10001 comes")
+	c.sees(t, "what comes", shown+" === "+quoted(list(9601, 10_001)))
+	c.run(t, chromedp.Navigate(w.url(podName, "/?before=200")), chromedp.WaitVisible("#events"))
+	if got := value[string](t, c, shown); got != list(1, 199) {
+		t.Errorf("before 200 there are %.200s", got)
+	}
+	if markup := value[int](t, c, `document.querySelectorAll("img, main script").length`); markup != 0 {
+		t.Errorf("the page has %d images or scripts of the agent's", markup)
+	}
 	for _, wrong := range c.wrong {
 		t.Error(wrong)
 	}

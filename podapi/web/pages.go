@@ -5,7 +5,9 @@ import (
 	"embed"
 	"fmt"
 	"html/template"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,38 +64,50 @@ type loginPage struct{ Failed, Late bool }
 
 type row struct {
 	Pod
-	Link string
+	Link     string
+	Unpushed int
 }
 
 type listPage struct{ Rows []row }
 
-func (s *Site) listed() listPage {
+func (s *Site) listed(r *http.Request) listPage {
 	var l listPage
 	for _, p := range s.cfg.Pods.List() {
-		l.Rows = append(l.Rows, row{p, s.base() + "/pods/enter?pod=" + p.Name})
+		unpushed, err := s.cfg.Pods.Unpushed(r.Context(), p.Name)
+		if err != nil {
+			s.cfg.Log.Debug("what of an agent's work is not on the forge can't be told", "pod", p.Name, "err", err) // its page says so
+		}
+		l.Rows = append(l.Rows, row{p, s.base() + "/pods/enter?pod=" + p.Name, unpushed})
 	}
 	return l
 }
 
-func (s *Site) list(w http.ResponseWriter, _ *http.Request) {
-	s.render(w, http.StatusOK, "list", s.listed())
+func (s *Site) list(w http.ResponseWriter, r *http.Request) {
+	s.render(w, http.StatusOK, "list", s.listed(r))
 }
 
-func (s *Site) rows(w http.ResponseWriter, _ *http.Request) {
-	s.render(w, http.StatusOK, "rows", s.listed())
+func (s *Site) rows(w http.ResponseWriter, r *http.Request) {
+	s.render(w, http.StatusOK, "rows", s.listed(r))
 }
 
 // A podPage is what a pod's page shows.
 type podPage struct {
 	Pod
-	Home     string // URL of the list
-	Own      string // of the agent's own pages
-	Summary  podapi.Summary
-	Silent   string // why there is no summary
-	Work     Work
-	WorkErr  string
-	Said     []podapi.Event // lately
-	LastSeen int64          // the id of the last of all events
+	Home    string // URL of the list
+	Own     string // of the agent's own pages
+	Summary podapi.Summary
+	Silent  string // why there is no summary
+	Work    Work
+	WorkErr string
+	past
+	LastSeen int64 // the id of the last of all events
+	Old      bool  // the events are earlier ones
+}
+
+// A past is a part of what an agent did.
+type past struct {
+	Said    []podapi.Event
+	Earlier int64 // the id before which there is more, 0 for none
 }
 
 // maxShown bounds the events that a page begins with.
@@ -127,16 +141,40 @@ func (s *Site) pod(w http.ResponseWriter, r *http.Request) {
 		s.render(w, http.StatusNotFound, "gone", page)
 		return
 	}
-	past, err := s.cfg.Pods.Past(page.Name)
-	if err != nil {
+	var err error
+	if page.past, err = s.earlier(r); err != nil {
 		s.cfg.Log.Warn("what an agent did can't be shown", "pod", page.Name, "err", err)
 	}
-	if n := len(past); n > 0 {
-		page.LastSeen = past[n-1].ID
-		past = past[max(0, n-maxShown):]
+	page.Old = r.URL.Query().Get("before") != ""
+	if n := len(page.Said); n > 0 {
+		page.LastSeen = page.Said[n-1].ID
 	}
-	page.Said = past
 	s.render(w, http.StatusOK, "pod", page)
+}
+
+// earlier is what was before what a request names, or the newest.
+func (s *Site) earlier(r *http.Request) (past, error) {
+	before, err := strconv.ParseInt(r.URL.Query().Get("before"), 10, 64)
+	if err != nil {
+		before = math.MaxInt64
+	}
+	said, err := s.cfg.Pods.Past(podName(r), before, maxShown+1)
+	p := past{Said: said}
+	if len(said) > maxShown {
+		p.Said = said[1:]
+		p.Earlier = p.Said[0].ID
+	}
+	return p, err
+}
+
+// past is a part of what an agent did, for the page's script.
+func (s *Site) past(w http.ResponseWriter, r *http.Request) {
+	p, err := s.earlier(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	s.render(w, http.StatusOK, "past", p)
 }
 
 // facts is the part of the page that changes, for its script.

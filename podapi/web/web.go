@@ -29,6 +29,7 @@ type Pod struct {
 	Agent       string // that the label names
 	Branch      string
 	PullRequest string // its URL
+	CI          string // URL of what CI says of the branch's commits
 	Activity    string
 	Used        string // of the model, against the budget
 	Labeler     string
@@ -52,6 +53,25 @@ type Work struct {
 	NotSaved      []string
 }
 
+// Warning tells in words what of it is not on the forge, "" for nothing.
+func (w Work) Warning() string {
+	var parts []string
+	if n := len(w.Unpushed); n > 0 {
+		parts = append(parts, plural(n, "commit")+" not pushed")
+	}
+	if n := len(w.Uncommitted); n > 0 {
+		parts = append(parts, plural(n, "file")+" not committed")
+	}
+	return strings.Join(parts, ", ")
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // Pods is what the pages are about. Its methods are called concurrently.
 type Pods interface {
 	// List is all of them, in an order that stays.
@@ -62,8 +82,13 @@ type Pods interface {
 	// prints it, bounded.
 	Work(ctx context.Context, name string) (Work, error)
 	Diff(ctx context.Context, name string) (string, error)
-	// Past are the events of a pod that does not run.
-	Past(name string) ([]podapi.Event, error)
+	// Unpushed is how many commits and changes of a pod's agent are not on the forge, as
+	// of lately.
+	Unpushed(ctx context.Context, name string) (int, error)
+	// Past are the newest n of a pod's events before an id, the oldest first.
+	Past(name string, before int64, n int) ([]podapi.Event, error)
+	// Retry has an agent that has failed try again.
+	Retry(name string) error
 }
 
 // Config is what a [Site] is made from.
@@ -275,8 +300,10 @@ func (s *Site) inside(h http.HandlerFunc) http.HandlerFunc {
 }
 
 func (s *Site) logIn(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, 4<<10)
-	if !s.login.knows(strings.TrimSpace(r.PostFormValue("token"))) {
+	if !form(w, r, 4<<10) {
+		return
+	}
+	if !s.login.knows(strings.TrimSpace(r.PostForm.Get("token"))) {
 		s.cfg.Log.Warn("a login to the pages failed", "from", r.RemoteAddr)
 		s.render(w, http.StatusUnauthorized, "login", loginPage{Failed: true})
 		return
@@ -320,9 +347,11 @@ func (s *Site) pageRoutes() http.Handler {
 	})
 	mux.HandleFunc("GET /facts", s.within(s.facts))
 	mux.HandleFunc("GET /diff", s.within(s.diff))
+	mux.HandleFunc("GET /past", s.within(s.past))
 	mux.HandleFunc("GET /events", s.within(s.control))
 	mux.HandleFunc("POST /messages", s.within(s.say))
 	mux.HandleFunc("POST /stop", s.within(s.control))
+	mux.HandleFunc("POST /retry", s.within(s.retry))
 	return mux
 }
 
@@ -370,12 +399,36 @@ func (s *Site) proxy(w http.ResponseWriter, r *http.Request, path string) {
 // maxMessage bounds what a person writes, in bytes.
 const maxMessage = 64 << 10
 
+// form reads a request's form, of at most so many bytes, and answers one that is not.
+func form(w http.ResponseWriter, r *http.Request, most int64) bool {
+	r.Body = http.MaxBytesReader(w, r.Body, most)
+	err := r.ParseForm()
+	if large := new(http.MaxBytesError); errors.As(err, &large) {
+		http.Error(w, fmt.Sprintf("that is more than %d KiB, and is not taken", most>>10), http.StatusRequestEntityTooLarge)
+		return false
+	}
+	if err != nil {
+		http.Error(w, "that is no form: "+err.Error(), http.StatusBadRequest)
+	}
+	return err == nil
+}
+
+func (s *Site) retry(w http.ResponseWriter, r *http.Request) {
+	if err := s.cfg.Pods.Retry(podName(r)); err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
+
 // say gives the agent what a person wrote: from the script, or from the form alone.
 func (s *Site) say(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxMessage)
-	text := strings.TrimSpace(r.PostFormValue("text"))
+	if !form(w, r, maxMessage) {
+		return
+	}
+	text := strings.TrimSpace(r.PostForm.Get("text"))
 	if text == "" {
-		http.Error(w, "an empty message, or one of more than 64 KiB, is not sent", http.StatusBadRequest)
+		http.Error(w, "an empty message is not sent", http.StatusBadRequest)
 		return
 	}
 	c, err := s.cfg.Pods.Control(podName(r))

@@ -70,10 +70,17 @@ type world struct {
 	pod     web.Pod
 	work    web.Work
 	listen  string
+	dir     string // of the journal
 	site    *web.Site
+	mu      sync.Mutex // of pod
 }
 
-func (w *world) List() []web.Pod { return []web.Pod{w.pod} }
+func (w *world) List() []web.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return []web.Pod{w.pod}
+}
+
 func (w *world) Control(name string) (*podapi.Client, error) {
 	if name != podName {
 		return nil, errors.New("no such pod")
@@ -85,19 +92,23 @@ func (w *world) Diff(context.Context, string) (string, error) {
 	return "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-old\n+" + evil + "\n", nil
 }
 
-func (w *world) Past(string) ([]podapi.Event, error) {
-	past, _ := w.journal.After(0)
-	return past, nil
+func (w *world) Past(_ string, before int64, n int) ([]podapi.Event, error) {
+	return podapi.TranscriptPage(w.dir, before, n)
 }
+
+func (w *world) Unpushed(context.Context, string) (int, error) { return len(w.work.Unpushed), nil }
+
+func (w *world) Retry(string) error { return w.agent.Send(context.Background(), "RETRY") }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	w := &world{
-		agent: &agent{sum: podapi.Summary{State: podapi.Asking, Since: time.Now(), Question: "which " + evil, Activity: "bash " + evil, Choices: []podapi.Choice{{ID: "o", Name: "choice " + evil}}, Todo: []podapi.Todo{{Text: "todo " + evil, Status: evil}}, Message: evil, Version: "version " + evil}}, journal: &podapi.Journal{},
+		agent: &agent{sum: podapi.Summary{State: podapi.Asking, Since: time.Now(), Question: "which " + evil, Activity: "bash " + evil, Choices: []podapi.Choice{{ID: "o", Name: "choice " + evil}}, Todo: []podapi.Todo{{Text: "todo " + evil, Status: evil}}, Message: evil, Version: "version " + evil}}, dir: t.TempDir(),
 		pod:  web.Pod{Name: podName, Issue: "ada/tool#3", Title: "Fix " + evil, URL: "http://forge.test/ada/tool/issues/3", State: "asking", Doing: "asking " + evil, Why: evil, PullRequest: "javascript:alert(1)", Runs: true, Used: "$0.12 of $5.00", Blocked: []web.Block{{Host: "evil.test:443", Why: evil, Allow: "evil.test"}}},
 		work: web.Work{At: time.Now(), Branch: evil, Ahead: 2, Unpushed: []string{evil}, Uncommitted: []string{"added " + evil}, Stat: " x | 2 +-", NotSaved: []string{evil}},
 	}
+	w.journal = podapi.OpenJournal(w.dir, log)
 	socket := filepath.Join(t.TempDir(), "control.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -227,7 +238,7 @@ func TestStrangersGetNothing(t *testing.T) {
 		{"GET", w.url("pods", "/pods/")}, {"GET", w.url("pods", "/pods/rows")}, {"GET", w.url("pods", "/pods/enter?pod="+podName)},
 		{"GET", w.url("pods", "/pods/enter?pod="+podName+"&ticket=GUESSED")},
 		{"GET", w.url(podName, "/")}, {"GET", w.url(podName, "/facts")}, {"GET", w.url(podName, "/diff")}, {"GET", w.url(podName, "/events")},
-		{"POST", w.url(podName, "/messages")}, {"POST", w.url(podName, "/stop")}, {"GET", w.url(podName, "/enter?ticket=GUESSED")},
+		{"POST", w.url(podName, "/messages")}, {"POST", w.url(podName, "/stop")}, {"POST", w.url(podName, "/retry")}, {"GET", w.url(podName, "/past")}, {"GET", w.url(podName, "/enter?ticket=GUESSED")},
 		{"GET", w.url("devaipod-other-1-ffffff", "/")},
 	} {
 		status, text, _ := do(t, b, c.method, c.link, "text=hello", nil)
@@ -310,7 +321,7 @@ func TestOtherSitesDoNothing(t *testing.T) {
 	for _, head := range []map[string]string{
 		{"Origin": w.url("devaipod-other-1-ffffff", "")}, {"Origin": "null"}, {"Origin": "http://evil.test", "Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
 	} {
-		for _, path := range []string{"/messages", "/stop"} {
+		for _, path := range []string{"/messages", "/stop", "/retry"} {
 			if status, text, _ := do(t, b, "POST", w.url(podName, path), "text=hello", head); status != 403 {
 				t.Errorf("%s with %v: %d %s", path, head, status, text)
 			}
@@ -329,9 +340,9 @@ func TestOtherSitesDoNothing(t *testing.T) {
 	if got := w.agent.heard(); got != "hello|STOP" {
 		t.Errorf("the agent was told %q", got)
 	}
-	for _, body := range []string{"text=+", "text=" + strings.Repeat("x", 70<<10)} {
-		if status, _, _ := do(t, b, "POST", w.url(podName, "/messages"), body, own); status != 400 {
-			t.Errorf("a message of %d bytes: %d", len(body), status)
+	for body, want := range map[string]int{"text=+": 400, "text=%": 400, "text=" + strings.Repeat("x", 70<<10): 413} {
+		if status, text, _ := do(t, b, "POST", w.url(podName, "/messages"), body, own); status != want || want == 413 && !strings.Contains(text, "64 KiB") {
+			t.Errorf("a message of %d bytes: %d %s", len(body), status, text)
 		}
 	}
 }

@@ -3,7 +3,7 @@
 const facts = document.getElementById("facts");
 const list = document.getElementById("events");
 const lost = document.getElementById("lost");
-const most = 500;
+let most = 500; // events that are shown
 let looking = false;
 
 async function look() {
@@ -37,7 +37,22 @@ function show(event) {
 }
 
 list.scrollTop = list.scrollHeight;
-if (document.body.dataset.runs === "true") {
+list.addEventListener("click", async (e) => {
+  const before = e.target.dataset && e.target.dataset.before;
+  if (!before) return;
+  e.preventDefault();
+  try {
+    const answer = await fetch("/past?before=" + before, { cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.status);
+    const made = new DOMParser().parseFromString("<ol>" + await answer.text() + "</ol>", "text/html").querySelector("ol");
+    const below = list.scrollHeight - list.scrollTop;
+    most += made.children.length;
+    e.target.parentElement.replaceWith(...made.childNodes);
+    list.scrollTop = list.scrollHeight - below;
+    list.focus();
+  } catch { location.href = e.target.href; }
+});
+if (document.body.dataset.live === "true") {
   let soon = 0;
   const source = new EventSource("/events?after=" + document.body.dataset.last);
   source.onmessage = (m) => {
@@ -58,16 +73,16 @@ async function post(form, done) {
     return true;
   } catch (e) { said.textContent = e.message; return false; }
 }
-const message = document.getElementById("message");
-if (message) {
-  message.addEventListener("submit", async (e) => {
-    if (e.submitter && e.submitter.getAttribute("form") === "stop") return;
-    e.preventDefault();
-    if (await post(message, "Sent.")) message.reset();
-  });
-  document.getElementById("text").addEventListener("keydown", (e) => {
-    if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) message.requestSubmit();
-  });
-  const stop = document.getElementById("stop");
-  stop.addEventListener("submit", (e) => { e.preventDefault(); post(stop, "It was told to stop."); });
-}
+const text = document.getElementById("text");
+if (text) text.addEventListener("keydown", (e) => {
+  if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) text.form.requestSubmit();
+});
+document.addEventListener("submit", async (e) => {
+  const form = e.target;
+  const done = { message: "Sent.", stop: "It was told to stop.", retry: "It tries again." }[form.id];
+  if (!done) return;
+  e.preventDefault();
+  if (!await post(form, done)) return;
+  if (form.id === "message") form.reset();
+  if (form.id === "retry") look();
+});
