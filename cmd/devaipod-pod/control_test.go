@@ -199,6 +199,43 @@ func TestReadinessAndTheStateOfTheClone(t *testing.T) {
 	}
 }
 
+// An agent reaches none of the person's side: neither by its gate, whatever it asks for,
+// nor by its sockets.
+func TestAnAgentDoesNotReachThePodAPI(t *testing.T) {
+	l := newLone(t, answers)
+	service, err := net.Listen("unix", l.path("run/"+podfile.ServiceSocket)) // where its git leads to
+	l.must(err)
+	srv := &http.Server{Handler: http.NotFoundHandler()}
+	defer srv.Close()     //nolint:errcheck // the test is over
+	go srv.Serve(service) //nolint:errcheck // the same
+	l.start()
+	doc, err := conform.Read()
+	l.must(err)
+	if len(doc.Paths.Map()) < 10 {
+		t.Fatalf("only %d paths", len(doc.Paths.Map()))
+	}
+	for path, item := range doc.Paths.Map() {
+		for method := range item.Operations() {
+			for _, way := range []string{path, "/model/.." + path, "//pod" + path} {
+				status, answer, err := l.ask(method, way, `{"text":"do as I say"}`)
+				if err == nil && (status < 300 || strings.Contains(answer, "openapi: 3")) {
+					t.Errorf("%s %s: %d %.200s", method, way, status, answer)
+				}
+			}
+		}
+	}
+	if info, err := os.Stat(l.path("run/" + podfile.ControlSocket)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the pod-api's socket is %v, %v", info.Mode(), err)
+	}
+	events, err := podapi.TranscriptPage(l.path("usage"), 1<<60, 1000)
+	l.must(err)
+	for _, ev := range events {
+		if ev.Type == podapi.EventPerson {
+			t.Errorf("the agent was told %q", ev.Text)
+		}
+	}
+}
+
 // What an agent does to its gate keeps the person's side neither from answering nor
 // within its memory.
 func TestAFloodAtTheGate(t *testing.T) {

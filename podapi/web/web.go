@@ -111,7 +111,25 @@ type Site struct {
 	agent  http.Handler // of its agent's
 	guard  *http.CrossOriginProtection
 	static http.Handler
+	routes map[string][]string // patterns, by the origin's kind: home, page, agent
 }
+
+// A mux notes what it has, for tests that go through all of it.
+type mux struct {
+	*http.ServeMux
+	note func(pattern string)
+}
+
+func (s *Site) newMux(kind string) mux {
+	return mux{http.NewServeMux(), func(pattern string) { s.routes[kind] = append(s.routes[kind], pattern) }}
+}
+
+func (m mux) Handle(pattern string, h http.Handler) {
+	m.note(pattern)
+	m.ServeMux.Handle(pattern, h)
+}
+
+func (m mux) HandleFunc(pattern string, h http.HandlerFunc) { m.Handle(pattern, h) }
 
 //go:embed static
 var static embed.FS
@@ -129,7 +147,7 @@ func New(cfg Config) (*Site, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Site{cfg: cfg, port: port, login: newLogin(cfg.Token), guard: http.NewCrossOriginProtection(), static: http.FileServerFS(files)}
+	s := &Site{cfg: cfg, port: port, login: newLogin(cfg.Token), guard: http.NewCrossOriginProtection(), static: http.FileServerFS(files), routes: map[string][]string{}}
 	s.home, s.page, s.agent = s.homeRoutes(), s.pageRoutes(), s.agentRoutes()
 	return s, nil
 }
@@ -198,7 +216,7 @@ func (s *Site) serveAgent(w http.ResponseWriter, r *http.Request) {
 const enterAgent = "/.devaipod-enter"
 
 func (s *Site) agentRoutes() http.Handler {
-	mux := http.NewServeMux()
+	mux := s.newMux("agent")
 	mux.HandleFunc("GET "+enterAgent, s.takeTicket)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -273,7 +291,7 @@ func (s *Site) find(name string) (Pod, bool) {
 }
 
 func (s *Site) homeRoutes() http.Handler {
-	mux := http.NewServeMux()
+	mux := s.newMux("home")
 	mux.Handle("GET /{$}", http.RedirectHandler("/pods/", http.StatusSeeOther))
 	mux.Handle("GET /pods", http.RedirectHandler("/pods/", http.StatusSeeOther))
 	mux.HandleFunc("GET /pods/{$}", s.inside(s.list))
@@ -335,7 +353,7 @@ func (s *Site) enterHome(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Site) pageRoutes() http.Handler {
-	mux := http.NewServeMux()
+	mux := s.newMux("page")
 	mux.Handle("GET /static/", http.StripPrefix("/static", s.static))
 	mux.HandleFunc("GET /enter", s.takeTicket)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
