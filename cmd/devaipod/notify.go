@@ -9,11 +9,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/pods/podfile"
@@ -58,7 +60,9 @@ func (n notifyConfig) check() error {
 }
 
 // A notifier tells of what happened to issues' agents, each thing at most once: which
-// is next is noted before it is told, in a file that outlives the service.
+// is next is noted before it is told, in a file that outlives the service, and what may
+// have arrived is not sent again. So a kill at the wrong time loses a notice; the forge
+// has the same in its own words.
 type notifier struct {
 	notifyConfig
 	instance string
@@ -146,7 +150,10 @@ func (n *notifier) last() (int64, error) {
 	return 0, nil
 }
 
-// tell sends one notice, and again when that fails.
+// errUnsure is for a notice that may have arrived.
+var errUnsure = errors.New("nobody knows whether it arrived, and it is not sent again")
+
+// tell sends one notice, and again when that fails for certain.
 func (n *notifier) tell(ctx context.Context, h happening) {
 	wait := n.again
 	for try := 1; ; try++ {
@@ -154,7 +161,7 @@ func (n *notifier) tell(ctx context.Context, h happening) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		if try == notifyTries {
+		if try == notifyTries || errors.Is(err, errUnsure) {
 			n.log.Error("a notice was not delivered", "about", h.Pod, "state", h.State, "err", err)
 			return
 		}
@@ -194,6 +201,8 @@ func (n *notifier) send(ctx context.Context, h happening) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	var sent atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.URL, bytes.NewReader(body))
 	if err != nil {
 		return err
@@ -206,12 +215,13 @@ func (n *notifier) send(ctx context.Context, h happening) error {
 	}
 	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Do(req)
+	if err != nil && sent.Load() {
+		return fmt.Errorf("%w: %w", errUnsure, err)
+	}
 	if err != nil {
 		return err
 	}
-	if err := resp.Body.Close(); err != nil {
-		return err
-	}
+	_ = resp.Body.Close() // the answer is its status
 	if resp.StatusCode > 299 {
 		return fmt.Errorf("%s answered %s", req.URL.Host, resp.Status)
 	}

@@ -110,6 +110,50 @@ func TestANoticeIsToldOnce(t *testing.T) {
 	}
 }
 
+// A notice that may have arrived is not sent again: not when the connection breaks, nor by
+// the service that is started after one that was killed in the middle.
+func TestANoticeThatMayHaveArrivedIsNotToldAgain(t *testing.T) {
+	dir, got, hang := t.TempDir(), make(chan string, 100), make(chan struct{})
+	w := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		var n notice
+		if err := json.Unmarshal(body, &n); err != nil {
+			t.Error(err)
+		}
+		got <- n.Issue
+		switch n.Issue {
+		case "ada/x#1":
+			panic(http.ErrAbortHandler)
+		case "ada/x#2":
+			<-hang
+		}
+	}))
+	defer w.Close()
+	defer close(hang)
+	next := func(want string) {
+		t.Helper()
+		select {
+		case s := <-got:
+			if s != want {
+				t.Errorf("told of %s, want %s", s, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("nobody was told of %s", want)
+		}
+	}
+	cfg := notifyConfig{URL: w.URL, Format: notifyJSON, On: []string{"asking"}}
+	happened, stop := runNotifier(t, dir, cfg)
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#1", State: "asking"})
+	next("ada/x#1")
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking"})
+	next("ada/x#2")
+	stop() // before there is an answer
+	happened, stop = runNotifier(t, dir, cfg)
+	defer func() { stop() }()
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#3", State: "asking"})
+	next("ada/x#3")
+}
+
 func TestANoticeForNtfy(t *testing.T) {
 	w := newTold(t)
 	happened, stop := runNotifier(t, t.TempDir(), notifyConfig{URL: w.URL, Format: notifyNtfy, On: []string{"failed"}})
