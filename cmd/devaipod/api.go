@@ -55,6 +55,7 @@ func (s *service) apiHandler() http.Handler {
 		}
 		s.json(w, v)
 	}))
+	mux.HandleFunc("GET "+pod+"/facts", s.keyed(s.facts))
 	mux.HandleFunc("POST "+pod+"/kick", s.keyed(func(w http.ResponseWriter, _ *http.Request, k reconcile.Key) {
 		s.loop.Kick(k)
 		w.WriteHeader(http.StatusNoContent)

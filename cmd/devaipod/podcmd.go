@@ -14,6 +14,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror"
+	"codeberg.org/devaipod/devaipod/podapi/web"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
@@ -132,7 +133,11 @@ func (a *app) status(ctx context.Context, k reconcile.Key) error {
 			Evidence *note      `json:"evidence,omitempty"`
 		}{v, saved, evidence})
 	}
-	return a.printView(v, saved)
+	var facts []web.Fact
+	if err := a.api().get(ctx, podPath(k)+"/facts", &facts); err != nil {
+		return err
+	}
+	return a.printFacts(facts)
 }
 
 // knownView is the view of an issue, or an error that says what to do.
@@ -144,37 +149,16 @@ func (a *app) knownView(ctx context.Context, k reconcile.Key) (reconcile.View, e
 	return v, err
 }
 
-func (a *app) printView(v reconcile.View, saved *savedView) error {
+// printFacts tells what the pod's page tells.
+func (a *app) printFacts(facts []web.Fact) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	rows := [][2]string{
-		{"issue", v.Issue + "  " + plain(v.Title, 200)}, {"url", v.URL}, {"state", stateOf(v)}, {"agent is", plain(string(v.Doing), 30)}, {"why", plain(v.Why, 1000)},
-		{"agent", plain(v.Agent, 100)}, {"branch", v.Branch}, {"pull request", v.PullRequest}, {"pod", v.Pod}, {"now", plain(v.Activity, 200)}, {"checked", v.Checked}, {"used", v.Used}, {"note", plain(v.Note, 500)},
-		{"network", map[bool]string{true: "open: every public host"}[v.Open]},
-		{"trouble", plain(v.Trouble, 1000)},
-	}
-	for i, c := range v.Choices {
-		rows = append(rows, [2]string{"choice", fmt.Sprintf("%d. %s", i+1, plain(c, 300))})
-	}
-	for _, b := range v.Blocked {
-		line := fmt.Sprintf("%s:%d  %s", plain(b.Host, 253), b.Port, plain(b.Why, 200))
-		if b.Allow != "" {
-			line += "  (/allow " + plain(b.Allow, 260) + ")"
-		}
-		rows = append(rows, [2]string{"blocked", line})
-	}
-	if !v.Started.IsZero() {
-		rows = append(rows, [2]string{"started", v.Started.Local().Format(time.DateTime)})
-	}
-	if saved != nil {
-		rows = append(rows, [2]string{"git", saved.gitLine()})
-		rows = append(rows, [2]string{"saved", saved.At.Local().Format(time.DateTime) + " (" + ago(saved.At) + ")"})
-		for _, line := range saved.notSavedLines() {
-			rows = append(rows, [2]string{"not saved", line})
-		}
-	}
-	for _, r := range rows {
-		if r[1] != "" {
-			fmt.Fprintf(w, "%s\t%s\n", r[0], r[1])
+	for _, f := range facts {
+		for i, line := range strings.Split(plain(strings.Join(f.Lines, "\n"), 4000), "\n") {
+			name := f.Name
+			if i > 0 && len(f.Lines) == 1 { // of a text of more lines
+				name = ""
+			}
+			fmt.Fprintf(w, "%s\t%s\n", name, line)
 		}
 	}
 	return w.Flush()

@@ -205,23 +205,3 @@ func (a *app) savedOf(ctx context.Context, k reconcile.Key) (*savedView, error) 
 	v.Git = &git
 	return &v, err
 }
-
-// gitLine tells in a line how the clone stood.
-func (v savedView) gitLine() string {
-	if v.Git == nil {
-		return ""
-	}
-	var parts []string
-	for _, part := range []struct {
-		n    int
-		what string
-	}{{v.Git.Ahead, "ahead"}, {v.Git.Behind, "behind"}, {len(v.Git.Unpushed), "not pushed"}, {len(v.Git.Changes), "files not committed"}} {
-		if part.n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", part.n, part.what))
-		}
-	}
-	if len(parts) == 0 {
-		return "nothing that is not on the forge"
-	}
-	return strings.Join(parts, ", ")
-}

@@ -74,8 +74,9 @@ func (p webPods) List() []web.Pod {
 	var out []web.Pod
 	for _, v := range p.views() {
 		pod := web.Pod{
-			Name: p.podName(v), Issue: v.Issue, Title: v.Title, URL: v.URL, State: string(v.State), Doing: string(v.Doing), Why: v.Why, Agent: v.Agent, Branch: v.Branch,
-			PullRequest: v.PullRequest, Activity: v.Activity, Used: v.Used, Labeler: v.Labeler, Started: v.Started, Runs: v.Pod != "" && !v.Resting,
+			Name: p.podName(v), Issue: v.Issue, Title: v.Title, URL: v.URL, State: string(v.State), Doing: string(v.Doing), Choices: v.Choices, Checked: v.Checked, Why: v.Why, Agent: v.Agent, Branch: v.Branch,
+			PullRequest: v.PullRequest, Activity: v.Activity, Used: v.Used, Labeler: v.Labeler, Started: v.Started,
+			Place: v.Position, Container: v.Pod, Note: v.Note, Trouble: v.Trouble, Open: v.Open, Runs: v.Pod != "" && !v.Resting,
 		}
 		if v.PullRequest != "" {
 			pod.CI = p.cfg.forgeURL() + "/" + v.Owner + "/" + v.Repo + "/commits/branch/" + v.Branch
@@ -230,6 +231,20 @@ func (p webPods) Diff(ctx context.Context, name string) (string, error) {
 	var text strings.Builder
 	err = work.Diff(ctx, &limited{&text, maxDiff}, base, snap.ID)
 	return text.String(), err
+}
+
+// facts answers GET …/facts with what the pod's page tells.
+func (s *service) facts(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
+	v, ok := s.loop.View(k)
+	var facts []web.Fact
+	if ok {
+		facts, ok = s.site.Facts(r.Context(), webPods{s}.podName(v))
+	}
+	if !ok {
+		http.Error(w, "no pod and no labeled issue "+k.String(), http.StatusNotFound)
+		return
+	}
+	s.json(w, facts)
 }
 
 // openPage answers POST /api/open with a URL that lets a browser in.

@@ -233,7 +233,7 @@ func TestInARealBrowser(t *testing.T) {
 		t.Errorf("the agent was told %q", got)
 	}
 
-	c.run(t, chromedp.Click(`//a[text()="see the changes"]`), chromedp.WaitVisible("pre.diff"))
+	c.run(t, chromedp.Click(`//a[text()="See the changes"]`), chromedp.WaitVisible("pre.diff"))
 	c.accessible(t, "the changes", checker)
 	for _, wrong := range c.wrong {
 		t.Error(wrong)

@@ -18,7 +18,7 @@ import (
 var files embed.FS
 
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
-	"when":  func(t time.Time) string { return t.Local().Format(time.DateTime) },
+	"when":  when,
 	"since": since,
 	"http":  httpOnly,
 	"lines": func(s string) []diffLine { return diffLines(s) },
@@ -92,13 +92,9 @@ func (s *Site) rows(w http.ResponseWriter, r *http.Request) {
 
 // A podPage is what a pod's page shows.
 type podPage struct {
-	Pod
-	Home    string // URL of the list
-	Own     string // of the agent's own pages
-	Summary podapi.Summary
-	Silent  string // why there is no summary
-	Work    Work
-	WorkErr string
+	known
+	Home string // URL of the list
+	Own  string // of the agent's own pages
 	past
 	LastSeen int64 // the id of the last of all events
 	Old      bool  // the events are earlier ones
@@ -118,20 +114,7 @@ func (s *Site) gather(r *http.Request) (podPage, bool) {
 	if !ok {
 		return podPage{}, false
 	}
-	page := podPage{Pod: p, Home: s.base() + "/pods/", Own: s.podBase(p.Name+ofAgent) + "/"}
-	if p.Runs {
-		c, err := s.cfg.Pods.Control(p.Name)
-		if err == nil {
-			page.Summary, err = c.Summary(r.Context())
-		}
-		if err != nil {
-			page.Silent = err.Error()
-		}
-	}
-	var err error
-	if page.Work, err = s.cfg.Pods.Work(r.Context(), p.Name); err != nil {
-		page.WorkErr = err.Error()
-	}
+	page := podPage{known: s.know(r.Context(), p), Home: s.base() + "/pods/", Own: s.podBase(p.Name+ofAgent) + "/"}
 	return page, true
 }
 

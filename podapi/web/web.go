@@ -35,6 +35,13 @@ type Pod struct {
 	Labeler     string
 	Started     time.Time
 	Blocked     []Block
+	Place       int // in the queue, from 1
+	Choices     []string
+	Checked     string // what became of a run of its checks
+	Container   string // the pod's name as podman has it, "" for none
+	Note        string // about an order
+	Trouble     string // why the rest may be old
+	Open        bool   // it reaches every public host
 	// Runs says that there is a pod-api to ask.
 	Runs bool
 }
