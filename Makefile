@@ -83,11 +83,12 @@ demo-down: ## remove all that make demo made
 	@go run $(GOTAGS) ./cmd/internal/demo down </dev/null
 
 .PHONY: bench
-bench: install images build ## the speed of the whole program, the git cache and the forward proxy, beside baselines (about 12 min)
+bench: install images build ## the speed of the whole program, the git cache, the proxies and the pages, beside baselines (about 16 min)
 	@.ci/install bench </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./mirror/cache </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./pods/egress ./pods/gate </dev/null
-	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -benchtime 200x -timeout 20m ./cmd/devaipod-pod </dev/null
+	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench 'Control$$' -benchtime 200x -timeout 20m ./cmd/devaipod-pod </dev/null
+	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench 'Pages|Rest|Event' -benchtime 1x -timeout 20m ./cmd/devaipod-pod ./podapi/web </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./cmd/internal/testkit </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./cmd/devaipod </dev/null
 

@@ -36,7 +36,7 @@ func (c *chromium) note(format string, a ...any) {
 	c.wrong = append(c.wrong, fmt.Sprintf(format, a...))
 }
 
-func startChromium(t *testing.T) *chromium {
+func startChromium(t testing.TB) *chromium {
 	t.Helper()
 	program, err := exec.LookPath("chromium")
 	if err != nil {
@@ -76,7 +76,7 @@ func (c *chromium) hear(ev any) {
 // patience is how long a page may take for one thing.
 const patience = 30 * time.Second
 
-func (c *chromium) run(t *testing.T, actions ...chromedp.Action[chromedp.Void]) {
+func (c *chromium) run(t testing.TB, actions ...chromedp.Action[chromedp.Void]) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(c, patience)
 	defer cancel()
@@ -97,7 +97,7 @@ func (c *chromium) text() string {
 }
 
 // value is a script's result.
-func value[T any](t *testing.T, c *chromium, script string) T {
+func value[T any](t testing.TB, c *chromium, script string) T {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(c, patience)
 	defer cancel()
@@ -109,7 +109,7 @@ func value[T any](t *testing.T, c *chromium, script string) T {
 }
 
 // sees waits until a script's result is true.
-func (c *chromium) sees(t *testing.T, what, script string) {
+func (c *chromium) sees(t testing.TB, what, script string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(c, patience)
 	defer cancel()

@@ -100,7 +100,7 @@ func (w *world) Unpushed(context.Context, string) (int, error) { return len(w.wo
 
 func (w *world) Retry(string) error { return w.agent.Send(context.Background(), "RETRY") }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	w := &world{
