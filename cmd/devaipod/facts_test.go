@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/podapi/web"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
@@ -179,4 +182,22 @@ func ignoreCode(err error, a *app) error {
 		_, err = io.WriteString(a.errOut, err.Error())
 	}
 	return err
+}
+
+// The service's metrics count agents by state, and name none.
+func TestAgentsAreCounted(t *testing.T) {
+	r := prometheus.NewRegistry()
+	r.MustRegister(podCount{func() []reconcile.View {
+		return []reconcile.View{{Issue: "ada/x#1", State: reconcile.Working}, {Issue: "ada/x#2", State: reconcile.Working}, {Issue: "ada/x#3", State: reconcile.Asking}}
+	}})
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(r, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{`devaipod_pods{state="working"} 2`, `devaipod_pods{state="asking"} 1`, `devaipod_pods{state="failed"} 0`} {
+		if !strings.Contains(w.Body.String(), want+"\n") {
+			t.Errorf("no %s in\n%s", want, w.Body)
+		}
+	}
+	if strings.Contains(w.Body.String(), "ada") {
+		t.Errorf("they name a repository:\n%s", w.Body)
+	}
 }

@@ -158,6 +158,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err := s.newLoop(a); err != nil {
 		return nil, err
 	}
+	s.count.MustRegister(podCount{s.loop.Views})
 	return s, s.newSite(a)
 }
 
