@@ -45,10 +45,7 @@ func (s *service) apiHandler() http.Handler {
 	mux.HandleFunc("POST /api/open", s.openPage)
 	const pod = "/api/pods/{owner}/{repo}/{issue}"
 	mux.HandleFunc("GET "+pod, s.keyed(func(w http.ResponseWriter, _ *http.Request, k reconcile.Key) {
-		v, ok := s.loop.View(k)
-		if !ok {
-			v, ok = s.goneOf(k)
-		}
+		v, ok := s.view(k)
 		if !ok {
 			http.Error(w, "no pod and no labeled issue "+k.String(), http.StatusNotFound)
 			return

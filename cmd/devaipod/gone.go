@@ -40,6 +40,14 @@ func (s *service) goneView(account pods.Account) (reconcile.View, bool) {
 	}, true
 }
 
+// view tells of an issue: of its pod, or of one that it had.
+func (s *service) view(k reconcile.Key) (reconcile.View, bool) {
+	if v, ok := s.loop.View(k); ok {
+		return v, true
+	}
+	return s.goneOf(k)
+}
+
 // goneOf tells of one issue; false when nothing is kept of it.
 func (s *service) goneOf(k reconcile.Key) (reconcile.View, bool) {
 	dir := s.pods.manager.UsageDir(pods.Key(k))

@@ -235,7 +235,7 @@ func (p webPods) Diff(ctx context.Context, name string) (string, error) {
 
 // facts answers GET …/facts with what the pod's page tells.
 func (s *service) facts(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
-	v, ok := s.loop.View(k)
+	v, ok := s.view(k)
 	var facts []web.Fact
 	if ok {
 		facts, ok = s.site.Facts(r.Context(), webPods{s}.podName(v))

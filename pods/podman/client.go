@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -78,7 +79,10 @@ func status(err error) int {
 	return 0
 }
 
-func notFound(err error) bool { return status(err) == http.StatusNotFound }
+// notFound is also what podman answers of something that goes away while it looks.
+func notFound(err error) bool {
+	return status(err) == http.StatusNotFound || err != nil && strings.Contains(err.Error(), "does not exist in database")
+}
 func conflict(err error) bool { return status(err) == http.StatusConflict }
 
 // seconds rounds up, for podman's whole-second timeouts.

@@ -64,10 +64,12 @@ func (l *line) next(t *testing.T) string {
 
 func connect(t *testing.T, socket string) *line {
 	t.Helper()
-	c, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var c net.Conn
+	eventually(t, "the agent's socket is listened on", func() bool { // it is there a moment before
+		var err error
+		c, err = net.Dial("unix", socket)
+		return err == nil
+	})
 	t.Cleanup(func() { _ = c.Close() })
 	return &line{c, bufio.NewScanner(c)}
 }
