@@ -28,9 +28,26 @@ func driven(t *testing.T, driver string, command ...string) (p *place, socket st
 	ctx, cancel := context.WithCancel(t.Context())
 	done = p.start(ctx, command...)
 	socket = filepath.Join(p.cfg.SocketDir, podfile.AgentSocket)
-	eventually(t, "the agent's socket is there", func() bool { _, err := os.Stat(socket); return err == nil })
+	eventually(t, "the agent's socket is listened on", func() bool { return listened(t, socket) })
 	t.Cleanup(cancel)
 	return p, socket, done, cancel
+}
+
+// listened tells whether somebody listens on a socket, which is there a moment before:
+// by the flag __SO_ACCEPTCON in /proc/net/unix (proc(5)), since a connection would be
+// one that counts.
+func listened(t *testing.T, socket string) bool {
+	t.Helper()
+	text, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) == 8 && f[7] == socket && f[3] == "00010000" {
+			return true
+		}
+	}
+	return false
 }
 
 func ends(t *testing.T, done <-chan outcome, code int) {
@@ -64,12 +81,10 @@ func (l *line) next(t *testing.T) string {
 
 func connect(t *testing.T, socket string) *line {
 	t.Helper()
-	var c net.Conn
-	eventually(t, "the agent's socket is listened on", func() bool { // it is there a moment before
-		var err error
-		c, err = net.Dial("unix", socket)
-		return err == nil
-	})
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { _ = c.Close() })
 	return &line{c, bufio.NewScanner(c)}
 }
