@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"podapi":           {"podapi"},
 
 	"podapi/command/wire": {},
+	"sshd":                {},
 
 	"pods":           {"pods/backend", "pods/devcontainer", "pods/egress", "pods/image", "pods/podfile", "pods/podman", "pods/usage", "pods/witness", "podapi"},
 	"pods/backend":   {"pods/backend"},
