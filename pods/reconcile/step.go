@@ -150,11 +150,17 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	return l.show(ctx, i, v)
 }
 
+// nothingFor is how long an agent must have ended without a commit before a person is
+// called for that.
+const nothingFor = 5 * time.Second
+
 // hear gives the agent what people said, and else sees to it that they are told what
 // it asks, and to its time.
 func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, o Orders) error {
 	told, err := l.tell(ctx, pod, *v, o)
 	switch {
+	case v.Cause == CauseNothing && !sum.Since.IsZero() && l.elapsed(pod.Key, "since", sum.Since) < nothingFor:
+		v.lookAt(l.cfg.Uptime() + nothingFor) // the forge may be about to show what it pushed
 	case v.State == Asking && !told:
 		v.ask = askName(pod, sum)
 	case v.State == Asking: // it may be answered now
