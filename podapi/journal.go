@@ -429,14 +429,3 @@ func ignoreEnd(err error) error {
 	}
 	return err
 }
-
-// RemoveTranscript removes what is kept in dir.
-func RemoveTranscript(dir string) error {
-	var errs []error
-	for _, name := range []string{TranscriptFile + ".1", TranscriptFile} {
-		if err := os.Remove(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}

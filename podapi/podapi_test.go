@@ -22,6 +22,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/podapi/conform"
+	"codeberg.org/devaipod/devaipod/pods"
 )
 
 // driver is one that notes what it is told.
@@ -296,7 +297,7 @@ func TestAKeptJournalIsBounded(t *testing.T) {
 		t.Errorf("%d are left", len(kept))
 	}
 	for range 2 { // there is nothing the second time
-		if err := podapi.RemoveTranscript(dir); err != nil {
+		if err := pods.RemoveRecords(dir); err != nil {
 			t.Error(err)
 		}
 	}

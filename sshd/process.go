@@ -182,7 +182,7 @@ func (p *process) withPipes(cmd *exec.Cmd) error {
 		return err
 	}
 	go func() {
-		_ = copyTo(in[1], p.stdin())
+		_ = copyTo(in[1], p.Channel)
 		_ = in[1].Close()
 	}()
 	var output sync.WaitGroup
@@ -228,7 +228,7 @@ func (p *process) inTerminal(cmd *exec.Cmd) error {
 	if err != nil {
 		return err
 	}
-	go func() { _ = copyTo(p.tty.master, p.stdin()) }()
+	go func() { _ = copyTo(p.tty.master, p.Channel) }()
 	read := make(chan struct{})
 	go func() {
 		defer close(read)

@@ -2,7 +2,6 @@ package sshd
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -159,6 +158,3 @@ func (s *session) signal(payload []byte) bool {
 func (s *session) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(s.Stderr(), "devaipod: "+format+"\r\n", args...)
 }
-
-// stdin is what the client sends.
-func (s *session) stdin() io.Reader { return s.Channel }

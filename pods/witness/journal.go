@@ -295,14 +295,3 @@ func readLines(path string, each func(line)) error {
 		}
 	}
 }
-
-// Remove removes what is kept in dir.
-func Remove(dir string) error {
-	var errs []error
-	for _, name := range []string{FileName + ".1", FileName} {
-		if err := os.Remove(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/model"
 	"codeberg.org/devaipod/devaipod/pods/witness"
 )
@@ -79,7 +80,7 @@ func TestACommandHasTheResultThatALaterRequestTells(t *testing.T) {
 	if got := kept(t, dir, "two"); got != "make test -> failed=false ok" {
 		t.Error(got)
 	}
-	if err := witness.Remove(dir); err != nil || kept(t, dir, "") != "" {
+	if err := pods.RemoveRecords(dir); err != nil || kept(t, dir, "") != "" {
 		t.Error(err)
 	}
 }
