@@ -114,6 +114,29 @@ func TestWhatIsAskedOtherwiseIsToldToo(t *testing.T) {
 	}
 }
 
+// An agent ends right after its push, which the forge shows a moment later.
+func TestNobodyIsCalledBeforeTheForgeCanShowAPush(t *testing.T) {
+	for name, pushed := range map[string]bool{"it pushed": true, "it did not": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.pass(t)
+			w.summary = reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now, Mark: "m1"}
+			if v := w.pass(t); v.State != reconcile.Working || v.Why != "" || len(w.bells()) != 0 {
+				t.Fatalf("at once: %+v %q", v, w.bells())
+			}
+			want, bells := reconcile.Asking, 1
+			if pushed {
+				w.commits = []reconcile.Commit{{}}
+				want, bells = reconcile.Review, 0
+			}
+			w.now = w.now.Add(6 * time.Second)
+			if v := w.pass(t); v.State != want || len(w.bells()) != bells {
+				t.Errorf("later: %+v %q", v, w.bells())
+			}
+		})
+	}
+}
+
 func TestAnAgentThatIsReadyIsStarting(t *testing.T) {
 	w := newWorld()
 	w.summary = reconcile.Summary{State: reconcile.AgentReady}

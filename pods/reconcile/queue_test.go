@@ -49,7 +49,7 @@ func (w *town) label(repo string) reconcile.Key {
 func (w *town) end(k reconcile.Key) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.sums[k] = reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now}
+	w.sums[k] = reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now.Add(-time.Minute)}
 }
 
 func (w *town) working() (out []reconcile.Key) {

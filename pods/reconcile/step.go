@@ -158,9 +158,11 @@ const nothingFor = 5 * time.Second
 // it asks, and to its time.
 func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, o Orders) error {
 	told, err := l.tell(ctx, pod, *v, o)
+	ended := l.elapsed(pod.Key, "since", sum.Since)
 	switch {
-	case v.Cause == CauseNothing && !sum.Since.IsZero() && l.elapsed(pod.Key, "since", sum.Since) < nothingFor:
-		v.lookAt(l.cfg.Uptime() + nothingFor) // the forge may be about to show what it pushed
+	case v.Cause == CauseNothing && !sum.Since.IsZero() && ended < nothingFor:
+		v.State, v.Cause, v.Why, v.Activity = Working, "", "", "it ended; the forge is about to show what it pushed"
+		v.lookAt(l.cfg.Uptime() + nothingFor - ended)
 	case v.State == Asking && !told:
 		v.ask = askName(pod, sum)
 	case v.State == Asking: // it may be answered now
