@@ -56,6 +56,19 @@ func (c *Client) HasUser(ctx context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
+// SSHKeys are the public keys that an account has put into the forge, each a line as in
+// authorized_keys.
+func (c *Client) SSHKeys(ctx context.Context, user string) (lines []string, err error) {
+	type key struct {
+		Key string `json:"key"`
+	}
+	keys, err := pages[key](ctx, c, call{method: "GET", path: "/users/" + url.PathEscape(user) + "/keys"})
+	for _, k := range keys {
+		lines = append(lines, k.Key)
+	}
+	return lines, err
+}
+
 // CreateUser makes an account, as a site admin.
 func (c *Client) CreateUser(ctx context.Context, u User) error {
 	body := map[string]any{

@@ -246,9 +246,11 @@ func readSpec(dir string) (s Spec, err error) {
 	return s, nil
 }
 
-// specs are those of all pods. With an error they are not all known.
-func (m *Manager) specs() ([]Spec, error) {
-	files, err := filepath.Glob(filepath.Join(m.cfg.StateDir, "p", "*", specFile))
+func (m *Manager) specs() ([]Spec, error) { return Specs(m.cfg.StateDir) }
+
+// Specs are those of all pods of a state directory. With an error they are not all known.
+func Specs(state string) ([]Spec, error) {
+	files, err := filepath.Glob(filepath.Join(state, "p", "*", specFile))
 	if err != nil {
 		return nil, err
 	}

@@ -24,11 +24,16 @@ func (k Key) String() string {
 	return fmt.Sprintf("%s/%s#%d", k.Owner, k.Repo, k.Issue)
 }
 
-// workspaceName begins with a letter, since numbers are issues.
-var workspaceName = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$`)
+// workspaceName begins with a letter, since numbers are issues; by SSH, so is issueName.
+var (
+	workspaceName = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$`)
+	issueName     = regexp.MustCompile(`^issue-[0-9]+$`)
+)
 
 // ValidName tells whether a workspace may be called so.
-func ValidName(name string) bool { return workspaceName.MatchString(name) }
+func ValidName(name string) bool {
+	return workspaceName.MatchString(name) && !issueName.MatchString(name)
+}
 
 // WorkspaceName is what a workspace for a branch is called, "" when it has to be
 // given a name.
@@ -67,6 +72,18 @@ func (k Key) last() string {
 // <instance>-<repository>-<issue>-<hash>, with a workspace's name for the issue.
 func Name(instance string, k Key) string {
 	return fmt.Sprintf("%s-%s-%s-%s", instance, orElse(slug(k.Repo, 24), "repo"), slug(k.last(), 12), id(instance, k)[:6])
+}
+
+// Hosts are what a pod is called by SSH, the shortest first: issue-3, issue-3.repo and
+// issue-3.repo.owner, with a workspace's name for the issue. Only the last is no other
+// pod's. The case of letters says nothing.
+func (k Key) Hosts() []string {
+	first := k.Name
+	if first == "" {
+		first = fmt.Sprintf("issue-%d", k.Issue)
+	}
+	repo := first + "." + strings.ToLower(k.Repo)
+	return []string{first, repo, repo + "." + strings.ToLower(k.Owner)}
 }
 
 // BranchPrefix is what every branch that this issue's agent pushes starts with.

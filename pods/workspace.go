@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/pods/backend"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
@@ -70,7 +71,10 @@ func (m *Manager) Inventory(ctx context.Context, k Key) (found podfile.Work, err
 // by the host, since whoever is inside may write where they like.
 const enteredFile = "entered"
 
-// Enter notes that a person enters the container with these labels, or copies into it,
+// EnterEvery is how often somebody who is in a workspace says so: see [Enter].
+const EnterEvery = time.Minute
+
+// Enter notes that a person is in the container with these labels, or copies into it,
 // when that is a workspace beside an agent.
 func Enter(state, instance string, labels map[string]string) error {
 	k, role, ok := Whose(labels)
@@ -85,6 +89,16 @@ func Enter(state, instance string, labels map[string]string) error {
 func Entered(state, instance string, k Key) bool {
 	_, err := os.Stat(filepath.Join(runDir(state, instance, k), enteredFile))
 	return k.Name != "" || !errors.Is(err, fs.ErrNotExist)
+}
+
+// EnteredAt is when somebody was last in the workspace beside an agent, to [EnterEvery];
+// zero for never.
+func (m *Manager) EnteredAt(k Key) time.Time {
+	info, err := os.Stat(filepath.Join(m.RunDir(k), enteredFile))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
 }
 
 // LeftThere tells what people hold in a workspace and nobody else has. Beside an agent

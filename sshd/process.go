@@ -1,6 +1,7 @@
 package sshd
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -79,12 +80,15 @@ func (p *process) run() {
 
 func (p *process) cmd() *exec.Cmd {
 	u := p.server.cfg.User
-	cmd := &exec.Cmd{Path: u.Shell, Dir: u.Home, Env: p.environment()}
+	cmd := &exec.Cmd{Path: u.Shell, Dir: cmp.Or(u.Dir, u.Home), Env: p.environment()}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if p.command == "" {
-		cmd.Args = []string{"-" + filepath.Base(u.Shell)} // a login shell
-	} else {
-		cmd.Args = []string{filepath.Base(u.Shell), "-c", p.command}
+	switch name := filepath.Base(u.Shell); {
+	case p.command != "":
+		cmd.Args = []string{name, "-c", p.command}
+	case u.Plain:
+		cmd.Args = []string{name}
+	default:
+		cmd.Args = []string{"-" + name} // a login shell
 	}
 	return cmd
 }

@@ -19,8 +19,10 @@ import (
 // Config is what a [Server] is made from.
 type Config struct {
 	HostKey gossh.Signer
-	Keys    Keys
-	User    User
+	// HostCert is shown beside it to clients that trust who signed it; nil for none.
+	HostCert gossh.Signer
+	Keys     Keys
+	User     User
 	// Env is what commands get beside what a login gives them, as "NAME=value".
 	Env []string
 	// Dial opens what a client forwards to; a net.Dialer's when nil. The network is
@@ -75,7 +77,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, failed: map[string]failures{}}
 	s.ssh = &ssh.Server{
 		Version:                  "devaipod",
-		HostSigners:              []ssh.Signer{cfg.HostKey},
+		HostSigners:              cfg.hostKeys(),
 		ConnCallback:             s.arrives,
 		ConnectionFailedCallback: s.turnedAway,
 		ServerConfigCallback:     s.protocol,
@@ -97,6 +99,13 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
+func (cfg Config) hostKeys() []ssh.Signer {
+	if cfg.HostCert != nil {
+		return []ssh.Signer{cfg.HostCert, cfg.HostKey}
+	}
+	return []ssh.Signer{cfg.HostKey}
+}
+
 // Serve takes connections from l until ctx ends, then closes all and waits until
 // their commands were told.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
@@ -106,11 +115,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if ctx.Err() == nil {
 		return err
 	}
+	s.end()
+	return ctx.Err()
+}
+
+// end waits for the sessions; no more begin.
+func (s *Server) end() {
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
 	s.sessions.Wait()
-	return ctx.Err()
 }
 
 // protocol is the ciphers and the like: what is not broken, the fastest first.
@@ -380,6 +394,11 @@ func HostKey(path string) (gossh.Signer, error) {
 // A User is who commands run as: the user of this process.
 type User struct {
 	Name, Home, Shell string
+	// Dir is where commands and shells begin, Home when "".
+	Dir string
+	// Plain shells are no login shells: those forget what an image has put into PATH
+	// (/etc/profile of Debian).
+	Plain bool
 }
 
 // Me finds the user of this process in /etc/passwd. One who is not there, as in many

@@ -27,7 +27,7 @@ const help = `usage: devaipod-pod control [flags]
        devaipod-pod check --commit ID [--within DURATION] [flags]
        devaipod-pod look [--git PATH]
        devaipod-pod relay --listen ADDR --to SOCKET
-       devaipod-pod inventory | dial | login [DIR] | signal MARK NUMBER
+       devaipod-pod inventory | dial | sshd | login [DIR] | signal MARK NUMBER
        devaipod-pod version`
 
 // run does what args say and returns the exit code.
@@ -58,6 +58,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runRelay(ctx, args[1:], stderr, log)
 	case "inventory":
 		err = runInventory(ctx, podfile.WorkspaceDir, podfile.RepoDir, stdout)
+	case "sshd":
+		err = runSSHD(ctx, os.Stdin, os.Stdout, stderr)
 	case "dial":
 		err = runDial(ctx, os.Stdin, stdout)
 	case "login":

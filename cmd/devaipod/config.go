@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,6 +23,7 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/egress"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/usage"
+	"codeberg.org/devaipod/devaipod/sshd"
 )
 
 // config is the whole configuration; docs/devaipod.toml is the commented
@@ -114,6 +116,10 @@ type config struct {
 
 	Notify notifyConfig `mapstructure:"notify"`
 
+	SSH struct {
+		AuthorizedKeys []string `mapstructure:"authorized_keys"`
+	} `mapstructure:"ssh"`
+
 	Check struct {
 		Commands []string      `mapstructure:"commands"`
 		Within   time.Duration `mapstructure:"within"`
@@ -199,11 +205,11 @@ func defaults() map[string]any {
 		"budget.money":            "10",
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
+		"ssh.authorized_keys":     []string{},
 	}
-	maps.Copy(all, imageDefaults())
-	maps.Copy(all, notifyDefaults())
-	maps.Copy(all, checkDefaults())
-	maps.Copy(all, pruneDefaults())
+	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), pruneDefaults()} {
+		maps.Copy(all, more)
+	}
 	return all
 }
 
@@ -495,7 +501,17 @@ func (c config) validateBudget() error {
 		return fmt.Errorf("budget.time = %q: want 0s (no bound) or more", c.Budget.Time)
 	}
 	_, err := c.budget()
-	return errors.Join(err, c.Notify.check())
+	return errors.Join(err, c.Notify.check(), c.validateSSH())
+}
+
+func (c config) validateSSH() error {
+	for _, line := range c.SSH.AuthorizedKeys {
+		rules, err := sshd.ParseKeys([]byte(line))
+		if err != nil || len(rules) != 1 {
+			return fmt.Errorf("ssh.authorized_keys: %q: want a line as in authorized_keys (docs/ssh.md): %w", line, cmp.Or(err, errors.New("it is no key")))
+		}
+	}
+	return nil
 }
 
 func (c config) serviceURL() string { return "http://" + c.Service.Listen }

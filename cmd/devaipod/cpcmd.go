@@ -85,8 +85,12 @@ func (a *app) cp(ctx context.Context, from, to string, agent bool) error {
 	}
 	if out {
 		err = a.cpOut(ctx, p, inPod, to)
-	} else if err = a.enter(ctx, p); err == nil {
-		err = a.cpIn(ctx, p, from, inPod)
+	} else {
+		var leave func()
+		if leave, err = a.enter(ctx, p); err == nil {
+			defer leave()
+			err = a.cpIn(ctx, p, from, inPod)
+		}
 	}
 	if errors.Is(err, podman.ErrNoPath) {
 		if st, e := p.podman.State(ctx, p.container); e == nil && !st.Exists {

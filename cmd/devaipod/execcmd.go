@@ -196,9 +196,11 @@ func (a *app) exec(ctx context.Context, pod string, e execution) error {
 	if err != nil {
 		return err
 	}
-	if err := a.enter(ctx, p); err != nil {
+	leave, err := a.enter(ctx, p)
+	if err != nil {
 		return err
 	}
+	defer leave()
 	// Signals are the command's from here on, and end nothing of ours.
 	ctx = context.WithoutCancel(ctx)
 	signals := make(chan os.Signal, 8)

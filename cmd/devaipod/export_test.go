@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -190,4 +191,27 @@ func (c Chronicle) After(id int64) (all []string, last int64) {
 		all, last = append(all, h.Pod+" "+h.Was+">"+h.State), h.ID
 	}
 	return all, last
+}
+
+// PodByHost finds a pod of a state directory by its name by SSH.
+func PodByHost(state, host string) (string, error) {
+	a := &app{}
+	a.cfg.StateDir, a.cfg.Instance = state, "devaipod"
+	spec, err := a.podByHost(host)
+	return spec.Key.String(), err
+}
+
+// PlainKeys are lines of somebody's keys without all else.
+var PlainKeys = plainKeys
+
+// SSHConfig writes what clients of a state directory's pods need, and returns it.
+func SSHConfig(state string) (config, known string, err error) {
+	a := &app{}
+	a.cfg.StateDir, a.cfg.Instance = state, "devaipod"
+	if err := a.writeSSH(); err != nil {
+		return "", "", err
+	}
+	c, err1 := os.ReadFile(a.sshFile(sshConfig))
+	k, err2 := os.ReadFile(a.sshFile(sshKnown))
+	return string(c), string(k), errors.Join(err1, err2)
 }

@@ -95,6 +95,7 @@ func (p *podPort) List(ctx context.Context) ([]reconcile.Pod, error) {
 			Branch: f.Branch, Base: f.Base, Created: f.Agent.CreatedAt, Started: f.Agent.StartedAt,
 			Whole:   f.Agent.Running && f.Control.Running && f.Workspace.Running && f.Saver.Running,
 			Full:    p.disk.Why(f.Key),
+			Entered: p.manager.EnteredAt(f.Key),
 			Stopped: f.Agent.Exited && f.Control.Exited && f.Workspace.Exited && !f.Saver.Running,
 		}
 		if f.Agent.Exited {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -91,17 +92,32 @@ func (p place) start(ctx context.Context, cmd podman.Command) (*podman.Session, 
 	return s, p.explain(err)
 }
 
-// enter notes that a person works there, so that what they leave is not removed with
-// the pod.
-func (a *app) enter(ctx context.Context, p place) error {
+// enter notes that a person works there until leave is called, so that the pod does not
+// go to sleep under them, and what they leave is not removed with it.
+func (a *app) enter(ctx context.Context, p place) (leave func(), err error) {
 	st, err := p.podman.State(ctx, p.container)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := pods.Enter(a.cfg.StateDir, a.cfg.Instance, st.Labels); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		a.log.Warn("what you leave in the workspace is not kept when its issue's pod is removed", "err", err)
+	say := func() {
+		if err := pods.Enter(a.cfg.StateDir, a.cfg.Instance, st.Labels); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			a.log.Warn("what you leave in the workspace is not kept when its issue's pod is removed", "err", err)
+		}
 	}
-	return nil
+	say()
+	tick := time.NewTicker(pods.EnterEvery)
+	left := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-tick.C:
+				say()
+			case <-left:
+				return
+			}
+		}
+	}()
+	return func() { tick.Stop(); close(left); say() }, nil
 }
 
 // explain says what to do about a container that is not there or does not run.

@@ -266,9 +266,10 @@ func (s *service) openPage(w http.ResponseWriter, r *http.Request) {
 
 func (a *app) openCmd() *cobra.Command {
 	var token bool
+	var editor string
 	cmd := &cobra.Command{
-		Use: "open [ISSUE]", Short: "Open the page of an agent, or of all, in a browser", Args: args(cobra.MaximumNArgs(1)),
-		Long: "Print a link to the page of an issue's agent, or to the list of all, and open it where there\nis a desktop. The link lets a browser in, once, within a minute; it stays logged in then.",
+		Use: "open [POD]", Short: "Open the page of an agent, or of all, in a browser, or a workspace in an editor", Args: args(cobra.MaximumNArgs(1)),
+		Long: "Print a link to the page of an issue's agent, or to the list of all, and open it where there\nis a desktop. The link lets a browser in, once, within a minute; it stays logged in then.\n\nWith --editor it is an editor of this machine that opens the pod's workspace by ssh\n(devaipod ssh-config).",
 		RunE: func(cmd *cobra.Command, rest []string) error {
 			if token {
 				text, err := a.webToken()
@@ -276,6 +277,12 @@ func (a *app) openCmd() *cobra.Command {
 					fmt.Fprintln(a.out, text)
 				}
 				return err
+			}
+			if editor != "" && len(rest) == 0 {
+				return usagef("--editor wants a pod: devaipod open --editor %s owner/repo#3", editor)
+			}
+			if editor != "" {
+				return a.openEditor(cmd.Context(), rest[0], editor)
 			}
 			path := "/api/open"
 			if len(rest) > 0 {
@@ -292,6 +299,7 @@ func (a *app) openCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&token, "token", false, "print the token that the pages' login asks for instead")
+	cmd.Flags().StringVar(&editor, "editor", "", "the `editor` that opens the pod's workspace: "+editorNames())
 	return cmd
 }
 

@@ -339,6 +339,25 @@ func TestEveryStateHasADeadline(t *testing.T) {
 	}
 }
 
+// Whoever is in its workspace, by SSH say, is not put out because the agent waits.
+func TestAPodWithAPersonInItDoesNotGoToSleep(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.summary = reconcile.Summary{State: reconcile.AgentAsking, Since: w.now, Question: "?"}
+	w.pass(t)
+	c := w.config()
+	c.Now = func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now }
+	w.now = w.now.Add(25 * time.Hour)
+	w.pod.Entered = w.now.Add(-time.Hour)
+	if w.with(t, c, func(*reconcile.Loop) {}); w.stopped != 0 {
+		t.Error("it was stopped an hour after somebody was in it")
+	}
+	w.now = w.now.Add(24 * time.Hour)
+	if w.with(t, c, func(*reconcile.Loop) {}); w.stopped != 1 {
+		t.Errorf("stopped %d times a day after somebody was in it", w.stopped)
+	}
+}
+
 func TestAPodThatUsesTooMuchDiskIsStopped(t *testing.T) {
 	w := newWorld()
 	w.pass(t)

@@ -168,6 +168,7 @@ type Pod struct {
 	Whole, Stopped bool
 	Created        time.Time // when its agent's container was made, zero if it is not there
 	Started        time.Time
+	Entered        time.Time // when a person was last in its workspace, to a minute; zero for never
 	// Exit says in words how the agent's container ended, "" while it runs or
 	// when it was stopped by us.
 	Exit string

@@ -221,7 +221,11 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 	if l.cfg.Rest == 0 || sum.Since.IsZero() || v.State == Checking {
 		return nil
 	}
-	if waited := l.elapsed(pod.Key, "since", sum.Since); waited < l.cfg.Rest {
+	waited := l.elapsed(pod.Key, "since", sum.Since)
+	if !pod.Entered.IsZero() { // somebody may be in it
+		waited = min(waited, l.elapsed(pod.Key, "entered", pod.Entered))
+	}
+	if waited < l.cfg.Rest {
 		v.lookAt(l.cfg.Uptime() + l.cfg.Rest - waited)
 		return nil
 	}
