@@ -169,6 +169,7 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 
 // TestMain is a server in a process of its own, for a test that measures it.
 func TestMain(m *testing.M) {
+	sshd.HeedSignals()
 	if os.Getenv("SSHD_TEST_SERVER") == "" {
 		os.Exit(m.Run())
 	}

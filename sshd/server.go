@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gliderlabs/ssh"
@@ -389,6 +391,17 @@ func HostKey(path string) (gossh.Signer, error) {
 		return nil, fmt.Errorf("the host key %s: %w", path, err)
 	}
 	return key, nil
+}
+
+// HeedSignals has this process take signals that it was started to ignore, as nohup has
+// it, without ending by them: what it starts would ignore them as well, and a shell that
+// ignores SIGHUP can't be told of it. A program that serves calls it first.
+func HeedSignals() {
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 }
 
 // A User is who commands run as: the user of this process.

@@ -33,6 +33,7 @@ func runSSHD(ctx context.Context, stdin, stdout *os.File, stderr io.Writer) erro
 	if err != nil {
 		return fmt.Errorf("sshd: %w", err)
 	}
+	sshd.HeedSignals()
 	cfg.User, cfg.Env = workspaceUser(), os.Environ()
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})) // to who connects
 	server, err := sshd.New(cfg)

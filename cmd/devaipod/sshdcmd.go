@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	gossh "golang.org/x/crypto/ssh"
@@ -73,12 +71,7 @@ func (a *app) sshd(ctx context.Context, listen, hostKey string, keys sshd.KeysFi
 		return err
 	}
 	defer l.Close()
-	// What this process ignores, as when nohup started it, commands would ignore too.
-	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
-		if signal.Ignored(sig) {
-			signal.Notify(make(chan os.Signal, 1), sig)
-		}
-	}
+	sshd.HeedSignals()
 	if err := os.Chdir(me.Home); err != nil { // where sftp begins
 		return err
 	}
