@@ -25,6 +25,7 @@ type process struct {
 	command  string // "" for a shell
 	original string // what the client asked for
 	sftp     bool
+	done     chan struct{} // closed when run has returned
 
 	mu   sync.Mutex
 	pid  int        // of the leader of its session, 0 while there is none
@@ -259,21 +260,22 @@ func (p *process) inTerminal(cmd *exec.Cmd) error {
 // before its pipes are closed: one that ends on SIGPIPE does not come to its own end.
 const lastWords = 2 * time.Second
 
-// hangUp tells what runs that nobody is there any more.
+// hangUp tells what runs that nobody is there any more, and hears its last words out: a
+// shell says of what it ran that it was hung up before it comes to its own trap.
 func (p *process) hangUp() {
 	p.mu.Lock()
 	p.gone = true
 	ours := p.open
 	p.mu.Unlock()
-	wait := lastWords
-	if p.signal(syscall.SIGHUP) != nil {
-		wait = 0 // it has ended; others may have its pipes
-	}
-	time.AfterFunc(wait, func() {
-		for _, f := range ours {
-			_ = f.Close()
+	if p.signal(syscall.SIGHUP) == nil { // else it has ended; others may have its pipes
+		select {
+		case <-p.done:
+		case <-time.After(lastWords):
 		}
-	})
+	}
+	for _, f := range ours {
+		_ = f.Close()
+	}
 }
 
 // signal sends a signal to the process and those of its group.

@@ -51,6 +51,7 @@ func (s *Server) session(c *client, ch gossh.NewChannel) {
 		if ok && slices.Contains([]string{"shell", "exec", "subsystem"}, req.Type) {
 			go func() {
 				ses.process.run()
+				close(ses.process.done)
 				_ = channel.Close() // its other end may have gone
 			}()
 		}
@@ -140,7 +141,7 @@ func (s *session) prepare(command, subsystem string) bool {
 			command, subsystem = "", "sftp"
 		}
 	}
-	s.process = &process{session: s, command: command, original: original, sftp: subsystem != ""}
+	s.process = &process{session: s, command: command, original: original, sftp: subsystem != "", done: make(chan struct{})}
 	return true
 }
 
