@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -17,6 +18,8 @@ func (a *app) sshHost(k pods.Key) string {
 	names := k.Hosts()
 	return names[len(names)-1] + a.sshDomain()
 }
+
+var errNoSSHPod = errors.New("there is no pod")
 
 // podByHost finds a pod by what SSH calls it: the whole name, or a shorter one that no
 // other pod of this machine has.
@@ -41,7 +44,7 @@ func (a *app) podByHost(host string) (pods.Spec, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return pods.Spec{}, usagef("there is no pod %s: devaipod list tells which there are, an issue as issue-3.repo.owner%s, a pod of your own as name.repo.owner%s", host, a.sshDomain(), a.sshDomain())
+		return pods.Spec{}, usagef("%w %s: devaipod list tells which there are, an issue as issue-3.repo.owner%s, a pod of your own as name.repo.owner%s", errNoSSHPod, host, a.sshDomain(), a.sshDomain())
 	}
 	slices.Sort(names)
 	return pods.Spec{}, usagef("%s may be any of %s", host, strings.Join(names, ", "))
@@ -56,7 +59,7 @@ func (a *app) podBySSH(ctx context.Context, name string) (pods.Spec, error) {
 			host += a.sshDomain()
 		}
 		spec, err := a.podByHost(host)
-		if err == nil || strings.HasPrefix(name, "issue-") || strings.Contains(name, ".") {
+		if !errors.Is(err, errNoSSHPod) || strings.HasPrefix(name, "issue-") || strings.Contains(name, ".") {
 			return spec, err
 		}
 	}
@@ -70,7 +73,7 @@ func (a *app) podBySSH(ctx context.Context, name string) (pods.Spec, error) {
 	}
 	at := slices.IndexFunc(specs, func(s pods.Spec) bool { return pods.Name(a.cfg.Instance, s.Key) == pods.Name(a.cfg.Instance, k) })
 	if at < 0 {
-		return pods.Spec{}, &exitError{codeFailed, errors.New("there is no pod of " + k.String() + ": devaipod list tells which there are")}
+		return pods.Spec{}, &exitError{codeFailed, fmt.Errorf("%w of %s: devaipod list tells which there are", errNoSSHPod, k)}
 	}
 	return specs[at], nil
 }
