@@ -48,7 +48,7 @@ type Driver struct {
 
 	// Of Run's goroutine alone.
 	own       session         // the task's, once found
-	seen      map[string]bool // what was journaled of the parts
+	seen      map[string]bool // what was journaled of the parts that the last look showed
 	idleSince time.Time       // since when all signals say that the turn is over
 	received  int64           // of the model, when it was seen idle
 	nudged    bool            // an interrupted turn was taken up again
@@ -95,7 +95,7 @@ func New(cfg Config) *Driver {
 		cfg.Computes = func() int64 { return 0 }
 	}
 	podapi.FillTimes(&cfg.Poll, &cfg.Stall, &cfg.Silence, cfg.Setup)
-	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), seen: map[string]bool{}, status: podapi.NewStatus(cfg.Journal), wake: make(chan struct{}, 1)}
+	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), status: podapi.NewStatus(cfg.Journal), wake: make(chan struct{}, 1)}
 	d.answered = time.Now()
 	return d
 }
@@ -364,27 +364,31 @@ func newestID(all []message) string {
 }
 
 // journal notes what is new in the messages: texts that are whole, and tools
-// when they begin and end.
+// when they begin and end. What a look no longer shows is forgotten: it is older than
+// the newest messages. Should it come back, as when a person takes a turn back, the
+// journal knows its marks.
 func (d *Driver) journal(all []message) {
+	shown := map[string]bool{}
 	for _, m := range all {
 		if m.Info.Role != "assistant" {
 			continue
 		}
 		for _, p := range m.Parts {
-			d.journalPart(m, p)
+			d.journalPart(m, p, shown)
 		}
 	}
+	d.seen = shown
 }
 
 // journalPart notes a part once for each of its stages, whatever was noted by a
 // pod-api before this one.
-func (d *Driver) journalPart(m message, p part) {
+func (d *Driver) journalPart(m message, p part, shown map[string]bool) {
 	note := func(stage, kind, text string) {
 		mark := p.ID + " " + stage
 		if text != "" && !d.seen[mark] {
 			d.cfg.Journal.Once(mark, kind, text)
 		}
-		d.seen[mark] = true
+		shown[mark] = true
 	}
 	switch {
 	case p.Type == "text" && m.Info.Time.Completed > 0:

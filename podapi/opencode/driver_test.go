@@ -503,6 +503,51 @@ func TestConnectionsThatAreNeverAnsweredDoNotHoldUpTheStart(t *testing.T) {
 	}
 }
 
+// A long session, of which each look shows the newest messages: all of it is journaled
+// once, also when what was newest is taken back, and no more is remembered of it than
+// is shown.
+func TestALongSessionIsJournaledOnceAndNotRemembered(t *testing.T) {
+	t.Parallel()
+	const shown, looks = 30, 25
+	s := newStub()
+	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+	show := func(from int) {
+		var all []string
+		for n := from; n < from+shown; n++ {
+			all = append(all, fmt.Sprintf(`{"info":{"id":"m%04d","role":"assistant","finish":"tool-calls","time":{"completed":1}},"parts":[{"id":"p%d","type":"text","text":"step %d"}]}`, n, n, n))
+		}
+		s.set(`[`+strings.Join(all, ",")+`]`, busy, "[]", 0)
+	}
+	var d *opencode.Driver
+	t.Run("driven", func(t *testing.T) {
+		show(0)
+		d = run(t, s)
+		for n := range looks {
+			show(n * shown)
+			wait(t, d, "journaled", func(podapi.Summary) bool { return s.journal.Has(fmt.Sprintf("p%d whole", (n+1)*shown-1)) })
+		}
+		show(shown)
+		wait(t, d, "back", func(sum podapi.Summary) bool { return sum.Message == fmt.Sprint("step ", 2*shown-1) })
+		show((looks - 1) * shown)
+		wait(t, d, "where it was", func(sum podapi.Summary) bool { return sum.Message == fmt.Sprint("step ", looks*shown-1) })
+	})
+	told := map[string]int{}
+	events, _ := s.journal.After(0)
+	for _, ev := range events {
+		if ev.Type == podapi.EventText {
+			told[ev.Text]++
+		}
+	}
+	for n := range looks * shown {
+		if text := fmt.Sprint("step ", n); told[text] != 1 {
+			t.Errorf("%q was told %d times", text, told[text])
+		}
+	}
+	if n := d.Seen(); n > shown {
+		t.Errorf("%d parts are remembered, of %d that are shown", n, shown)
+	}
+}
+
 // What answers in the agent's container may be anything.
 func TestAnswersThatAreTooLargeOrNoneAreNotTaken(t *testing.T) {
 	for name, answer := range map[string]http.HandlerFunc{
