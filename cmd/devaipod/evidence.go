@@ -108,6 +108,19 @@ func (p *podPort) Note(ctx context.Context, k reconcile.Key, ev reconcile.Eviden
 	return keepJSON(file, n)
 }
 
+// Left implements [reconcile.Pods].
+func (p *podPort) Left(_ context.Context, k reconcile.Key) (string, error) {
+	spec, err := p.manager.Spec(pods.Key(k))
+	if err != nil {
+		return "", err
+	}
+	n, err := newestIn(p.manager.UsageDir(pods.Key(k)), func(n note) bool { return n.LabelID == spec.Pin.EventID })
+	if n == nil {
+		return "", err
+	}
+	return n.Commit, nil
+}
+
 func readNote(file string) (n note, err error) {
 	text, err := os.ReadFile(file)
 	if err == nil {
@@ -123,6 +136,11 @@ func (a *app) newestNote(ctx context.Context, k reconcile.Key) (*note, error) {
 	if err != nil || dir == "" {
 		return nil, err
 	}
+	return newestIn(dir, func(note) bool { return true })
+}
+
+// newestIn is the newest that is kept in an issue's directory, of those that are meant.
+func newestIn(dir string, meant func(note) bool) (*note, error) {
 	files, err := filepath.Glob(filepath.Join(dir, pods.EvidenceFolder, "*.json"))
 	if err != nil {
 		return nil, err
@@ -133,7 +151,9 @@ func (a *app) newestNote(ctx context.Context, k reconcile.Key) (*note, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", file, err)
 		}
-		all = append(all, n)
+		if meant(n) {
+			all = append(all, n)
+		}
 	}
 	if len(all) == 0 {
 		return nil, nil

@@ -237,6 +237,21 @@ func TestAPodAPIThatWasStartedAgainDoesNotPromptTwice(t *testing.T) {
 	}
 }
 
+// It does not seem to work before it is known that the turn was over long ago.
+func TestAPodAPIThatWasStartedAgainFindsATurnThatWasOver(t *testing.T) {
+	t.Parallel()
+	s := newStub()
+	s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+	s.set(`[`+userTurn+`,{"info":{"id":"m2","role":"assistant","finish":"stop","time":{"completed":1}},"parts":[{"id":"p","type":"text","text":"did it"}]}]`, "{}", "[]", 0)
+	wait(t, run(t, s), "done", state(podapi.Done))
+	events, _ := s.journal.After(0)
+	for _, ev := range events {
+		if ev.Type == podapi.EventState && ev.Text != "done" {
+			t.Errorf("it was %s", ev.Text)
+		}
+	}
+}
+
 func TestHowATurnCanEndOtherwise(t *testing.T) {
 	for name, tt := range map[string]struct {
 		messages, status, asked string

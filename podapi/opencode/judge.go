@@ -31,6 +31,9 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 		if time.Since(d.idleSince) >= podapi.Settle {
 			return d.over(ctx, sum, all)
 		}
+		if d.status.Get().State == podapi.Starting { // a turn that was over before we were here is not at work
+			sum.State = podapi.Starting
+		}
 		d.status.Set(sum)
 		return nil
 	}

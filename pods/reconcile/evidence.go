@@ -128,9 +128,16 @@ func (l *Loop) evidence(ctx context.Context, pod Pod, v *View, pull Pull, sum Su
 		return ev, fmt.Errorf("asking for the status of %.10s of %s: %w", commit, v.Key, err)
 	}
 	v.Checked = fmt.Sprintf("own run: %s; CI: %s", ev.Check.State, ev.CI.State)
-	pending := ev.CI.State == CIPending
+	pending, running := ev.CI.State == CIPending, ev.Check.State == CheckRunning
+	if running && !pull.Draft { // it is checked once more: nothing is kept of its check any more, or was ever
+		left, err := l.cfg.Pods.Left(ctx, pod.Key)
+		if err != nil {
+			return ev, fmt.Errorf("reading with what pull request %d of %s left draft: %w", pull.Number, v.Key, err)
+		}
+		running = left != "" && left != commit
+	}
 	switch {
-	case ev.Check.State == CheckRunning:
+	case running:
 		v.State, v.Activity = Checking, "runs the repository's checks on "+short(commit)
 	case pending && pull.Draft && l.elapsed(pod.Key, "pending "+commit, since(sum, pod)) < l.cfg.CIWait:
 		v.State, v.Activity = Checking, "waits for CI on "+short(commit)

@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,47 @@ func TestAPullRequestIsADraftWhileItsCommitIsChecked(t *testing.T) {
 	has(t, w.text.Body, "In the agent's own words:\n\n> All tests passed.\n", "on fedcba9876, in a fresh clone: **passed**", "`make test` exit code 0, 12 s", "**CI**: none")
 	if ev := w.noted[0]; ev.Commit != "fedcba9876543210" || ev.Check.State != reconcile.CheckPassed || ev.Files != 1 || ev.Summary != "All tests passed." {
 		t.Errorf("%+v", ev)
+	}
+}
+
+// What has left draft stays out of it while nothing of the work has changed: when the
+// pod's processes are started again, as after an upgrade, and when the same commit is
+// checked once more, also one that left draft when no evidence was kept yet.
+func TestAPullRequestThatIsReadyStaysSo(t *testing.T) {
+	ready := func(t *testing.T) *world {
+		t.Helper()
+		w := doneWorld(t)
+		w.check.State = reconcile.CheckPassed
+		if w.pass(t); w.text.Draft || len(w.noted) != 1 {
+			t.Fatalf("draft=%t, noted %v", w.text.Draft, w.noted)
+		}
+		return w
+	}
+	for name, tt := range map[string]struct {
+		happens func(w *world)
+		state   reconcile.State
+		draft   bool
+	}{
+		"started again":                {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentStarting} }, reconcile.Starting, false},
+		"not up yet":                   {func(w *world) { w.sumErr, w.pod.Started = errors.New("no answer"), w.now }, reconcile.Starting, false},
+		"checked again":                {func(w *world) { w.check.State = reconcile.CheckRunning }, reconcile.Review, false},
+		"checked for the first time":   {func(w *world) { w.check.State, w.noted = reconcile.CheckRunning, nil }, reconcile.Review, false},
+		"another commit":               {func(w *world) { w.check.State, w.commits = reconcile.CheckRunning, w.commits[:1] }, reconcile.Checking, true},
+		"another commit, of old times": {func(w *world) { w.check.State, w.noted[0].Commit = reconcile.CheckRunning, "0123" }, reconcile.Checking, true},
+		"at work again":                {func(w *world) { w.summary = reconcile.Summary{State: reconcile.AgentWorking} }, reconcile.Working, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := ready(t)
+			tt.happens(w)
+			before := len(w.noted)
+			if v := w.pass(t); v.State != tt.state || w.text.Draft != tt.draft || len(w.noted) != before || len(w.asked) != 1 {
+				t.Errorf("%+v, draft=%t, noted %v, asked %v", v, w.text.Draft, w.noted, w.asked)
+			}
+			w.summary, w.sumErr, w.check.State = reconcile.Summary{State: reconcile.AgentIdleWithWork, Since: w.now}, nil, reconcile.CheckPassed
+			if v := w.pass(t); v.State != reconcile.Review || w.text.Draft || w.noted[len(w.noted)-1].Commit != w.commits[len(w.commits)-1].SHA {
+				t.Errorf("in the end %+v, draft=%t, noted %v", v, w.text.Draft, w.noted)
+			}
+		})
 	}
 }
 

@@ -284,6 +284,9 @@ type Pods interface {
 	// Note keeps the evidence that a pull request leaves draft with, beyond the pod. Of
 	// one that is no draft any more it keeps what is not kept yet.
 	Note(ctx context.Context, k Key, ev Evidence) error
+	// Left tells the commit with which the pull request left draft last since the pod's
+	// label was put on, "" when nothing is kept of one.
+	Left(ctx context.Context, k Key) (commit string, err error)
 	// Tell gives the agent what somebody said in a comment. What it was told before,
 	// by the comment's id, it is not told again.
 	Tell(ctx context.Context, k Key, comment int64, text string) error

@@ -357,7 +357,8 @@ func (l *Loop) pull(ctx context.Context, pod Pod) (Pull, error) {
 // propose opens the pull request or brings it up to date: a draft until the
 // agent is done and there is evidence. The labeler is asked for a review before it
 // stops being a draft, and the evidence is kept, so that a kill between them does
-// both again instead of never.
+// both again instead of never. One that has left draft stays so until its agent works
+// again, or another commit is there.
 func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull, sum Summary, commits []Commit) (View, error) {
 	v.Title = i.Title
 	if pull.Number == 0 {
@@ -370,6 +371,9 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 		pull, v.Pull, v.PullRequest = opened, opened.Number, opened.URL
 		l.cfg.Log.Info("pull request opened", "issue", i.Key.String(), "pull", pull.Number)
 	}
+	if v.State == Starting && !pull.Draft { // what its agent does is not known yet
+		return v, nil
+	}
 	changes, err := l.cfg.Forge.Changes(ctx, i.Key, pull.Number)
 	if err != nil {
 		return v, err
@@ -380,7 +384,7 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 			return v, err
 		}
 	}
-	if v.State == Review {
+	if v.State == Review && ev.Check.State != CheckRunning {
 		err := l.cfg.Pods.Note(ctx, pod.Key, *ev)
 		if err == nil && pull.Draft {
 			err = l.requestReview(ctx, i, pod, pull)

@@ -304,6 +304,14 @@ func (w *world) Note(_ context.Context, _ reconcile.Key, ev reconcile.Evidence) 
 	w.noted = append(w.noted, ev)
 	return nil
 }
+func (w *world) Left(context.Context, reconcile.Key) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.noted) == 0 {
+		return "", nil
+	}
+	return w.noted[len(w.noted)-1].Commit, nil
+}
 func (w *world) RequestReview(_ context.Context, _ reconcile.Key, _ int64, user string) error {
 	if err := w.up(); err != nil {
 		return err
