@@ -450,6 +450,8 @@ func (c *crowd) Seen(context.Context, reconcile.Key) (reconcile.Seen, error) {
 	return reconcile.Seen{}, nil
 }
 func (c *crowd) Left(context.Context, reconcile.Key) (string, error)           { return "", nil }
+func (c *crowd) Heed(reconcile.Key, int64) error                               { return nil }
+func (c *crowd) Heeded(reconcile.Key) (int64, error)                           { return 0, nil }
 func (c *crowd) Note(context.Context, reconcile.Key, reconcile.Evidence) error { return nil }
 func (c *crowd) Tell(context.Context, reconcile.Key, int64, string) error      { return nil }
 func (c *crowd) Steer(context.Context, reconcile.Key, reconcile.Orders) (reconcile.Steered, error) {

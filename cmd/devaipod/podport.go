@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -214,6 +215,28 @@ func (p *podPort) Tell(ctx context.Context, k reconcile.Key, comment int64, text
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	return p.control(k).Tell(ctx, fmt.Sprintf("comment %d", comment), text)
+}
+
+// heededFile is where a pod's run directory tells which comment's /retry was seen to.
+func (p *podPort) heededFile(k reconcile.Key) string {
+	return filepath.Join(p.manager.RunDir(pods.Key(k)), "heeded")
+}
+
+// Heed implements [reconcile.Pods].
+func (p *podPort) Heed(k reconcile.Key, comment int64) error {
+	return podfile.Replace(p.heededFile(k), []byte(strconv.FormatInt(comment, 10)))
+}
+
+// Heeded implements [reconcile.Pods].
+func (p *podPort) Heeded(k reconcile.Key) (int64, error) {
+	b, err := os.ReadFile(p.heededFile(k))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(string(b), 10, 64)
 }
 
 // keepFile is where a task is kept that may start and has not yet.

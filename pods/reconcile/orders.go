@@ -137,6 +137,41 @@ func (l *Loop) retries(k Key, pod Pod, o Orders) (Said, bool) {
 	return o.Retry, o.Retry.ID != 0 && o.Retry.At.After(pod.TriggerAt) && !l.told[k][o.Retry.ID]
 }
 
+// ordersFor are an issue's, for its pod.
+func (l *Loop) ordersFor(ctx context.Context, i Issue, pod Pod) (Orders, error) {
+	o, err := l.orders(ctx, i)
+	if err == nil {
+		err = l.heeded(i.Key, pod, o)
+	}
+	return o, err
+}
+
+// heeded knows of a /retry that was seen to before this process was there.
+func (l *Loop) heeded(k Key, pod Pod, o Orders) error {
+	if _, wanted := l.retries(k, pod, Orders{Retry: o.Retry}); !wanted || o.Retry.ID == 0 {
+		return nil
+	}
+	last, err := l.cfg.Pods.Heeded(pod.Key)
+	if err != nil {
+		return fmt.Errorf("reading which /retry on %s was seen to: %w", k, err)
+	}
+	if o.Retry.ID <= last {
+		l.noteTold(k, o.Retry)
+	}
+	return nil
+}
+
+// heed notes that what asked for another try was seen to, also for the next process.
+func (l *Loop) heed(k Key, pod Pod, s Said) error {
+	if s.ID > 0 { // a comment; the button is forgotten with the process
+		if err := l.cfg.Pods.Heed(pod.Key, s.ID); err != nil {
+			return fmt.Errorf("keeping which /retry on %s was seen to: %w", k, err)
+		}
+	}
+	l.noteTold(k, s)
+	return nil
+}
+
 // wakes tells whether orders wake a pod that rests in a state. One that is to try again
 // may end by itself as often as a new one.
 func (l *Loop) wakes(i Issue, pod Pod, state State, steered Steered, o Orders) bool {
@@ -156,10 +191,14 @@ func (l *Loop) tell(ctx context.Context, pod Pod, v View, o Orders) (told bool, 
 	if retry, wanted := l.retries(v.Key, pod, o); wanted {
 		switch {
 		case v.State == Working: // at it
-			l.noteTold(v.Key, retry)
+			if err := l.heed(v.Key, pod, retry); err != nil {
+				return false, err
+			}
 		case v.Cause == CauseDied || v.Cause == CauseUnreachable: // it is stopped, and woken then
 		case v.State == Failed, v.State == Asking:
-			err = l.tellOne(ctx, pod, v, retry)
+			if err = l.tellOne(ctx, pod, v, retry); err == nil {
+				err = l.heed(v.Key, pod, retry)
+			}
 			return err == nil, err
 		}
 	}

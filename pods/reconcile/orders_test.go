@@ -254,3 +254,40 @@ func TestAPodIsWokenToTryAgain(t *testing.T) {
 		}
 	}
 }
+
+// A /retry that was seen to wakes nothing once more, also when the service was started
+// again since: neither one that was told nor one that came while the agent was at it.
+// The next one does.
+func TestAnOldOrderToTryAgainIsNotSeenToAgain(t *testing.T) {
+	failed := reconcile.Summary{State: reconcile.AgentFailed, Error: "no key"}
+	for name, first := range map[string]reconcile.Summary{"it had failed": failed, "it was at work": {State: reconcile.AgentWorking}} {
+		w := newWorld()
+		w.pass(t)
+		w.summary = first
+		w.comments = []reconcile.Comment{{ID: 5, Author: "ann", Body: "/retry", Updated: w.now.Add(time.Minute)}}
+		w.now = w.now.Add(2 * time.Minute)
+		w.pass(t)
+		told := len(w.told)
+		if told > 1 || (told == 1) != (first.State == reconcile.AgentFailed) {
+			t.Errorf("%s: told %q", name, w.told)
+		}
+		// It fails, and is asked nothing more; then it rests.
+		w.summary = failed
+		w.summary.Since = w.now
+		if w.pass(t); len(w.told) != told {
+			t.Errorf("%s: told %q after a restart", name, w.told)
+		}
+		w.now = w.now.Add(25 * time.Hour)
+		w.issue.Labels = append(w.issue.Labels, "agent/failed")
+		if w.pass(t); w.stopped != 1 {
+			t.Fatalf("%s: stopped %d times", name, w.stopped)
+		}
+		if v := w.pass(t); w.resumed != 0 || !v.Resting || v.State != reconcile.Failed || len(w.told) != told {
+			t.Errorf("%s: %+v, resumed %d times, told %q", name, v, w.resumed, w.told)
+		}
+		w.comments = append(w.comments, reconcile.Comment{ID: 6, Author: "ann", Body: "/retry", Updated: w.now})
+		if w.pass(t); w.resumed != 1 || len(w.told) != told+1 {
+			t.Errorf("%s: by another comment resumed %d times, told %q", name, w.resumed, w.told)
+		}
+	}
+}

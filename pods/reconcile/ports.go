@@ -284,6 +284,10 @@ type Pods interface {
 	// Note keeps the evidence that a pull request leaves draft with, beyond the pod. Of
 	// one that is no draft any more it keeps what is not kept yet.
 	Note(ctx context.Context, k Key, ev Evidence) error
+	// Heed keeps, with the pod, which comment asked for another try last and was seen to;
+	// Heeded tells it, 0 for none.
+	Heed(k Key, comment int64) error
+	Heeded(k Key) (comment int64, err error)
 	// Left tells the commit with which the pull request left draft last since the pod's
 	// label was put on, "" when nothing is kept of one.
 	Left(ctx context.Context, k Key) (commit string, err error)

@@ -106,7 +106,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
 		return l.show(ctx, i, v)
 	}
-	orders, err := l.orders(ctx, i)
+	orders, err := l.ordersFor(ctx, i, pod)
 	if err != nil {
 		return err
 	}

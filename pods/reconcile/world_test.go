@@ -65,6 +65,7 @@ type world struct {
 	seen     reconcile.Seen
 	ci       reconcile.CI
 	noted    []reconcile.Evidence
+	heeded   int64
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -303,6 +304,17 @@ func (w *world) Note(_ context.Context, _ reconcile.Key, ev reconcile.Evidence) 
 	defer w.mu.Unlock()
 	w.noted = append(w.noted, ev)
 	return nil
+}
+func (w *world) Heed(_ reconcile.Key, comment int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heeded = comment
+	return nil
+}
+func (w *world) Heeded(reconcile.Key) (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.heeded, nil
 }
 func (w *world) Left(context.Context, reconcile.Key) (string, error) {
 	w.mu.Lock()
