@@ -127,7 +127,7 @@ func newDriver(p paths, file *podfile.File, g *gate.Gate, computes func() int64,
 	case "", podfile.DriverOpencode:
 		return opencode.New(opencode.Config{
 			Socket: socket, Dir: p.repo, Key: task.Key, Prompt: task.Prompt, Stall: task.Stall, Setup: task.Setup,
-			Traffic: traffic, Computes: computes, Journal: journal, Log: log,
+			Answers: filepath.Join(p.service, podfile.AnswersName), Replace: podfile.Replace, Traffic: traffic, Computes: computes, Journal: journal, Log: log,
 		}), nil
 	case podfile.DriverACP:
 		return acp.New(acp.Config{Socket: socket, Dir: p.repo, Book: book(), Ask: file.Ask, Stall: task.Stall, Setup: task.Setup, Traffic: traffic, Computes: computes, Journal: journal, Log: log}), nil

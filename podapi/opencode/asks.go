@@ -3,10 +3,14 @@ package opencode
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -60,6 +64,7 @@ type asked struct {
 const (
 	maxChoices  = 20
 	maxQuestion = 4 << 10 // bytes
+	maxID       = 200     // bytes
 )
 
 // permissions are the answers to one.
@@ -234,26 +239,55 @@ func (d *Driver) answer(ctx context.Context, session, text string) (bool, error)
 	return err == nil, err
 }
 
-// gathered are answers to the first of several questions that are answered together.
-// Those of a control that was started again are asked for anew.
+// gathered are answers to the first of several questions that are answered together;
+// opencode is told all of them at once.
 type gathered struct {
-	mu      sync.Mutex
-	id      string
-	answers [][]string
+	path    string
+	replace func(path string, data []byte) error
+	log     *slog.Logger
+
+	mu   sync.Mutex
+	page struct {
+		ID      string     `json:"id"`
+		Answers [][]string `json:"answers"`
+	}
+}
+
+// open reads those that a control before this one was given.
+func (g *gathered) open() {
+	text, err := os.ReadFile(g.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &g.page)
+	}
+	if err != nil {
+		g.page.ID = ""
+		g.log.Error("what was answered before can't be read; it is asked anew", "err", err)
+	}
 }
 
 // of are those to an id.
 func (g *gathered) of(id string) [][]string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.id != id {
+	if g.page.ID != podapi.Clip(id, maxID) {
 		return nil
 	}
-	return slices.Clone(g.answers)
+	return slices.Clone(g.page.Answers)
 }
 
+// keep keeps them. The work goes on where that fails: it is for a restart alone.
 func (g *gathered) keep(id string, answers [][]string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.id, g.answers = id, answers
+	g.page.ID, g.page.Answers = podapi.Clip(id, maxID), answers
+	text, err := json.Marshal(g.page)
+	if err == nil {
+		err = g.replace(g.path, text)
+	}
+	if err != nil {
+		g.log.Error("an answer is not kept; after a restart it is asked for again", "err", err)
+	}
 }

@@ -2,6 +2,8 @@ package opencode_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -97,6 +99,51 @@ func TestQuestionsThatAreAnsweredTogetherAreAskedOneByOne(t *testing.T) {
 	defer s.mu.Unlock()
 	if len(s.replies) != 1 || !strings.HasSuffix(s.replies[0], `{"answers":[["red"],["large","huge"]]}`) {
 		t.Errorf("%q", s.replies)
+	}
+}
+
+// A control that is started again asks for what was not answered yet.
+func TestAnswersOutliveAControl(t *testing.T) {
+	for name, tt := range map[string]struct {
+		spoil func(file string) error
+		want  string
+	}{
+		"kept":    {func(string) error { return nil }, "Which sizes?"},
+		"spoiled": {func(file string) error { return os.WriteFile(file, []byte(`{"id":"que_1","answers":[["r`), 0o600) }, "Which color?"},
+		"lost":    {os.Remove, "Which color?"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStub()
+			s.answers = filepath.Join(t.TempDir(), "answers.json")
+			s.sessions = []map[string]any{{"id": "ses_1", "title": "ann/hello#3@7"}}
+			s.set(asking, busy, question("que_1", colors, sizes), 0)
+			var second podapi.Summary
+			t.Run("one control", func(t *testing.T) {
+				d := run(t, s)
+				wait(t, d, "asking", state(podapi.Asking))
+				say(t, d, "red")
+				second = wait(t, d, "asking the second", func(sum podapi.Summary) bool { return strings.HasPrefix(sum.Question, "Which sizes?") })
+			})
+			if err := tt.spoil(s.answers); err != nil {
+				t.Fatal(err)
+			}
+			d := run(t, s)
+			again := wait(t, d, "asking", state(podapi.Asking))
+			if !strings.HasPrefix(again.Question, tt.want) || (again.Mark == second.Mark) != (name == "kept") {
+				t.Fatalf("%+v, after %+v", again, second)
+			}
+			if name != "kept" {
+				say(t, d, "red")
+			}
+			say(t, d, "2,3")
+			wait(t, d, "at work", state(podapi.Working))
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if len(s.replies) != 1 || !strings.HasSuffix(s.replies[0], `{"answers":[["red"],["large","huge"]]}`) {
+				t.Errorf("%q", s.replies)
+			}
+		})
 	}
 }
 

@@ -36,7 +36,11 @@ type Config struct {
 	Silence time.Duration
 	// Setup is how long its container may take before it starts opencode.
 	Setup time.Duration
-	Log   *slog.Logger
+	// Answers is a file for the answers to the first of several questions, which
+	// Replace writes.
+	Answers string
+	Replace func(path string, data []byte) error
+	Log     *slog.Logger
 }
 
 // A Driver drives one opencode through one task. It implements podapi.Driver.
@@ -97,6 +101,8 @@ func New(cfg Config) *Driver {
 	podapi.FillTimes(&cfg.Poll, &cfg.Stall, &cfg.Silence, cfg.Setup)
 	d := &Driver{cfg: cfg, api: newAPI(cfg.Socket, cfg.Dir), status: podapi.NewStatus(cfg.Journal), wake: make(chan struct{}, 1)}
 	d.answered = time.Now()
+	d.gathered.path, d.gathered.replace, d.gathered.log = cfg.Answers, cfg.Replace, cfg.Log
+	d.gathered.open()
 	return d
 }
 

@@ -46,6 +46,7 @@ type stub struct {
 	unknown  string                      // a path that it does not know
 	journal  podapi.Journal
 	poll     time.Duration
+	answers  string // a file, "" for one of its own
 }
 
 func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -147,6 +148,8 @@ func drive(t *testing.T, socket string, s *stub) *opencode.Driver {
 			return t
 		},
 		Computes: func() int64 { s.mu.Lock(); defer s.mu.Unlock(); return s.computes },
+		Answers:  cmp.Or(s.answers, filepath.Join(t.TempDir(), "answers.json")),
+		Replace:  func(path string, data []byte) error { return os.WriteFile(path, data, 0o600) },
 		Journal:  &s.journal, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(t.Context())

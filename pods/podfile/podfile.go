@@ -36,6 +36,9 @@ const (
 	FileName = "pod.json"
 	// BookName is where control keeps what it has told an agent that can't be asked.
 	BookName = "agent.json"
+	// AnswersName is where it keeps the answers to the first of several questions that
+	// opencode wants answered together.
+	AnswersName = "answers.json"
 	// UsageDir is where control keeps the account of what the model costs: a
 	// directory of the host that outlives the pod.
 	UsageDir = "/run/usage"
