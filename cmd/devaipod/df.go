@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"text/tabwriter"
@@ -52,7 +51,7 @@ func (a *app) df() error {
 	}
 	costs := []cost{repos, answers, lent, saved}
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(costs)
+		return a.printJSON(costs)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "WHAT\tCOUNT\tSIZE\tWHERE")

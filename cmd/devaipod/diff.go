@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -136,7 +135,7 @@ func (a *app) diffJSON(ctx context.Context, work foundWork, base string, view sa
 		}
 		v.Files = append(v.Files, f)
 	}
-	return json.NewEncoder(a.out).Encode(v)
+	return a.printJSON(v)
 }
 
 // A patchPrinter shows git's output to a person: what could be an order to the

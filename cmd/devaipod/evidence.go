@@ -179,7 +179,7 @@ func (a *app) evidenceCmd() *cobra.Command {
 				return fmt.Errorf("no pull request of %s has left draft yet, or what was kept of it is pruned", k)
 			}
 			if a.asJSON {
-				return json.NewEncoder(a.out).Encode(n)
+				return a.printJSON(n)
 			}
 			return a.printNote(*n)
 		},

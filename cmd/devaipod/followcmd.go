@@ -175,7 +175,7 @@ func (a *app) forgeSync(ctx context.Context, name string) error {
 		return err
 	}
 	if a.asJSON {
-		err = json.NewEncoder(a.out).Encode(views)
+		err = a.printJSON(views)
 	} else {
 		err = a.printFollowed(views)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -154,7 +153,7 @@ func (a *app) adopt(ctx context.Context, creds credentials, name string) error {
 
 func (a *app) tellAdded(repo forge.Repo, info forge.RepoInfo, follows string) error {
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(map[string]string{"repo": repo.String(), "url": info.HTMLURL, "clone_url": info.CloneURL, "follows": follows})
+		return a.printJSON(map[string]string{"repo": repo.String(), "url": info.HTMLURL, "clone_url": info.CloneURL, "follows": follows})
 	}
 	_, err := fmt.Fprintln(a.out, info.HTMLURL)
 	return err

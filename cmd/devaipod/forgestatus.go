@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -56,7 +55,7 @@ func (a *app) forgeStatusCmd() *cobra.Command {
 				return err
 			}
 			if a.asJSON {
-				err = json.NewEncoder(a.out).Encode(st)
+				err = a.printJSON(st)
 			} else {
 				err = a.printForgeStatus(st)
 			}

@@ -243,7 +243,7 @@ func (a *app) eventsEnded(ctx context.Context, err error) error {
 
 func (a *app) printHappening(h happening) error {
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(h)
+		return a.printJSON(h)
 	}
 	what := h.State
 	if h.Was != "" && h.Kind != kindService {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -51,7 +50,7 @@ func (a *app) containerLogs(ctx context.Context, k reconcile.Key, container stri
 
 func (a *app) printEvent(ev podapi.Event) error {
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(ev)
+		return a.printJSON(ev)
 	}
 	_, err := fmt.Fprintf(a.out, "%s  %-6s %s\n", ev.Time.Local().Format(time.TimeOnly), ev.Type, strings.ReplaceAll(plain(ev.Text, 4000), "\n", "\n                 "))
 	return err

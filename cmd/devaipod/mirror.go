@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -82,7 +81,7 @@ func (a *app) mirrorList() error {
 		if all == nil {
 			all = []cache.Entry{}
 		}
-		return json.NewEncoder(a.out).Encode(all)
+		return a.printJSON(all)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "REPOSITORY\tREADERS\tSIZE\tCHECKED\tUSED\tTROUBLE")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -45,7 +44,7 @@ func (a *app) mirrorStatus(ctx context.Context) error {
 		}
 	}
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(values)
+		return a.printJSON(values)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	var keys []string

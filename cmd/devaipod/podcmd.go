@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -70,7 +69,7 @@ func (a *app) printList(views []reconcile.View, own []workspaceView) error {
 		for _, v := range own {
 			all = append(all, v)
 		}
-		return json.NewEncoder(a.out).Encode(all)
+		return a.printJSON(all)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ISSUE\tSTATE\tAGENT\tPULL REQUEST\tTITLE")
@@ -127,7 +126,7 @@ func (a *app) status(ctx context.Context, k reconcile.Key) error {
 		a.step("the evidence can't be told: %s", err)
 	}
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(struct {
+		return a.printJSON(struct {
 			reconcile.View
 			Saved    *savedView `json:"saved,omitempty"`
 			Evidence *note      `json:"evidence,omitempty"`

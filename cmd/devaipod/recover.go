@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -104,7 +103,7 @@ func (a *app) recover(ctx context.Context, work foundWork, r recovery) error {
 		a.step("careful    %s is a link that leads out of the directory", strings.ReplaceAll(plain(link, 300), "\n", " "))
 	}
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(recovered{Dir: dir, Saved: &view})
+		return a.printJSON(recovered{Dir: dir, Saved: &view})
 	}
 	a.step("recovered  %s", work.key)
 	_, err = fmt.Fprintln(a.out, dir)
@@ -124,7 +123,7 @@ func (a *app) bundle(ctx context.Context, work foundWork, file string) error {
 	}
 	a.tell(view)
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(recovered{Bundle: file, Saved: &view})
+		return a.printJSON(recovered{Bundle: file, Saved: &view})
 	}
 	_, err = fmt.Fprintln(a.out, file)
 	return err
@@ -208,7 +207,7 @@ func (a *app) listSaved(ctx context.Context, work foundWork) error {
 		return err
 	}
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(map[string]any{"store": work.Dir(), "used": used, "snapshots": all})
+		return a.printJSON(map[string]any{"store": work.Dir(), "used": used, "snapshots": all})
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "SAVED\tCOMMIT\tBRANCH\tHEAD\tNOT SAVED")

@@ -248,7 +248,7 @@ func (a *app) tellChange(last, v reconcile.View) {
 // outcome turns the last state into the exit code.
 func (a *app) outcome(v reconcile.View) error {
 	if a.asJSON {
-		if err := json.NewEncoder(a.out).Encode(v); err != nil {
+		if err := a.printJSON(v); err != nil {
 			return err
 		}
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -117,7 +116,7 @@ func (a *app) secretList() error {
 		return err
 	}
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(found)
+		return a.printJSON(found)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	for _, s := range found {

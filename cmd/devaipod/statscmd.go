@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -218,7 +217,7 @@ func (s *statistician) tell(err error) {
 
 func (a *app) printStats(found []podStats, again bool) error {
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(found)
+		return a.printJSON(found)
 	}
 	if _, ok := terminal(a.out); ok && again {
 		fmt.Fprint(a.out, "\x1b[H\x1b[2J")

@@ -257,7 +257,7 @@ func (a *app) tellUp(ctx context.Context, k pods.Key, v workspaceView, here stri
 		}
 	}
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(v)
+		return a.printJSON(v)
 	}
 	a.step("up       %s on %s; devaipod attach %s opens a shell", k, plain(v.Branch, 100), k)
 	_, err := fmt.Fprintln(a.out, k)
@@ -321,7 +321,7 @@ func (a *app) workspaceStatus(ctx context.Context, k pods.Key) error {
 		return err
 	}
 	if a.asJSON {
-		return json.NewEncoder(a.out).Encode(v)
+		return a.printJSON(v)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	for _, r := range [][2]string{{"workspace", v.Name}, {"state", v.State}, {"branch", plain(v.Branch, 200)}, {"pod", v.Pod}} {

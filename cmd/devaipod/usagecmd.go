@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -75,7 +74,7 @@ func (a *app) usage(by string) error {
 		if sorted == nil {
 			sorted = []*usageRow{}
 		}
-		return errors.Join(err, json.NewEncoder(a.out).Encode(sorted))
+		return errors.Join(err, a.printJSON(sorted))
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, "%s\trequests\tinput\toutput\tcache\tcost\ttime\t\n", by)
