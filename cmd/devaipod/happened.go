@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,6 +36,8 @@ type happening struct {
 	Was         string    `json:"was,omitempty"`
 	Why         string    `json:"why,omitempty"`
 	PullRequest string    `json:"pull_request,omitempty"`
+	// Ask names what an agent asks, in the one that tells of it first.
+	Ask string `json:"ask,omitempty"`
 }
 
 const (
@@ -99,11 +102,15 @@ func (c *chronicle) rewrite() error {
 	return nil
 }
 
-// add notes a pod's new state, unless it is the one that was noted last.
+// add notes a pod's new state, unless it is the one that was noted last, and each thing
+// that an agent asks.
 func (c *chronicle) add(h happening) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if h.Was = c.state[h.Kind+h.Pod]; h.Was == h.State && h.Kind != kindService {
+	if slices.ContainsFunc(c.all, func(o happening) bool { return o.Pod == h.Pod && o.Ask == h.Ask }) {
+		h.Ask = ""
+	}
+	if h.Was = c.state[h.Kind+h.Pod]; h.Was == h.State && h.Ask == "" && h.Kind != kindService {
 		return
 	}
 	h.ID, h.Time = 1, time.Now()
@@ -153,7 +160,7 @@ func (s *service) tellWorkspace(k pods.Key, state string) {
 
 // tellAgent notes what became of an issue's.
 func (s *service) tellAgent(v reconcile.View) {
-	s.happened.add(happening{Kind: kindAgent, Pod: v.Issue, State: string(v.State), Why: v.Why, PullRequest: v.PullRequest})
+	s.happened.add(happening{Kind: kindAgent, Pod: v.Issue, State: string(v.State), Why: v.Why, PullRequest: v.PullRequest, Ask: v.Ask})
 }
 
 // serveHappened streams lines of JSON.

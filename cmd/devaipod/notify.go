@@ -123,7 +123,7 @@ func (n *notifier) run(ctx context.Context, last int64, err error) {
 				n.log.Error("nobody is notified: which notice was the last can't be noted", "err", err)
 				return
 			}
-			if h.Kind == kindAgent && slices.Contains(n.On, h.State) {
+			if n.wants(h) {
 				n.tell(ctx, h)
 			}
 		}
@@ -132,6 +132,12 @@ func (n *notifier) run(ctx context.Context, last int64, err error) {
 		case <-more:
 		}
 	}
+}
+
+// wants tells whether somebody is to be told. An agent that asks what it asked before,
+// or what is being answered, needs nobody.
+func (n *notifier) wants(h happening) bool {
+	return h.Kind == kindAgent && slices.Contains(n.On, h.State) && (h.State != string(reconcile.Asking) || h.Ask != "")
 }
 
 // last is the id of what was told last, or is not to be told.

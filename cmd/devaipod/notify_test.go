@@ -75,13 +75,13 @@ func TestANoticeIsToldOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first.add(happening{Kind: kindAgent, Pod: "ada/x#1", State: "asking", Why: "long ago"})
+	first.add(happening{Kind: kindAgent, Pod: "ada/x#1", State: "asking", Ask: "ask-1", Why: "long ago"})
 
 	happened, stop := runNotifier(t, dir, cfg)
 	w.fails = 2
 	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "working"})
 	happened.add(happening{Kind: kindWorkspace, Pod: "ada/x@main", State: "asking"})
-	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking", Why: "which\x1b[31m?"})
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking", Ask: "ask-1", Why: "which\x1b[31m?"})
 	got := w.next(t)
 	head, body, _ := strings.Cut(got, "{")
 	var n notice
@@ -95,16 +95,32 @@ func TestANoticeIsToldOnce(t *testing.T) {
 
 	happened, stop = runNotifier(t, dir, cfg)
 	defer func() { stop() }()
-	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking"}) // still
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking", Ask: "ask-1"}) // still
 	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "review", PullRequest: "http://forge.test/p/1"})
 	if got := w.next(t); !strings.Contains(got, `"state":"review"`) || !strings.Contains(got, `"pull_request":"http://forge.test/p/1"`) {
 		t.Errorf("then %s", got)
 	}
 
+	// What it asks behind that is told too, and what it asked before is not.
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking", Ask: "ask-1"})
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking", Ask: "ask-2", Why: "the second"})
+	if got := w.next(t); !strings.Contains(got, "the second") {
+		t.Errorf("then %s", got)
+	}
+	stop()
+	happened, stop = runNotifier(t, dir, cfg)
+	for _, again := range []happening{{State: "asking", Ask: "ask-2"}, {State: "working"}, {State: "asking"}, {State: "asking", Ask: "ask-1"}, {State: "asking", Ask: "ask-2"}, {State: "asking", Ask: "ask-3", Why: "the third"}} {
+		again.Kind, again.Pod = kindAgent, "ada/x#2"
+		happened.add(again)
+	}
+	if got := w.next(t); !strings.Contains(got, "the third") {
+		t.Errorf("then %s", got)
+	}
+
 	// One that is not delivered is given up, and the next one comes.
 	w.fails = notifyTries
-	happened.add(happening{Kind: kindAgent, Pod: "ada/x#3", State: "asking"})
-	happened.add(happening{Kind: kindAgent, Pod: "ada/x#4", State: "asking"})
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#3", State: "asking", Ask: "ask-1"})
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#4", State: "asking", Ask: "ask-1"})
 	if got := w.next(t); !strings.Contains(got, "ada/x#4") {
 		t.Errorf("at last %s", got)
 	}
@@ -143,14 +159,14 @@ func TestANoticeThatMayHaveArrivedIsNotToldAgain(t *testing.T) {
 	}
 	cfg := notifyConfig{URL: w.URL, Format: notifyJSON, On: []string{"asking"}}
 	happened, stop := runNotifier(t, dir, cfg)
-	happened.add(happening{Kind: kindAgent, Pod: "ada/x#1", State: "asking"})
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#1", State: "asking", Ask: "ask-1"})
 	next("ada/x#1")
-	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking"})
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "asking", Ask: "ask-1"})
 	next("ada/x#2")
 	stop() // before there is an answer
 	happened, stop = runNotifier(t, dir, cfg)
 	defer func() { stop() }()
-	happened.add(happening{Kind: kindAgent, Pod: "ada/x#3", State: "asking"})
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#3", State: "asking", Ask: "ask-1"})
 	next("ada/x#3")
 }
 

@@ -64,6 +64,8 @@ func TestAnAskBehindAnotherIsSeen(t *testing.T) {
 	w.summary = wants("per_1")
 	c := w.config()
 	c.Watch = 10 * time.Millisecond
+	var changed []reconcile.View
+	c.Changed = func(v reconcile.View) { changed = append(changed, v) }
 	w.with(t, c, func(*reconcile.Loop) {
 		w.set(func() { w.summary = wants("per_2") })
 		for end := time.Now().Add(20 * time.Second); len(w.bells()) != 2; time.Sleep(5 * time.Millisecond) {
@@ -72,6 +74,9 @@ func TestAnAskBehindAnotherIsSeen(t *testing.T) {
 			}
 		}
 	})
+	if len(changed) != 2 || changed[0].Ask == "" || changed[1].Ask == "" || changed[0].Ask == changed[1].Ask {
+		t.Errorf("the service is told of %+v", changed)
+	}
 }
 
 func TestAnAnswerReachesTheAgentAndRingsNoBell(t *testing.T) {

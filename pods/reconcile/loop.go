@@ -41,8 +41,8 @@ type Config struct {
 	Overlap time.Duration
 	// Harmless takes the force out of text that an agent wrote.
 	Harmless func(string) string
-	// Changed, when not nil, is told of each view whose state is another than before.
-	// It must not call the loop.
+	// Changed, when not nil, is told of each view whose state is another than before, or
+	// that asks another thing. It must not call the loop.
 	Changed func(View)
 	// BranchName is the branch for an issue.
 	BranchName func(issue int64, title string) string
@@ -449,7 +449,7 @@ func (l *Loop) keepView(i Issue, v View) View {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.walk(i.Key, l.views[i.Key].State, v.State)
-	if old, known := l.views[i.Key]; l.cfg.Changed != nil && (!known || old.State != v.State) {
+	if old, known := l.views[i.Key]; l.cfg.Changed != nil && (!known || old.State != v.State || v.Ask != "" && v.Ask != old.Ask) {
 		l.cfg.Changed(v)
 	}
 	l.views[i.Key] = v

@@ -24,14 +24,14 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 	v = l.keepView(i, v)
 	last := l.said[i.Key]
 	body := v.comment(l.cfg.Label, l.cfg.Harmless)
-	rings := v.ask != "" && v.ask != last.ask
+	rings := v.Ask != "" && v.Ask != last.ask
 	if !rings && (body == last.body || !l.mayTell(last, v)) {
 		return nil
 	}
 	say := func() error {
 		err := l.cfg.Forge.Say(ctx, i.Key, "status", body)
 		if err == nil && rings {
-			err = l.cfg.Forge.Say(ctx, i.Key, v.ask, v.bell(l.cfg.Harmless))
+			err = l.cfg.Forge.Say(ctx, i.Key, v.Ask, v.bell(l.cfg.Harmless))
 		}
 		if err != nil {
 			return fmt.Errorf("telling %s on %s: %w", v.State, i.Key, err)
@@ -53,10 +53,10 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 	}); err != nil || !done {
 		return err
 	}
-	if v.ask == "" {
-		v.ask = last.ask
+	if v.Ask == "" {
+		v.Ask = last.ask
 	}
-	l.said[i.Key] = said{body: body, state: v.State, position: v.Position, ask: v.ask, at: l.cfg.Uptime()}
+	l.said[i.Key] = said{body: body, state: v.State, position: v.Position, ask: v.Ask, at: l.cfg.Uptime()}
 	return nil
 }
 

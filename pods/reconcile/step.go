@@ -164,7 +164,7 @@ func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, o Orders
 		v.State, v.Cause, v.Why, v.Activity = Working, "", "", "it ended; the forge is about to show what it pushed"
 		v.lookAt(l.cfg.Uptime() + nothingFor - ended)
 	case v.State == Asking && !told:
-		v.ask = askName(pod, sum)
+		v.Ask = askName(pod, sum)
 	case v.State == Asking: // it may be answered now
 		k := v.Key
 		time.AfterFunc(l.cfg.Watch, func() { l.Kick(k) })

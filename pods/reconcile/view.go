@@ -36,13 +36,15 @@ type View struct {
 	// Trouble is why the rest of it may be old: the last try to look at the issue
 	// failed, and is made again.
 	Trouble string `json:"trouble,omitempty"`
+	// Ask names what a person is to be told that the agent asks: the same for the same
+	// thing, also after a restart; "" for nothing, and while somebody's answer is given to it.
+	Ask string `json:"-"`
 
 	ordered time.Time     // when somebody gave an order last
 	pod     Key           // the pod's, which is another where a repository was renamed
 	until   time.Duration // Uptime at which it has to be looked at again, 0 for never
 	setups  int           // how many of the pod's containers say that their setup went wrong
 	mark    string        // Summary's
-	ask     string        // names what a person is to be told that it asks, "" for nothing
 	// chatty is set in watch when a new activity may be told again.
 	chatty bool
 }
