@@ -47,27 +47,30 @@ func (p *pod) cpuUsed(w http.ResponseWriter, _ *http.Request) {
 }
 
 // The real opencode at a tool that says nothing for longer than it may stall: one that
-// computes is let be, one that does nothing is broken off, and the agent told so.
+// computes is let be, one that does nothing is broken off, and the agent told so. The
+// wall clock jumps meanwhile.
 func TestAToolThatComputesIsNoStall(t *testing.T) {
 	for scenario, tt := range map[string]struct {
+		jumps  time.Duration
 		stalls bool
 		want   string
 	}{
-		"compute": {false, "The tool said: computed"},
-		"sleep":   {true, "aborted"},
+		"compute": {time.Hour, false, "The tool said: computed"},
+		"sleep":   {-time.Hour, true, "aborted"},
 	} {
 		t.Run(scenario, func(t *testing.T) {
 			t.Parallel()
 			p := newPodThatStalls(t, "scenario: "+scenario, 8*time.Second)
 			p.startShim()
-			p.startControl()
-			sum := p.wait("over", func(s podapi.Summary) bool { return done(s) || s.State == podapi.Failed })
+			j := jumping{p, p.startControl(), tt.jumps}
+			sum := j.wait("over", func(s podapi.Summary) bool { return done(s) || s.State == podapi.Failed })
 			if !strings.Contains(sum.Message, tt.want) {
 				t.Errorf("%+v", sum)
 			}
 			if told := strings.Contains(p.events(), "no progress for 8s"); told != tt.stalls {
 				t.Errorf("a stall: %v, want %v; events: %s", told, tt.stalls, p.events())
 			}
+			j.sawJumps()
 		})
 	}
 }

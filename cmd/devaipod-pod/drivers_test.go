@@ -14,6 +14,13 @@ import (
 func newPodWith(t *testing.T, driver, issue string) *pod {
 	t.Helper()
 	p := newPod(t, issue)
+	p.speaks(driver)
+	return p
+}
+
+// speaks sets the driver, before control starts.
+func (p *pod) speaks(driver string) {
+	p.t.Helper()
 	p.driver = driver
 	file, err := podfile.Read(p.path("run"))
 	if err == nil {
@@ -21,9 +28,8 @@ func newPodWith(t *testing.T, driver, issue string) *pod {
 		err = podfile.Write(p.path("run"), file)
 	}
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
-	return p
 }
 
 var opencodeACP = []string{"opencode", "acp"}

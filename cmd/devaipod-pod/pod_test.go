@@ -227,9 +227,10 @@ func (p *pod) serve(model string) {
 
 // A process is one that plays a container.
 type process struct {
-	cmd  *exec.Cmd
-	done chan struct{}
-	code int
+	cmd    *exec.Cmd
+	done   chan struct{}
+	code   int
+	jumped time.Duration // its clock, by jump
 }
 
 // kill is what a container's sudden end is, with sig, and waits for it.
