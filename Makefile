@@ -87,6 +87,7 @@ bench: install images build ## the speed of the whole program, the git cache, th
 	@.ci/install bench </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./mirror/cache </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./pods/egress ./pods/gate </dev/null
+	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -benchtime 1x -timeout 40m ./sshd </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench 'Control$$' -benchtime 200x -timeout 20m ./cmd/devaipod-pod </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench 'Pages|Rest|Event' -benchtime 1x -timeout 20m ./cmd/devaipod-pod ./podapi/web </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./cmd/internal/testkit </dev/null

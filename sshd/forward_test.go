@@ -62,7 +62,7 @@ func hello(t *testing.T) (port, socket string) {
 }
 
 // freePort is one that nobody listens on now.
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

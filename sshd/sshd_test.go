@@ -44,7 +44,7 @@ func (r *record) Write(p []byte) (int, error) { r.mu.Lock(); defer r.mu.Unlock()
 func (r *record) String() string              { r.mu.Lock(); defer r.mu.Unlock(); return r.b.String() }
 
 // newKey writes a key for clients and returns it with its line.
-func newKey(t *testing.T, path string) (gossh.Signer, string) {
+func newKey(t testing.TB, path string) (gossh.Signer, string) {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -64,7 +64,7 @@ func newKey(t *testing.T, path string) (gossh.Signer, string) {
 	return signer, pub
 }
 
-func write(t *testing.T, path, text string) {
+func write(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

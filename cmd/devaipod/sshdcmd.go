@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	gossh "golang.org/x/crypto/ssh"
@@ -75,6 +76,8 @@ func (a *app) sshd(ctx context.Context, listen, hostKey string, keys sshd.KeysFi
 	if err := os.Chdir(me.Home); err != nil { // where sftp begins
 		return err
 	}
+	// The library allocates each packet that it reads; what lives is little.
+	debug.SetGCPercent(400)
 	fmt.Fprintf(a.out, "ssh -p %d %s@%s\nhost key %s\n", l.Addr().(*net.TCPAddr).Port, me.Name, l.Addr().(*net.TCPAddr).IP, gossh.FingerprintSHA256(key.PublicKey()))
 	if err := server.Serve(ctx, l); !errors.Is(err, context.Canceled) {
 		return err
