@@ -77,9 +77,10 @@ var extensions = []struct{ Name, Version string }{
 	{"expand-path@openssh.com", "1"}, {"copy-data", "1"},
 }
 
-// A layer stands between a client and the library and answers some requests itself,
-// each once all that came before it is answered: what is written is there when
-// fsync or a rename looks at it.
+// A layer stands between a client and the library and answers some requests itself. As
+// with OpenSSH's server each is served once all that came before it is answered, which
+// clients that do not wait rely upon: the library on its own would let two writes of one
+// place, or a write and a setstat, overtake each other.
 type layer struct {
 	channel io.ReadWriteCloser
 	in      *bufio.Reader
@@ -89,6 +90,7 @@ type layer struct {
 	mu      sync.Mutex
 	idle    sync.Cond
 	pending int                 // requests that the library has not answered
+	closed  bool                // it will answer no more
 	out     []byte              // an answer of the library's, as far as it is there
 	opening map[uint32]string   // paths, by request
 	open    map[string]identity // files, by handle
@@ -105,7 +107,13 @@ func newLayer(channel io.ReadWriteCloser) *layer {
 	return l
 }
 
-func (l *layer) Close() error { return l.channel.Close() }
+func (l *layer) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	l.idle.Broadcast()
+	l.mu.Unlock()
+	return l.channel.Close()
+}
 
 // Read gives the library the requests that are for it.
 func (l *layer) Read(p []byte) (int, error) {
@@ -137,6 +145,7 @@ func (l *layer) next() error {
 	if length < 1 || length > maxPacket {
 		return fmt.Errorf("a packet of %d bytes", length)
 	}
+	l.drain()
 	serve := l.servant(kind)
 	if serve == nil && kind != fxpOpen && kind != fxpClose {
 		l.passOn()
@@ -160,7 +169,6 @@ func (l *layer) next() error {
 		l.whole = packet
 		return nil
 	}
-	l.drain()
 	return l.answer(serve(id, body))
 }
 
@@ -236,7 +244,7 @@ func (l *layer) passOn() {
 // drain waits until the library has answered all.
 func (l *layer) drain() {
 	l.mu.Lock()
-	for l.pending > 0 {
+	for l.pending > 0 && !l.closed {
 		l.idle.Wait()
 	}
 	l.mu.Unlock()

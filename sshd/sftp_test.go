@@ -369,6 +369,9 @@ func TestAFullDiskIsSaid(t *testing.T) {
 
 // The requests that tests send by hand.
 const (
+	fxOpen     = 3
+	fxWrite    = 6
+	fxFsetstat = 10
 	fxRemove   = 13
 	fxMkdir    = 14
 	fxRmdir    = 15
@@ -391,6 +394,15 @@ func (a answer) err() error {
 // raw sends one request and returns the answer.
 func raw(t *testing.T, s *served, kind byte, parts ...[]byte) answer {
 	t.Helper()
+	send, receive := s.packets()
+	send(append([]byte{kind, 0, 0, 0, 7}, bytes.Join(parts, nil)...))
+	return receive()
+}
+
+// packets sends requests by hand, any number of them at once, and receives answers.
+func (s *served) packets() (send func(...[]byte), receive func() answer) {
+	t := s.t
+	t.Helper()
 	ses := s.session(s.dial())
 	in, err := ses.StdinPipe()
 	if err != nil {
@@ -403,12 +415,16 @@ func raw(t *testing.T, s *served, kind byte, parts ...[]byte) answer {
 	if err := ses.RequestSubsystem("sftp"); err != nil {
 		t.Fatal(err)
 	}
-	send := func(p []byte) {
-		if _, err := in.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(p))), p...)); err != nil {
+	send = func(all ...[]byte) {
+		var b []byte
+		for _, p := range all {
+			b = append(b, str(string(p))...)
+		}
+		if _, err := in.Write(b); err != nil {
 			t.Fatal(err)
 		}
 	}
-	receive := func() []byte {
+	receive = func() answer {
 		head := make([]byte, 4)
 		if _, err := io.ReadFull(out, head); err != nil {
 			t.Fatal(err)
@@ -421,8 +437,38 @@ func raw(t *testing.T, s *served, kind byte, parts ...[]byte) answer {
 	}
 	send([]byte{1, 0, 0, 0, 3})
 	receive()
-	send(append([]byte{kind, 0, 0, 0, 7}, bytes.Join(parts, nil)...))
-	return receive()
+	return send, receive
+}
+
+// A client that does not wait for answers has its requests served in their order.
+func TestNoRequestOvertakesAnother(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "")
+	send, receive := s.packets()
+	request := func(kind byte, parts ...[]byte) []byte {
+		return append([]byte{kind, 0, 0, 0, 7}, bytes.Join(parts, nil)...)
+	}
+	word := func(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+	send(request(fxOpen, str(s.path("f")), word(0x1a), word(0))) // to be written, made and truncated
+	handle := []byte(receive()[9:])
+	const rounds = 300
+	for i := range rounds {
+		big, last := str(strings.Repeat("x", 100_000)), str(fmt.Sprintf("last %03d", i))
+		send(request(fxWrite, handle, word(0), word(0), big),
+			request(fxFsetstat, handle, word(1), word(0), word(4)), // truncated to four bytes
+			request(fxWrite, handle, word(0), word(0), str("first")),
+			request(fxWrite, handle, word(0), word(0), last),
+			request(fxFsetstat, handle, word(8), word(uint32(1000+i)), word(uint32(1000+i)))) // times
+		for range 5 {
+			if err := receive().err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		text, err := os.ReadFile(s.path("f"))
+		if want := fmt.Sprintf("last %03d", i); err != nil || string(text) != want || stat(t, s.path("f")).Mtim.Sec != int64(1000+i) {
+			t.Fatalf("round %d: %.20q of %d bytes, of %d, %v", i, text, len(text), stat(t, s.path("f")).Mtim.Sec, err)
+		}
+	}
 }
 
 func FuzzSFTP(f *testing.F) {
