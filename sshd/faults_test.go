@@ -203,15 +203,7 @@ func TestSlowReadersAreBounded(t *testing.T) {
 	s := serve(t, "")
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "SSHD_TEST_SERVER="+s.dir)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	s.port = strings.TrimSpace(readTo(t, out, "\n"))
+	s.process(cmd)
 	client := s.dial()
 	if _, err := s.session(client).Output("true"); err != nil {
 		t.Fatal(err)

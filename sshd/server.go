@@ -34,6 +34,10 @@ type Config struct {
 
 	// Grace is how long a login may take; 30 s when 0.
 	Grace time.Duration
+	// Rekey is after how many bytes the keys of a connection are renewed; as often as
+	// the cipher needs it when 0.
+	Rekey uint64
+
 	// Alive is after how much silence a client is asked whether it is there; it is
 	// given up after three times that. 30 s when 0.
 	Alive time.Duration
@@ -132,6 +136,7 @@ func (s *Server) end() {
 // protocol is the ciphers and the like: what is not broken, the fastest first.
 func (s *Server) protocol(ctx ssh.Context) *gossh.ServerConfig {
 	c := &gossh.ServerConfig{MaxAuthTries: maxTries}
+	c.RekeyThreshold = s.cfg.Rekey
 	c.Ciphers = []string{gossh.CipherAES128GCM, gossh.CipherAES256GCM, gossh.CipherChaCha20Poly1305, gossh.CipherAES256CTR, gossh.CipherAES128CTR}
 	c.MACs = []string{gossh.HMACSHA256ETM, gossh.HMACSHA512ETM, gossh.HMACSHA256, gossh.HMACSHA512}
 	c.KeyExchanges = []string{gossh.KeyExchangeMLKEM768X25519, gossh.KeyExchangeCurve25519, gossh.KeyExchangeECDHP256}
