@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -183,7 +182,17 @@ func alone(dir string) error {
 	if err != nil {
 		return err
 	}
-	server, err := sshd.New(sshd.Config{HostKey: key, Keys: sshd.KeysFile(dir + "/authorized_keys"), User: sshd.Me(), Log: slog.New(slog.DiscardHandler)})
+	if err := os.Chdir(dir); err != nil { // its user's home
+		return err
+	}
+	me := sshd.User{Name: sshd.Me().Name, Home: dir, Shell: "/bin/sh"}
+	var alive time.Duration
+	if text := os.Getenv("SSHD_TEST_ALIVE"); text != "" {
+		if alive, err = time.ParseDuration(text); err != nil {
+			return err
+		}
+	}
+	server, err := sshd.New(sshd.Config{HostKey: key, Keys: sshd.KeysFile(dir + "/authorized_keys"), User: me, Alive: alive, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
@@ -201,8 +210,7 @@ func alone(dir string) error {
 func TestSlowReadersAreBounded(t *testing.T) {
 	t.Parallel()
 	s := serve(t, "")
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "SSHD_TEST_SERVER="+s.dir)
+	cmd := own(s.dir)
 	s.process(cmd)
 	client := s.dial()
 	if _, err := s.session(client).Output("true"); err != nil {

@@ -261,13 +261,15 @@ func (p *process) inTerminal(cmd *exec.Cmd) error {
 const lastWords = 2 * time.Second
 
 // hangUp tells what runs that nobody is there any more, and hears its last words out: a
-// shell says of what it ran that it was hung up before it comes to its own trap.
+// shell says of what it ran that it was hung up before it comes to its own trap. Without a
+// terminal that is the command alone, and not what it has in its background: editors leave
+// their servers there, for the next connection.
 func (p *process) hangUp() {
 	p.mu.Lock()
 	p.gone = true
 	ours := p.open
 	p.mu.Unlock()
-	if p.signal(syscall.SIGHUP) == nil { // else it has ended; others may have its pipes
+	if p.kill(syscall.SIGHUP, p.tty != nil) == nil { // else it has ended; others may have its pipes
 		select {
 		case <-p.done:
 		case <-time.After(lastWords):
@@ -279,13 +281,18 @@ func (p *process) hangUp() {
 }
 
 // signal sends a signal to the process and those of its group.
-func (p *process) signal(sig syscall.Signal) error {
+func (p *process) signal(sig syscall.Signal) error { return p.kill(sig, true) }
+
+func (p *process) kill(sig syscall.Signal, group bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.pid == 0 {
 		return os.ErrProcessDone
 	}
-	return syscall.Kill(-p.pid, sig)
+	if group {
+		return syscall.Kill(-p.pid, sig)
+	}
+	return syscall.Kill(p.pid, sig)
 }
 
 // tell says how it has ended: RFC 4254, 6.10.
@@ -301,8 +308,7 @@ func (p *process) tell(state *os.ProcessState) {
 			name = n
 		}
 	}
-	_ = p.CloseWrite()
-	_, _ = p.SendRequest("exit-signal", false, gossh.Marshal(struct {
+	p.end("exit-signal", gossh.Marshal(struct {
 		Name          string
 		Core          bool
 		Message, Lang string
@@ -310,6 +316,12 @@ func (p *process) tell(state *os.ProcessState) {
 }
 
 func (p *process) exit(code int) {
+	p.end("exit-status", gossh.Marshal(struct{ Code uint32 }{uint32(code)}))
+}
+
+// end tells how it ended before it tells that there is no more output: a client whose
+// input has ended, too, closes the channel on that, and hears nothing more.
+func (p *process) end(how string, payload []byte) {
+	_, _ = p.SendRequest(how, false, payload)
 	_ = p.CloseWrite()
-	_, _ = p.SendRequest("exit-status", false, gossh.Marshal(struct{ Code uint32 }{uint32(code)}))
 }
