@@ -37,7 +37,6 @@ type Config struct {
 	// Rekey is after how many bytes the keys of a connection are renewed; as often as
 	// the cipher needs it when 0.
 	Rekey uint64
-
 	// Alive is after how much silence a client is asked whether it is there; it is
 	// given up after three times that. 30 s when 0.
 	Alive time.Duration
