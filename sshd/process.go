@@ -17,6 +17,7 @@ import (
 	"time"
 
 	gossh "golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 // A process is what a session runs: a command, a shell or SFTP.
@@ -176,6 +177,7 @@ func (p *process) withPipes(cmd *exec.Cmd) error {
 			}
 			return err
 		}
+		widen(r)
 		ends[i] = [2]*os.File{r, w}
 	}
 	in, out, errs := ends[0], ends[1], ends[2]
@@ -187,34 +189,52 @@ func (p *process) withPipes(cmd *exec.Cmd) error {
 		return err
 	}
 	go func() {
-		_ = copyTo(in[1], p.Channel)
+		_ = copyBy(wideBuffers, in[1], p.Channel)
 		_ = in[1].Close()
 	}()
 	var output sync.WaitGroup
-	output.Go(func() { p.send(p.Channel, out[0]) })
-	output.Go(func() { p.send(p.Stderr(), errs[0]) })
+	output.Go(func() { p.send(wideBuffers, p.Channel, out[0]) })
+	output.Go(func() { p.send(buffers, p.Stderr(), errs[0]) })
 	p.wait(cmd)
 	output.Wait()
 	_ = in[1].Close()
 	return nil
 }
 
+// widen makes room in a pipe. Where it can't be, as when the user has too many, it is
+// slower.
+func widen(pipe *os.File) {
+	if raw, err := pipe.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
+	}
+}
+
 // send gives the client what is read, and nobody what comes once it has gone.
-func (p *process) send(to io.Writer, from *os.File) {
-	_ = copyTo(to, from)
+func (p *process) send(pool *sync.Pool, to io.Writer, from *os.File) {
+	_ = copyBy(pool, to, from)
 	_, _ = io.Copy(io.Discard, from)
 	_ = from.Close()
 }
 
 // copyTo copies with a buffer of a channel's window's share.
-func copyTo(to io.Writer, from io.Reader) error {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
+func copyTo(to io.Writer, from io.Reader) error { return copyBy(buffers, to, from) }
+
+func copyBy(pool *sync.Pool, to io.Writer, from io.Reader) error {
+	buf := pool.Get().(*[]byte)
+	defer pool.Put(buf)
 	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, *buf)
 	return err
 }
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+// pipeSize is what a pipe to or from a command holds, and what is copied at once: the
+// fewer the switches between the two, the faster.
+const pipeSize = 256 << 10
+
+var buffers, wideBuffers = buffersOf(64 << 10), buffersOf(pipeSize)
+
+func buffersOf(size int) *sync.Pool {
+	return &sync.Pool{New: func() any { b := make([]byte, size); return &b }}
+}
 
 // flushWithin is how long the output of what has ended may take to be read where
 // something else still has the terminal.
