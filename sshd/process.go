@@ -193,8 +193,8 @@ func (p *process) withPipes(cmd *exec.Cmd) error {
 		_ = in[1].Close()
 	}()
 	var output sync.WaitGroup
-	output.Go(func() { p.send(wideBuffers, p.Channel, out[0]) })
-	output.Go(func() { p.send(buffers, p.Stderr(), errs[0]) })
+	output.Go(func() { p.send(p.Channel, out[0]) })
+	output.Go(func() { p.send(p.Stderr(), errs[0]) })
 	p.wait(cmd)
 	output.Wait()
 	_ = in[1].Close()
@@ -210,8 +210,8 @@ func widen(pipe *os.File) {
 }
 
 // send gives the client what is read, and nobody what comes once it has gone.
-func (p *process) send(pool *sync.Pool, to io.Writer, from *os.File) {
-	_ = copyBy(pool, to, from)
+func (p *process) send(to io.Writer, from *os.File) {
+	_ = copyTo(to, from)
 	_, _ = io.Copy(io.Discard, from)
 	_ = from.Close()
 }
@@ -226,8 +226,9 @@ func copyBy(pool *sync.Pool, to io.Writer, from io.Reader) error {
 	return err
 }
 
-// pipeSize is what a pipe to or from a command holds, and what is copied at once: the
-// fewer the switches between the two, the faster.
+// pipeSize is what a pipe to or from a command holds, and what is copied into one at
+// once: the fewer the switches between the two, the faster. Out of one it is less, since
+// a client that takes packets of any size would be sent larger ones than the library can.
 const pipeSize = 256 << 10
 
 var buffers, wideBuffers = buffersOf(64 << 10), buffersOf(pipeSize)

@@ -1,6 +1,7 @@
 package sshd
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -178,6 +179,7 @@ var connKey connKeyType
 // A conn is a connection.
 type conn struct {
 	net.Conn
+	r      *bufio.Reader // the library reads each packet in small pieces
 	server *Server
 	grace  *time.Timer
 	rule   Rule // of the key that it came in with
@@ -211,11 +213,13 @@ func (s *Server) arrives(ctx ssh.Context, c net.Conn) net.Conn {
 	}
 	s.conns++
 	s.waiting++
-	n := &conn{Conn: c, server: s, forwards: map[string]net.Listener{}}
+	n := &conn{Conn: c, r: bufio.NewReaderSize(c, 64<<10), server: s, forwards: map[string]net.Listener{}}
 	n.grace = time.AfterFunc(s.cfg.Grace, func() { _ = c.Close() })
 	ctx.SetValue(connKey, n)
 	return n
 }
+
+func (c *conn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
 // Close is called once the connection is over, and may be called again.
 func (c *conn) Close() error {
