@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"syscall"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -34,6 +35,7 @@ func runSSHD(ctx context.Context, stdin, stdout *os.File, stderr io.Writer) erro
 		return fmt.Errorf("sshd: %w", err)
 	}
 	sshd.HeedSignals()
+	debug.SetGCPercent(400) // as devaipod sshd has it
 	cfg.User, cfg.Env = workspaceUser(), os.Environ()
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})) // to who connects
 	server, err := sshd.New(cfg)
