@@ -34,7 +34,7 @@ type onePod struct{ socket string }
 func (onePod) List() []web.Pod {
 	return []web.Pod{{
 		Name: "devaipod-x-1-abcdef", Issue: "ada/x#1", Title: "Fix " + evil, URL: "http://forge.test/1", State: "queued", Why: "because " + evil, Agent: "fast", Branch: "agent/1-x",
-		PullRequest: "http://forge.test/2", CI: "http://forge.test/3", Used: "$1", Labeler: "ada", Started: time.Now(), Blocked: []web.Block{{Host: "h:443", Why: evil, Allow: "h"}, {Host: "i:1", Why: "no"}},
+		PullRequest: "http://forge.test/2", SSH: "ssh issue-1.x.ada.devaipod", CI: "http://forge.test/3", Used: "$1", Labeler: "ada", Started: time.Now(), Blocked: []web.Block{{Host: "h:443", Why: evil, Allow: "h"}, {Host: "i:1", Why: "no"}},
 		Place: 2, Container: "devaipod-x-1-abcdef", Choices: []string{"left", "right"}, Checked: "passed", Note: "note " + evil, Trouble: "trouble", Open: true, Runs: true,
 	}}
 }

@@ -11,12 +11,16 @@ import (
 )
 
 // sshDomain is what the names of an instance's pods end in by SSH.
-func (a *app) sshDomain() string { return "." + strings.ToLower(a.cfg.Instance) }
+func (a *app) sshDomain() string { return sshDomain(a.cfg.Instance) }
+
+func sshDomain(instance string) string { return "." + strings.ToLower(instance) }
 
 // sshHost is the one name of a pod that no other has.
-func (a *app) sshHost(k pods.Key) string {
+func (a *app) sshHost(k pods.Key) string { return sshHost(a.cfg.Instance, k) }
+
+func sshHost(instance string, k pods.Key) string {
 	names := k.Hosts()
-	return names[len(names)-1] + a.sshDomain()
+	return names[len(names)-1] + sshDomain(instance)
 }
 
 var errNoSSHPod = errors.New("there is no pod")

@@ -78,6 +78,9 @@ func (p webPods) List() []web.Pod {
 			PullRequest: v.PullRequest, Activity: v.Activity, Used: v.Used, Labeler: v.Labeler, Started: v.Started,
 			Place: v.Position, Container: v.Pod, Note: v.Note, Trouble: v.Trouble, Open: v.Open, Runs: v.Pod != "" && !v.Resting,
 		}
+		if pod.Runs {
+			pod.SSH = "ssh " + sshHost(p.cfg.Instance, pods.Key(p.loop.PodKey(v.Key)))
+		}
 		if v.PullRequest != "" {
 			pod.CI = p.cfg.forgeURL() + "/" + v.Owner + "/" + v.Repo + "/commits/branch/" + v.Branch
 		}

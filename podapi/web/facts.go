@@ -84,6 +84,7 @@ func (k known) Facts() (out []Fact) {
 	add(Fact{Name: "branch"}, k.Branch)
 	add(Fact{Name: "agent"}, k.Agent)
 	add(Fact{Name: "pod"}, k.Container)
+	add(Fact{Name: "ssh"}, k.SSH)
 	add(Fact{Name: "labeled by"}, k.Labeler)
 	add(Fact{Name: "started"}, when(k.Started))
 	add(Fact{Name: "checked"}, k.Checked)

@@ -29,6 +29,7 @@ type Pod struct {
 	Agent       string // that the label names
 	Branch      string
 	PullRequest string // its URL
+	SSH         string // the command that goes into its workspace
 	CI          string // URL of what CI says of the branch's commits
 	Activity    string
 	Used        string // of the model, against the budget

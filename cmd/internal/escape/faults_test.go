@@ -45,6 +45,11 @@ func faults(t *testing.T, p *place) {
 		p.inject = append(p.inject, podfile.Injection{Host: name, Header: "X-Secret", Value: "a-secret", Secret: "a-secret"})
 	}
 	must(t, p.manager.Steer(p.key))
+	for end := time.Now().Add(20 * time.Second); !strings.Contains(p.fetch(t, lab.WrongName, nil), "devaipod: "); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the gate does not read that there are secrets")
+		}
+	}
 	check("with a secret", "devaipod: "+lab.CutName+":443 can't be reached: it ended the connection", nil) // by the gate's own certificate, which the agent trusts
 }
 
