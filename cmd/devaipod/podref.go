@@ -72,16 +72,21 @@ func (a *app) placeIn(ctx context.Context, k pods.Key, agent bool) (place, error
 	if agent && k.Name != "" {
 		return p, usagef("%s is a person's own pod and has no agent: leave --agent out", k)
 	}
-	pod := pods.Name(a.cfg.Instance, k)
-	if k.Name == "" { // of a renamed repository the service knows what it was called
-		if v, err := a.api().view(ctx, reconcile.Key(k)); err == nil && v.Pod != "" {
-			pod = v.Pod
-		}
-	}
-	p.container = pod + "-" + p.role
+	p.container = a.podName(ctx, k) + "-" + p.role
 	var err error
 	p.podman, err = a.podman(ctx)
 	return p, err
+}
+
+// podName is the name of a pod; of a renamed repository the service knows what that was
+// called.
+func (a *app) podName(ctx context.Context, k pods.Key) string {
+	if k.Name == "" {
+		if v, err := a.api().view(ctx, reconcile.Key(k)); err == nil && v.Pod != "" {
+			return v.Pod
+		}
+	}
+	return pods.Name(a.cfg.Instance, k)
 }
 
 func (p place) String() string { return fmt.Sprintf("the %s of %s", p.role, p.key) }

@@ -75,7 +75,8 @@ func (a *app) podBySSH(ctx context.Context, name string) (pods.Spec, error) {
 	if err != nil {
 		return pods.Spec{}, err
 	}
-	at := slices.IndexFunc(specs, func(s pods.Spec) bool { return pods.Name(a.cfg.Instance, s.Key) == pods.Name(a.cfg.Instance, k) })
+	name = a.podName(ctx, k)
+	at := slices.IndexFunc(specs, func(s pods.Spec) bool { return pods.Name(a.cfg.Instance, s.Key) == name })
 	if at < 0 {
 		return pods.Spec{}, &exitError{codeFailed, fmt.Errorf("%w of %s: devaipod list tells which there are", errNoSSHPod, k)}
 	}

@@ -63,7 +63,7 @@ type Driver struct {
 	urged     bool            // it was asked to go on after a stall
 	up        bool            // it has answered, and not failed to since
 	failing   podapi.Failing  // the model, in this turn
-	gaveUp    bool            // the turn was ended for it
+	gaveUp    string          // why the turn was ended; a request that this cut off counts the failures anew
 	patience  time.Duration   // for whether it is up
 	strange   time.Time       // since when it answers as it should not
 

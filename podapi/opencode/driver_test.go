@@ -380,6 +380,9 @@ func TestAModelThatFailsWithoutEndEndsTheTurn(t *testing.T) {
 	s.mu.Unlock()
 	fails(12)
 	wait(t, d, "broken off", func(podapi.Summary) bool { s.mu.Lock(); defer s.mu.Unlock(); return s.aborted > 0 })
+	s.mu.Lock() // as after a request that was under way, and cut off
+	s.traffic.LastStatus, s.traffic.LastError, s.traffic.Failures = 0, "", 0
+	s.mu.Unlock()
 	s.set(busyAt(""), "{}", "[]", 0)
 	sum := wait(t, d, "told", state(podapi.Failed))
 	if sum.Cause != podapi.CauseModel || !strings.Contains(sum.Error, "failed 12 times in a row") || !strings.Contains(sum.Error, "broke off") {

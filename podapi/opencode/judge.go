@@ -38,12 +38,12 @@ func (d *Driver) judge(ctx context.Context, s session, all []message, st session
 		return nil
 	}
 	if !d.idleSince.IsZero() { // another turn
-		d.idleSince, d.gaveUp = time.Time{}, false
+		d.idleSince, d.gaveUp = time.Time{}, ""
 	}
 	// opencode itself gives up on errors after some tries, and on answers that break
 	// off never: it asks again at once.
-	if sum.State == podapi.Working && d.failing.Hopeless(d.cfg.Traffic(), d.cfg.Stall) {
-		d.gaveUp = true
+	if t := d.cfg.Traffic(); sum.State == podapi.Working && d.failing.Hopeless(t, d.cfg.Stall) {
+		d.gaveUp = fmt.Sprintf("the model failed %d times in a row; the last time: %s", t.Failures, t.LastError)
 		d.status.Set(sum)
 		return d.api.abort(ctx, sum.Session)
 	}
@@ -97,10 +97,8 @@ func (d *Driver) over(ctx context.Context, sum podapi.Summary, all []message) er
 	last := all[len(all)-1]
 	sum.Activity, d.failing = "", podapi.Failing{}
 	switch {
-	case d.gaveUp:
-		t := d.cfg.Traffic()
-		sum.State, sum.Cause = podapi.Failed, podapi.CauseModel
-		sum.Error = fmt.Sprintf("the model failed %d times in a row; the last time: %s", t.Failures, t.LastError)
+	case d.gaveUp != "":
+		sum.State, sum.Cause, sum.Error = podapi.Failed, podapi.CauseModel, d.gaveUp
 	case last.Info.Error != nil && last.Info.Error.Data.StatusCode == http.StatusPaymentRequired:
 		return d.spent(ctx, sum, all)
 	case last.Info.Error != nil:
