@@ -23,6 +23,8 @@ type running struct {
 	*exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Reader
+
+	errs *record
 }
 
 func (s *served) start(args ...string) *running {
@@ -36,8 +38,8 @@ func (s *served) start(args ...string) *running {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	var errs record
-	cmd.Stderr = &errs
+	errs := &record{}
+	cmd.Stderr = errs
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -48,7 +50,7 @@ func (s *served) start(args ...string) *running {
 			s.t.Logf("%v: %s", args, errs.String())
 		}
 	})
-	return &running{cmd, in, bufio.NewReader(out)}
+	return &running{cmd, in, bufio.NewReader(out), errs}
 }
 
 // script is what VS Code's Remote-SSH sends to bash: it finds a server that runs, or

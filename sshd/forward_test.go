@@ -19,26 +19,12 @@ import (
 // background runs ssh with forwards until the test ends, once it says that all are up.
 func (s *served) background(args ...string) string {
 	s.t.Helper()
-	cmd := exec.Command("ssh", append([]string{"-F", s.path("config"), "-o", "ExitOnForwardFailure=yes"}, append(args, "box", "echo up; cat")...)...)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	var errs record
-	cmd.Stderr = &errs
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { _ = in.Close(); _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	c := s.start(append([]string{"ssh", "-F", s.path("config"), "-o", "ExitOnForwardFailure=yes"}, append(args, "box", "echo up; cat")...)...)
 	line := make([]byte, 3)
-	if _, err := io.ReadFull(out, line); err != nil {
-		s.t.Fatalf("%v: %s", err, errs.String())
+	if _, err := io.ReadFull(c.out, line); err != nil {
+		s.t.Fatalf("%v: %s", err, c.errs.String())
 	}
-	return errs.String()
+	return c.errs.String()
 }
 
 // hello is a web server on a loopback port, and on a socket.

@@ -29,7 +29,7 @@ func runSSHD(ctx context.Context, stdin, stdout *os.File, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	r := bufio.NewReaderSize(in, 64<<10)
+	r := bufio.NewReader(in) // for a line: the server has a buffer of its own
 	cfg, err := hello(r)
 	if err != nil {
 		return fmt.Errorf("sshd: %w", err)

@@ -145,7 +145,11 @@ func (a *app) includeLine() string { return "Include " + configWord(a.sshFile(ss
 // sshIncluded tells whether ~/.ssh/config includes the pods.
 func (a *app) sshIncluded() (bool, error) {
 	_, text, err := userSSH()
-	return slices.Contains(strings.SplitAfter(string(text), "\n"), a.includeLine()), err
+	return a.includes(text), err
+}
+
+func (a *app) includes(text []byte) bool {
+	return slices.Contains(strings.SplitAfter(string(text), "\n"), a.includeLine())
 }
 
 // includeSSH puts the line that includes the configuration at the beginning of
@@ -155,11 +159,7 @@ func (a *app) includeSSH(remove bool) error {
 	if err != nil {
 		return err
 	}
-	line := a.includeLine()
-	has, err := a.sshIncluded()
-	if err != nil {
-		return err
-	}
+	line, has := a.includeLine(), a.includes(text)
 	switch {
 	case remove && has:
 		text = []byte(strings.ReplaceAll(string(text), line, ""))
