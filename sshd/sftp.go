@@ -8,7 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,11 +27,12 @@ const (
 )
 
 // serveSFTP serves version 3 of SFTP (draft-ietf-secsh-filexfer-02) on a channel until
-// the client ends it. The library does most of it; what it lacks, or does in another
-// way than OpenSSH's sftp-server, a [layer] does. Relative paths are of this process's
-// directory.
+// the client ends it. The library does directories, links and what there is to know of
+// names; open files, what it lacks, and what it does in another way than OpenSSH's
+// sftp-server, a [layer] does. Relative paths are of this process's directory.
 func serveSFTP(channel io.ReadWriteCloser) error {
 	l := newLayer(channel)
+	defer l.files.closeAll()
 	server, err := sftp.NewServer(l, sftp.WithAllocator(), sftp.WithMaxTxPacket(maxRead))
 	if err != nil {
 		return err
@@ -48,6 +49,10 @@ const (
 	fxpVersion  = 2
 	fxpOpen     = 3
 	fxpClose    = 4
+	fxpRead     = 5
+	fxpWrite    = 6
+	fxpFstat    = 8
+	fxpFsetstat = 10
 	fxpRemove   = 13
 	fxpMkdir    = 14
 	fxpRmdir    = 15
@@ -55,7 +60,9 @@ const (
 	fxpRename   = 18
 	fxpStatus   = 101
 	fxpHandle   = 102
+	fxpData     = 103
 	fxpName     = 104
+	fxpAttrs    = 105
 	fxpExtended = 200
 	fxpReply    = 201
 )
@@ -63,6 +70,7 @@ const (
 // The codes of a status.
 const (
 	fxOK          = 0
+	fxEOF         = 1
 	fxNoSuchFile  = 2
 	fxDenied      = 3
 	fxFailure     = 4
@@ -80,29 +88,25 @@ var extensions = []struct{ Name, Version string }{
 // A layer stands between a client and the library and answers some requests itself. As
 // with OpenSSH's server each is served once all that came before it is answered, which
 // clients that do not wait rely upon: the library on its own would let two writes of one
-// place, or a write and a setstat, overtake each other.
+// place, or a write and a setstat, overtake each other. What is asked about open files
+// never gets to the library, which hands each request on to one goroutine after another.
 type layer struct {
 	channel io.ReadWriteCloser
 	in      *bufio.Reader
 	passing int    // bytes of a packet that are still to be passed on
 	whole   []byte // a packet to be passed on that was read already
+	packet  []byte // the packet that was read last
+	files   files
 
 	mu      sync.Mutex
 	idle    sync.Cond
-	pending int                 // requests that the library has not answered
-	closed  bool                // it will answer no more
-	out     []byte              // an answer of the library's, as far as it is there
-	opening map[uint32]string   // paths, by request
-	open    map[string]identity // files, by handle
+	pending int    // requests that the library has not answered
+	closed  bool   // it will answer no more
+	out     []byte // an answer of the library's, as far as it is there
 }
 
-// identity is which file a handle is of.
-type identity struct{ dev, ino uint64 }
-
-const noneOf = -1 // an access mode that no file has
-
 func newLayer(channel io.ReadWriteCloser) *layer {
-	l := &layer{channel: channel, in: bufio.NewReaderSize(channel, 64<<10), opening: map[uint32]string{}, open: map[string]identity{}}
+	l := &layer{channel: channel, in: bufio.NewReaderSize(channel, 64<<10), files: files{open: map[string]*file{}}}
 	l.idle.L = &l.mu
 	return l
 }
@@ -147,34 +151,48 @@ func (l *layer) next() error {
 	}
 	l.drain()
 	serve := l.servant(kind)
-	if serve == nil && kind != fxpOpen && kind != fxpClose {
+	if serve == nil {
 		l.passOn()
 		l.passing = 4 + length
 		return nil
 	}
-	packet := make([]byte, 4+length)
-	if _, err := io.ReadFull(l.in, packet); err != nil {
+	l.packet = slices.Grow(l.packet[:0], 4+length)[:4+length]
+	if _, err := io.ReadFull(l.in, l.packet); err != nil {
 		return err
 	}
 	if length < 5 {
 		return errors.New("a packet that ends early")
 	}
-	id, body := binary.BigEndian.Uint32(packet[5:]), packet[9:]
+	id, body := binary.BigEndian.Uint32(l.packet[5:]), l.packet[9:]
 	if kind == fxpExtended {
 		serve, body = l.extension(body)
 	}
-	if serve == nil {
-		l.note(kind, id, body)
-		l.passOn()
-		l.whole = packet
-		return nil
+	if serve != nil {
+		if answer := serve(id, body); answer != nil {
+			return l.answer(answer)
+		}
 	}
-	return l.answer(serve(id, body))
+	l.passOn() // a handle, or an extension, of the library's
+	l.whole = l.packet
+	return nil
 }
 
-// servant is who answers requests of a kind, nil for the library.
+// servant is who answers requests of a kind, nil for the library. It may answer nothing,
+// which leaves the one request to the library.
 func (l *layer) servant(kind byte) func(uint32, []byte) []byte {
 	switch kind {
+	case fxpOpen:
+		return l.files.add
+	case fxpClose:
+		return l.files.close
+	case fxpRead:
+		return l.files.read
+	case fxpWrite:
+		return l.files.write
+	case fxpFstat:
+		return l.files.stat
+	case fxpFsetstat:
+		return l.files.set
 	case fxpRemove:
 		return named(unix.Unlink)
 	case fxpRmdir:
@@ -186,12 +204,12 @@ func (l *layer) servant(kind byte) func(uint32, []byte) []byte {
 	case fxpRename:
 		return rename
 	case fxpExtended:
-		return l.unknown // until its name is read
+		return unknown // until its name is read
 	}
 	return nil
 }
 
-func (l *layer) unknown(id uint32, _ []byte) []byte { return status(id, errUnsupported) }
+func unknown(id uint32, _ []byte) []byte { return status(id, errUnsupported) }
 
 // extension is who answers an extended request, nil for the library.
 func (l *layer) extension(body []byte) (func(uint32, []byte) []byte, []byte) {
@@ -200,13 +218,13 @@ func (l *layer) extension(body []byte) (func(uint32, []byte) []byte, []byte) {
 		Rest []byte `ssh:"rest"`
 	}
 	if gossh.Unmarshal(body, &m) != nil {
-		return l.unknown, nil
+		return unknown, nil
 	}
 	switch m.Name {
 	case "fsync@openssh.com":
-		return l.fsync, m.Rest
+		return l.files.sync, m.Rest
 	case "copy-data":
-		return l.copyData, m.Rest
+		return l.files.copy, m.Rest
 	case "limits@openssh.com":
 		return limits, m.Rest
 	case "lsetstat@openssh.com":
@@ -215,24 +233,6 @@ func (l *layer) extension(body []byte) (func(uint32, []byte) []byte, []byte) {
 		return expand, m.Rest
 	}
 	return nil, body
-}
-
-// note remembers which file a request is about.
-func (l *layer) note(kind byte, id uint32, body []byte) {
-	var m struct {
-		Name string
-		Rest []byte `ssh:"rest"`
-	}
-	if gossh.Unmarshal(body, &m) != nil {
-		return // the library says so
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if kind == fxpOpen {
-		l.opening[id] = m.Name
-	} else if kind == fxpClose {
-		delete(l.open, m.Name)
-	}
 }
 
 func (l *layer) passOn() {
@@ -265,39 +265,18 @@ func (l *layer) Write(p []byte) (int, error) {
 	if len(l.out) < 5 || len(l.out) < 4+int(binary.BigEndian.Uint32(l.out)) {
 		return len(p), nil
 	}
-	l.see()
+	if l.out[4] == fxpVersion {
+		for _, e := range extensions {
+			l.out = append(l.out, gossh.Marshal(e)...)
+		}
+		binary.BigEndian.PutUint32(l.out, uint32(len(l.out)-4))
+	}
 	_, err := l.channel.Write(l.out)
 	l.out = l.out[:0]
 	if l.pending--; l.pending == 0 {
 		l.idle.Broadcast()
 	}
 	return len(p), err
-}
-
-// see looks at an answer of the library's.
-func (l *layer) see() {
-	switch l.out[4] {
-	case fxpVersion:
-		for _, e := range extensions {
-			l.out = append(l.out, gossh.Marshal(e)...)
-		}
-		binary.BigEndian.PutUint32(l.out, uint32(len(l.out)-4))
-	case fxpHandle:
-		if len(l.out) < 13 {
-			return
-		}
-		id, handle := binary.BigEndian.Uint32(l.out[5:]), string(l.out[13:])
-		path, ok := l.opening[id]
-		delete(l.opening, id)
-		var st unix.Stat_t
-		if ok && unix.Stat(path, &st) == nil && len(l.open) < maxHandles {
-			l.open[handle] = identity{st.Dev, st.Ino}
-		}
-	case fxpStatus:
-		if len(l.out) >= 9 {
-			delete(l.opening, binary.BigEndian.Uint32(l.out[5:]))
-		}
-	}
 }
 
 // packet is an answer.
@@ -320,6 +299,8 @@ func status(id uint32, err error) []byte {
 	var no syscall.Errno
 	switch {
 	case err == nil:
+	case errors.Is(err, io.EOF):
+		code = fxEOF
 	case errors.Is(err, os.ErrNotExist):
 		code = fxNoSuchFile
 	case errors.Is(err, os.ErrPermission):
@@ -395,15 +376,17 @@ func withAttributes(do func(string, attributes) error) func(uint32, []byte) []by
 	}
 }
 
-func mkdir(path string, a attributes) error {
-	mode := uint32(0o777)
+// mode is the mode among them, or another.
+func (a attributes) mode(other uint32) uint32 {
 	a.take(attrSize, 2)
 	a.take(attrOwner, 2)
 	if w, ok := a.take(attrMode, 1); ok {
-		mode = w[0] & 0o7777
+		return w[0] & 0o7777
 	}
-	return unix.Mkdir(path, mode)
+	return other
 }
+
+func mkdir(path string, a attributes) error { return unix.Mkdir(path, a.mode(0o777)) }
 
 // lsetstat sets what is a link's own: OpenSSH's PROTOCOL, 4.6.
 func lsetstat(path string, a attributes) error {
@@ -487,117 +470,4 @@ func name(id uint32, path string) []byte {
 // limits tells what a packet may have: OpenSSH's PROTOCOL, 4.8.
 func limits(id uint32, _ []byte) []byte {
 	return packet(fxpReply, id, gossh.Marshal(struct{ Packet, Read, Write, Handles uint64 }{maxPacket, maxRead, maxWrite, maxHandles}))
-}
-
-// fsync writes a file to the disk: OpenSSH's PROTOCOL, 4.5.
-func (l *layer) fsync(id uint32, body []byte) []byte {
-	var m struct{ Handle string }
-	if gossh.Unmarshal(body, &m) != nil {
-		return status(id, errMalformed)
-	}
-	f, err := l.file(m.Handle, noneOf)
-	if err != nil {
-		return status(id, err)
-	}
-	defer f.Close()
-	return status(id, f.Sync())
-}
-
-// copyData copies from one open file to another, without the client in between.
-func (l *layer) copyData(id uint32, body []byte) []byte {
-	var m struct {
-		From   string
-		At     uint64
-		Length uint64 // 0 for all
-		To     string
-		ToAt   uint64
-	}
-	if gossh.Unmarshal(body, &m) != nil {
-		return status(id, errMalformed)
-	}
-	from, err := l.file(m.From, unix.O_WRONLY)
-	if err != nil {
-		return status(id, err)
-	}
-	defer from.Close()
-	to, err := l.file(m.To, unix.O_RDONLY)
-	if err != nil {
-		return status(id, err)
-	}
-	defer to.Close()
-	return status(id, copyRange(to, from, m.ToAt, m.At, m.Length))
-}
-
-// copyRange copies length bytes, all that there is when it is 0.
-func copyRange(to, from *os.File, toAt, at, length uint64) error {
-	a, err := from.Stat()
-	if err != nil {
-		return err
-	}
-	b, err := to.Stat()
-	if err != nil {
-		return err
-	}
-	if os.SameFile(a, b) && overlap(at, toAt, length) {
-		return unix.EINVAL
-	}
-	if length == 0 {
-		length = 1<<63 - 1
-	}
-	_, err = from.Seek(int64(at), io.SeekStart) // the library does not use the place
-	if err == nil {
-		_, err = to.Seek(int64(toAt), io.SeekStart)
-	}
-	if err == nil {
-		_, err = io.Copy(to, io.LimitReader(from, int64(min(length, 1<<63-1))))
-	}
-	return err
-}
-
-func overlap(from, to, length uint64) bool {
-	return length == 0 || from < to+length && to < from+length
-}
-
-// file finds the open file of a handle, which the library has and keeps to itself. One
-// that is open in the way not is no use.
-func (l *layer) file(handle string, not int) (*os.File, error) {
-	l.mu.Lock()
-	want, ok := l.open[handle]
-	l.mu.Unlock()
-	if !ok {
-		return nil, unix.EBADF
-	}
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return nil, err
-	}
-	for _, fd := range fds {
-		var st unix.Stat_t
-		if unix.Stat("/proc/self/fd/"+fd.Name(), &st) != nil || (identity{st.Dev, st.Ino}) != want {
-			continue
-		}
-		number, err := strconv.Atoi(fd.Name())
-		if err != nil {
-			return nil, err
-		}
-		if f := again(number, want, not); f != nil {
-			return f, nil
-		}
-	}
-	return nil, unix.EBADF
-}
-
-// again is a file of ours once more; nil when the number is another's by now.
-func again(number int, want identity, not int) *os.File {
-	n, err := unix.FcntlInt(uintptr(number), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil
-	}
-	var st unix.Stat_t
-	how, err := unix.FcntlInt(uintptr(n), unix.F_GETFL, 0)
-	if err != nil || unix.Fstat(n, &st) != nil || (identity{st.Dev, st.Ino}) != want || how&unix.O_ACCMODE == not {
-		_ = unix.Close(n)
-		return nil
-	}
-	return os.NewFile(uintptr(n), "")
 }

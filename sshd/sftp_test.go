@@ -370,8 +370,12 @@ func TestAFullDiskIsSaid(t *testing.T) {
 // The requests that tests send by hand.
 const (
 	fxOpen     = 3
+	fxClose    = 4
+	fxRead     = 5
 	fxWrite    = 6
+	fxFstat    = 8
 	fxFsetstat = 10
+	fxOpendir  = 11
 	fxRemove   = 13
 	fxMkdir    = 14
 	fxRmdir    = 15
@@ -498,3 +502,67 @@ type pipe struct {
 func (p *pipe) Read(b []byte) (int, error)  { return p.in.Read(b) }
 func (p *pipe) Write(b []byte) (int, error) { return len(b), nil }
 func (p *pipe) Close() error                { return nil }
+
+// What may be done with a handle, and with too many.
+func TestOpenFiles(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "")
+	send, receive := s.packets()
+	ask := func(kind byte, parts ...[]byte) answer {
+		t.Helper()
+		send(append([]byte{kind, 0, 0, 0, 7}, bytes.Join(parts, nil)...))
+		a := receive()
+		if id := binary.BigEndian.Uint32(a[5:]); id != 7 {
+			t.Fatalf("the answer to another request, %d", id)
+		}
+		return a
+	}
+	word := func(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+	fails := func(what string, a answer, code string) {
+		t.Helper()
+		if err := a.err(); err == nil || err.Error() != "status "+code {
+			t.Errorf("%s: %v, not %s", what, err, code)
+		}
+	}
+	write(t, s.path("log"), "first\n")
+	const reads, appends, makes = 1, 2 | 4, 2 | 8 | 32
+	log := []byte(ask(fxOpen, str(s.path("log")), word(appends), word(0))[9:])
+	if err := ask(fxWrite, log, word(0), word(0), str("second\n")).err(); err != nil { // at 0, as a client may say
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(s.path("log")); err != nil || string(text) != "first\nsecond\n" {
+		t.Errorf("%q %v", text, err)
+	}
+	fails("reads what is open to be written", ask(fxRead, log, word(0), word(0), word(10)), "4")
+	if a := ask(fxFstat, log); a[4] != 105 || binary.BigEndian.Uint64(a[13:]) != 13 {
+		t.Errorf("fstat: %x", []byte(a))
+	}
+	file := []byte(ask(fxOpen, str(s.path("log")), word(reads), word(0))[9:])
+	if a := ask(fxRead, file, word(0), word(6), word(1<<31)); a[4] != 103 || string(a[13:]) != "second\n" {
+		t.Errorf("read: %q", []byte(a))
+	}
+	fails("reads at the end", ask(fxRead, file, word(0), word(13), word(1)), "1")
+	fails("reads before the beginning", ask(fxRead, file, word(1<<31), word(0), word(1)), "4")
+	fails("writes what is open to be read", ask(fxWrite, file, word(0), word(0), str("x")), "4")
+	fails("makes what is there", ask(fxOpen, str(s.path("log")), word(makes), word(0)), "4")
+	fails("opens what is not there", ask(fxOpen, str(s.path("none")), word(reads), word(0)), "2")
+	fails("opens for nothing", ask(fxOpen, str(s.path("log")), word(0), word(0)), "4")
+	fails("a write that ends early", ask(fxWrite, file, word(0), word(0), word(99)), "5")
+	for _, handle := range []string{"", "0", "f", "f99", "\x00"} {
+		fails("closes "+handle, ask(fxClose, str(handle)), "4")
+	}
+	dir := []byte(ask(fxOpendir, str(s.dir))[9:])
+	fails("reads a directory as a file", ask(fxRead, dir, word(0), word(0), word(1)), "4")
+	for _, handle := range [][]byte{dir, log, file} {
+		if err := ask(fxClose, handle).err(); err != nil {
+			t.Error(err)
+		}
+		fails("closes twice", ask(fxClose, handle), "4")
+	}
+	for range 4096 {
+		if err := ask(fxOpen, str(s.path("log")), word(reads), word(0)).err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fails("opens one more than may be", ask(fxOpen, str(s.path("log")), word(reads), word(0)), "4")
+}
