@@ -215,3 +215,8 @@ func SSHConfig(state string) (config, known string, err error) {
 	k, err2 := os.ReadFile(a.sshFile(sshKnown))
 	return string(c), string(k), errors.Join(err1, err2)
 }
+
+// Lock takes a lock in a state directory, and tells whether it could.
+func Lock(dir, name string) (unlock func() error, ok bool, err error) {
+	return (&app{cfg: config{StateDir: dir}}).lock(name)
+}

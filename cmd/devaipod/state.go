@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 )
@@ -96,14 +97,23 @@ func (a *app) makeStateDir() error {
 	return nil
 }
 
+// lockFor is how long a lock is waited for: a process that was killed just as it was
+// starting another leaves it to that one, until it has become git or podman.
+const lockFor = 2 * time.Second
+
 // lock takes an advisory lock of the instance; the lock ends with the process,
-// however that ends. ok is false when another process holds it.
+// however that ends. ok is false when another process holds it, and keeps it.
 func (a *app) lock(name string) (unlock func() error, ok bool, err error) {
 	f, err := os.OpenFile(a.cfg.file(name), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, false, err
 	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	for end := time.Now().Add(lockFor); ; time.Sleep(lockFor / 100) {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(end) {
+			break
+		}
+	}
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return nil, false, f.Close()
 	}
