@@ -51,7 +51,8 @@ type rival struct {
 	port   string
 	pid    int
 	key    gossh.Signer
-	tunnel string // the address that is forwarded to the sink
+	sink   string // the address of what a forward leads to
+	tunnel string // the address that is forwarded there
 }
 
 // start runs a server until the benchmark's end, and waits until it listens.
@@ -307,11 +308,12 @@ func send(w io.Writer, mb int) error {
 	return nil
 }
 
-// forward forwards a port to the sink until the benchmark's end.
-func (r *rival) forward(to string) {
+// forward forwards a port to the sink until the end of what is measured by it: no other
+// load has a second connection beside its own.
+func (r *rival) forward() {
 	r.b.Helper()
 	r.tunnel = "127.0.0.1:" + freePort(r.b)
-	cmd := exec.Command("ssh", "-F", r.path("config"), "-o", "ExitOnForwardFailure=yes", "-L", r.tunnel+":"+to, "box", "echo up; cat")
+	cmd := exec.Command("ssh", "-F", r.path("config"), "-o", "ExitOnForwardFailure=yes", "-L", r.tunnel+":"+r.sink, "box", "echo up; cat")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		r.b.Fatal(err)
@@ -323,7 +325,7 @@ func (r *rival) forward(to string) {
 	if err := cmd.Start(); err != nil {
 		r.b.Fatal(err)
 	}
-	r.b.Cleanup(func() { _ = in.Close(); _ = cmd.Wait() })
+	r.b.Cleanup(func() { _ = in.Close(); _ = cmd.Wait(); r.tunnel = "" })
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "up\n" {
 		r.b.Fatalf("%s: %q %v", r.name, line, err)
 	}
@@ -332,6 +334,9 @@ func (r *rival) forward(to string) {
 // through sends mb MiB through the forward, down or up.
 func (r *rival) through(way byte, mb int) time.Duration {
 	r.b.Helper()
+	if r.tunnel == "" {
+		r.forward()
+	}
 	began := time.Now()
 	c, err := net.Dial("tcp", r.tunnel)
 	if err != nil {
@@ -443,10 +448,8 @@ func BenchmarkSSH(b *testing.B) {
 		}
 		b.ReportMetric(0, "ns/op")
 	})
-	to := sink(b, mb)
 	for _, r := range both {
-		r.b = b
-		r.forward(to)
+		r.sink = sink(b, mb)
 	}
 	for _, l := range loads(b, dir, mb, files) {
 		b.Run(l.name, func(b *testing.B) {

@@ -133,7 +133,11 @@ func TestWhoDoesNotLogInIsNotWaitedFor(t *testing.T) {
 
 func TestManyConnectionsAtOnce(t *testing.T) {
 	t.Parallel()
-	s := serve(t, "")
+	var now, most atomic.Int64
+	s := serve(t, "", func(c *sshd.Config) {
+		c.Conns = func(n int) { now.Store(int64(n)); most.Store(max(most.Load(), int64(n))) }
+	})
+	defer until(t, "the count of connections goes to 200 and back to 0", func() bool { return now.Load() == 0 && most.Load() == 200 })
 	var all sync.WaitGroup
 	limit := make(chan struct{}, 32) // that log in at once
 	var clients sync.Map

@@ -32,6 +32,9 @@ type Config struct {
 	// tcp or unix.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	Log  *slog.Logger
+	// Conns, where it is set, is told how many connections there are each time that
+	// this changes. It must not block, nor call the server.
+	Conns func(n int)
 
 	// Grace is how long a login may take; 30 s when 0.
 	Grace time.Duration
@@ -211,12 +214,20 @@ func (s *Server) arrives(ctx ssh.Context, c net.Conn) net.Conn {
 		s.cfg.Log.Warn("a connection is turned away", "from", c.RemoteAddr().String(), "connections", s.conns, "not_logged_in", s.waiting, "wait", wait)
 		return nil
 	}
-	s.conns++
+	s.count(1)
 	s.waiting++
 	n := &conn{Conn: c, r: bufio.NewReaderSize(c, 64<<10), server: s, forwards: map[string]net.Listener{}}
 	n.grace = time.AfterFunc(s.cfg.Grace, func() { _ = c.Close() })
 	ctx.SetValue(connKey, n)
 	return n
+}
+
+// count changes how many connections there are. The caller has mu.
+func (s *Server) count(by int) {
+	s.conns += by
+	if s.cfg.Conns != nil {
+		s.cfg.Conns(s.conns)
+	}
 }
 
 func (c *conn) Read(p []byte) (int, error) { return c.r.Read(p) }
@@ -233,7 +244,7 @@ func (c *conn) Close() error {
 	if !again {
 		c.grace.Stop()
 		c.server.mu.Lock()
-		c.server.conns--
+		c.server.count(-1)
 		if !in {
 			c.server.waiting--
 		}

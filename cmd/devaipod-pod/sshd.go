@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -36,6 +37,7 @@ func runSSHD(ctx context.Context, stdin, stdout *os.File, stderr io.Writer) erro
 	}
 	sshd.HeedSignals()
 	debug.SetGCPercent(400) // as devaipod sshd has it
+	runtime.GOMAXPROCS(1)   // as that has it for one connection
 	cfg.User, cfg.Env = workspaceUser(), os.Environ()
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})) // to who connects
 	server, err := sshd.New(cfg)

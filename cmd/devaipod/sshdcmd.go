@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -63,7 +64,7 @@ func (a *app) sshd(ctx context.Context, listen, hostKey string, keys sshd.KeysFi
 		return err
 	}
 	me := sshd.Me()
-	server, err := sshd.New(sshd.Config{HostKey: key, Keys: keys, User: me, Env: inherited(), Log: a.log})
+	server, err := sshd.New(sshd.Config{HostKey: key, Keys: keys, User: me, Env: inherited(), Log: a.log, Conns: processors})
 	if err != nil {
 		return err
 	}
@@ -76,8 +77,9 @@ func (a *app) sshd(ctx context.Context, listen, hostKey string, keys sshd.KeysFi
 	if err := os.Chdir(me.Home); err != nil { // where sftp begins
 		return err
 	}
+	processors(0)
 	// The library allocates each packet that it reads; what lives is little.
-	debug.SetGCPercent(400)
+	debug.SetGCPercent(800)
 	fmt.Fprintf(a.out, "ssh -p %d %s@%s\nhost key %s\n", l.Addr().(*net.TCPAddr).Port, me.Name, l.Addr().(*net.TCPAddr).IP, gossh.FingerprintSHA256(key.PublicKey()))
 	if err := server.Serve(ctx, l); !errors.Is(err, context.Canceled) {
 		return err
@@ -93,4 +95,11 @@ func inherited() (env []string) {
 		}
 	}
 	return env
+}
+
+// processors lets Go use as many processors as there are connections. What the parts of
+// one hand to each other then stays with one thread: to wake another takes longer than
+// what that has to do.
+func processors(connections int) {
+	runtime.GOMAXPROCS(max(1, min(connections, runtime.NumCPU())))
 }
