@@ -21,7 +21,7 @@ var allowed = map[string][]string{
 	"ci":               {"ci/job"},
 	"ci/door":          {},
 	"ci/job":           {},
-	"ci/sandbox":       {},
+	"ci/sandbox":       {"pods/podman", "pods/relay"},
 	"ci/worker":        {"ci/job", "mirror/gitproc"},
 	"compose":          {},
 	"forge":            {},

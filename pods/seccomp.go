@@ -96,6 +96,9 @@ func seccompProfile(nested bool) ([]byte, error) {
 	return json.Marshal(p)
 }
 
+// SeccompFile keeps the profile of containers that are none of engines, and is its path.
+func (m *Manager) SeccompFile() (path string, err error) { return m.seccompFile(false) }
+
 // seccompFile keeps the profile where podman finds it, under a name that tells its
 // content: with another devaipod containers are made anew.
 func (m *Manager) seccompFile(nested bool) (path string, err error) {

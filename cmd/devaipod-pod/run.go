@@ -26,7 +26,7 @@ const help = `usage: devaipod-pod control [flags]
        devaipod-pod saver --issue N [--once] [flags]
        devaipod-pod check --commit ID [--within DURATION] [flags]
        devaipod-pod look [--git PATH]
-       devaipod-pod relay --listen ADDR --to SOCKET
+       devaipod-pod relay --listen ADDR... --to SOCKET [--tell]
        devaipod-pod inventory | dial | sshd | login [DIR] | signal MARK NUMBER
        devaipod-pod version`
 
@@ -118,18 +118,41 @@ func runShim(ctx context.Context, args []string, stderr io.Writer, log *slog.Log
 
 func runRelay(ctx context.Context, args []string, stderr io.Writer, log *slog.Logger) error {
 	f := flags("relay", stderr)
-	listen := f.String("listen", "", "loopback address to listen on")
+	var listen []string
+	f.Func("listen", "loopback address to listen on; may be given again", func(addr string) error {
+		host, _, err := net.SplitHostPort(addr)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			return errors.New("want 127.0.0.1:PORT")
+		}
+		listen = append(listen, addr)
+		return nil
+	})
 	to := f.String("to", "", "unix socket that connections are passed on to")
+	tell := f.Bool("tell", false, "connect to it once when all of them listen")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	host, _, err := net.SplitHostPort(*listen)
-	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() || *to == "" {
+	if len(listen) == 0 || *to == "" {
 		return errors.New("relay: want --listen 127.0.0.1:PORT and --to SOCKET")
 	}
-	l, err := net.Listen("tcp", *listen)
-	if err != nil {
-		return err
+	var all []net.Listener
+	for _, addr := range listen {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		all = append(all, l)
 	}
-	return relay.Serve(ctx, l, relay.Unix(*to), log)
+	if *tell {
+		conn, err := relay.Unix(*to)(ctx)
+		if err != nil {
+			return err
+		}
+		conn.Close()
+	}
+	ended := make(chan error, len(all))
+	for _, l := range all {
+		go func() { ended <- relay.Serve(ctx, l, relay.Unix(*to), log) }()
+	}
+	return <-ended // all end with ctx, and the program with the first that fails
 }
