@@ -151,7 +151,7 @@ func (p *plan) takeLimits(h *container.HostConfig) error {
 		p.memory = h.Memory
 	}
 	if cpus := float64(h.NanoCPUs) / 1e9; cpus > 0 && (p.cpus <= 0 || cpus < p.cpus) {
-		p.cpus = cpus
+		p.cpus = max(cpus, 0.01) // the kernel knows no less, and 0 would be none
 	}
 	if h.PidsLimit != nil && *h.PidsLimit > 0 && (p.pids <= 0 || *h.PidsLimit < p.pids) {
 		p.pids = *h.PidsLimit

@@ -82,7 +82,7 @@ func rewriteExec(o container.ExecOptions) ([]byte, error) {
 		}
 	}
 	o.User, o.Tty, o.AttachStdin, o.AttachStdout, o.AttachStderr, o.Env, o.WorkingDir, o.Cmd = "", false, false, false, false, nil, "", nil
-	o.DetachKeys, o.Detach, o.ConsoleSize = "", false, nil
+	o.DetachKeys, o.ConsoleSize = "", nil
 	if field := left(reflect.ValueOf(o)); field != "" {
 		return nil, notAllowed(field, "")
 	}
@@ -199,10 +199,7 @@ func (c call) join(far buffered) error {
 	if c.r.Header.Get("Upgrade") != "" {
 		head = "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
 	}
-	if _, err := io.WriteString(near, head); err != nil {
-		near.Close() // the client is gone
-		return nil
-	}
+	_, _ = io.WriteString(near, head) // a client that is gone shows when it is read from
 	relay.Join(c.r.Context(), buffered{near, rw.Reader}, far)
 	return nil
 }
