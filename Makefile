@@ -16,7 +16,7 @@ TEST    := CGO_ENABLED=1 go test -race $(GOTAGS) -timeout 60m
 # The whole program on real parts: forge, podman, agent.
 E2E     := ./cmd/...
 # Packages whose tests need no forge, no podman and no image.
-FAST    := $(addsuffix /...,./mirror ./podapi ./pods/egress ./pods/gate ./pods/podfile ./pods/redact ./pods/reconcile ./pods/relay ./pods/saver ./pods/shim)
+FAST    := $(addsuffix /...,./ci/sandbox ./mirror ./podapi ./pods/egress ./pods/gate ./pods/podfile ./pods/redact ./pods/reconcile ./pods/relay ./pods/saver ./pods/shim)
 
 N         ?= 5
 MODEL_URL ?=
