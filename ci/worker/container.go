@@ -9,10 +9,10 @@ import (
 	"io"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"github.com/nektos/act/pkg/common"
 	"github.com/nektos/act/pkg/container"
 	"github.com/nektos/act/pkg/model"
@@ -32,6 +32,7 @@ const (
 type bounded struct {
 	container.ExecutionsEnvironment
 	out, err *lines
+	left     map[string][]byte // by the last step, for the runner; nil: to be read
 }
 
 // ReplaceLogWriter has what steps print go to o and e, by whole lines.
@@ -49,6 +50,7 @@ func (b *bounded) ReplaceLogWriter(o, e io.Writer) (io.Writer, io.Writer) {
 func (b *bounded) Exec(cmd []string, env map[string]string, user, dir string) common.Executor {
 	run := b.ExecutionsEnvironment.Exec(cmd, env, user, dir)
 	return func(ctx context.Context) error {
+		b.forget()
 		err := run(ctx)
 		return errors.Join(err, b.out.flush(), b.err.flush())
 	}
@@ -91,31 +93,63 @@ type limited struct {
 	io.Closer
 }
 
+// Copy puts files into the container; act does so before each step.
+func (b *bounded) Copy(dir string, files ...*container.FileEntry) common.Executor {
+	b.forget()
+	return b.ExecutionsEnvironment.Copy(dir, files...)
+}
+
+func (b *bounded) forget() { b.left = nil }
+
 // file is the text of one of the files that steps write for the runner; a summary is
 // cut, where it is too large, others are refused.
-func (b *bounded) file(ctx context.Context, name string) (text []byte, err error) {
-	from, err := b.ExecutionsEnvironment.GetContainerArchive(ctx, name)
-	if errdefs.IsNotFound(err) {
-		return nil, nil // the step removed it
-	} else if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path.Base(name), err)
+func (b *bounded) file(ctx context.Context, name string) ([]byte, error) {
+	if b.left == nil {
+		left, err := b.read(ctx, path.Dir(name))
+		if err != nil {
+			return nil, fmt.Errorf("reading what the step left in %s: %w", path.Dir(name), err)
+		}
+		b.left = left
 	}
-	defer func() { err = errors.Join(err, from.Close()) }()
-	t := tar.NewReader(from)
-	if _, err := t.Next(); errors.Is(err, io.EOF) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	text, err = io.ReadAll(io.LimitReader(t, maxFile+1))
+	base := path.Base(name)
+	text := b.left[base]
 	switch {
-	case err != nil || len(text) <= maxFile:
-		return text, err
-	case path.Base(name) == "SUMMARY.md":
+	case len(text) <= maxFile:
+		return text, nil
+	case base == "SUMMARY.md":
 		return text[:maxFile], nil
 	}
-	return nil, fmt.Errorf("%s has more than %d bytes", path.Base(name), maxFile)
+	return nil, fmt.Errorf("%s has more than %d bytes", base, maxFile)
 }
+
+// read reads all of a step's files in one go, where act asks for each: on podman that
+// is most of what a short step takes.
+func (b *bounded) read(ctx context.Context, dir string) (left map[string][]byte, err error) {
+	from, err := b.ExecutionsEnvironment.GetContainerArchive(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, from.Close()) }()
+	left = map[string][]byte{}
+	t := tar.NewReader(io.LimitReader(from, maxLeft))
+	for {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return left, nil
+		} else if err != nil {
+			return nil, err
+		}
+		if base := path.Base(h.Name); slices.Contains(stepFiles, base) && path.Base(path.Dir(h.Name)) == path.Base(dir) {
+			if left[base], err = io.ReadAll(io.LimitReader(t, maxFile+1)); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+var stepFiles = []string{"envs.txt", "statecmd.txt", "outputcmd.txt", "pathcmd.txt", "SUMMARY.md"}
+
+const maxLeft = 256 << 20 // bytes of all that is beside them
 
 const maxFile = min(job.MaxSummary, job.MaxOutputs)
 

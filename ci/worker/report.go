@@ -24,20 +24,21 @@ type report struct {
 	cancel context.CancelFunc // nobody listens any more
 	debug  bool               // ::debug:: is shown
 
-	mu        sync.Mutex
-	out       *json.Encoder
-	err       error // of writing
-	masks     *masks
-	rc        *runner.RunContext
-	steps     map[string]int // by id
-	at        int            // the step that goes on
-	result    map[int]string // so far
-	failedAt  map[int]bool   // an error was logged
-	cancelled func() bool
-	began     bool   // a step has
-	ready     bool   // the job's container is
-	last      string // error that was shown
-	summary   string // that a step within an action wrote
+	mu         sync.Mutex
+	out        *json.Encoder
+	err        error // of writing
+	masks      *masks
+	rc         *runner.RunContext
+	steps      map[string]int // by id
+	at         int            // the step that goes on
+	result     map[int]string // so far
+	failedAt   map[int]bool   // an error was logged
+	cancelled  func() bool
+	began      bool   // a step has
+	ready      bool   // the job's container is
+	last       string // error that was shown
+	complained bool   // at all
+	summary    string // that a step within an action wrote
 }
 
 func newReport(w io.Writer, spec *job.Spec, cancel context.CancelFunc) *report {
@@ -115,6 +116,8 @@ func (r *report) Fire(e *logrus.Entry) error {
 		r.command(e, command, within)
 	case e.Level <= logrus.ErrorLevel:
 		r.fault(e.Time, e.Message)
+	case e.Message == "Failed but continue next step":
+		r.line(e.Time, "::warning::The step failed, and the job goes on (continue-on-error)")
 	case e.Level <= logrus.InfoLevel && (r.at == job.SetUp || r.at == job.Complete):
 		r.text(e.Time, strings.TrimSpace(e.Message))
 	}
@@ -223,7 +226,7 @@ var exited = regexp.MustCompile(`^exitcode '(\d+)': (?:failure|command not found
 
 // fault shows what act complains of, once: it tells it at each level of actions.
 func (r *report) fault(at time.Time, message string) {
-	r.failedAt[r.at] = true
+	r.failedAt[r.at], r.complained = true, true
 	message = exited.ReplaceAllString(strings.TrimSpace(message), "Process completed with exit code $1.")
 	if message == r.last {
 		return
@@ -268,10 +271,9 @@ func (r *report) end(o outcome) {
 	now := time.Now()
 	if o.reason != "" {
 		o.reason = cut(r.masks.hide(o.reason), 4096, cutLine)
-		if r.last == "" {
+		if !r.complained {
 			r.fault(now, o.reason)
 		}
-		r.failedAt[r.at] = true
 	}
 	r.leave(now)
 	r.rest(now)

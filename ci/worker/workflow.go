@@ -39,6 +39,7 @@ func read(spec *job.Spec) (*model.Run, error) {
 	if err := measure(&doc, &n, maxDepth); err != nil {
 		return nil, err
 	}
+	expand(&doc)
 	rename(&doc)
 	var w model.Workflow
 	if err := doc.Decode(&w); err != nil {
@@ -76,6 +77,20 @@ func measure(node *yaml.Node, n *int, depth int) error {
 		}
 	}
 	return nil
+}
+
+// expand puts what aliases stand for into their places, which act's schema wants; it
+// must have been measured.
+func expand(node *yaml.Node) {
+	for node.Kind == yaml.AliasNode {
+		*node = *node.Alias
+	}
+	node.Anchor, node.Content = "", slices.Clone(node.Content)
+	for i, c := range node.Content {
+		own := *c
+		node.Content[i] = &own
+		expand(&own)
+	}
 }
 
 var (
