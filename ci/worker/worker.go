@@ -173,14 +173,14 @@ func bound(ctx context.Context, t times, run func(force, asked context.Context) 
 		}()
 		done <- run(force, asked)
 	}()
-	err := await(done, asked, t, stop)
+	err := await(asked, done, t, stop)
 	if errors.Is(context.Cause(asked), errTime) {
 		err = errors.Join(errTime, err)
 	}
 	return err
 }
 
-func await(done <-chan error, asked context.Context, t times, stop func()) error {
+func await(asked context.Context, done <-chan error, t times, stop func()) error {
 	select {
 	case err := <-done:
 		return err

@@ -1,4 +1,4 @@
-package workertest
+package workertest_test
 
 import (
 	"os"
@@ -104,7 +104,9 @@ func TestAJobThatTakesTooLong(t *testing.T) {
 	}
 }
 
-func TestWhatIsMasked(t *testing.T) {
+// What a program prints must not show a secret, nor become what later steps run, but by
+// the files that only the step itself knows. Outputs are what old actions set by printing.
+func TestWhatAProgramPrints(t *testing.T) {
 	spec := aJob(`
 on: push
 jobs:
@@ -118,26 +120,9 @@ jobs:
           echo token-of-the-task
           echo "::add-mask::made-in-the-job"
           echo "is made-in-the-job hidden"
-      - run: echo "still made-in-the-job"
-`)
-	spec.Secrets = map[string]string{"LINES": "first-line-of-it\nsecond-line-of-it"}
-	r := run(t, spec, nil)
-	r.wants(job.Success)
-	r.hides("first-line-of-it", "second-line-of-it", "token-of-the-task", "made-in-the-job", "ZmlYc3QtbGluZS1vZi", "irst-line")
-	r.says("0: is *** hidden", "1: still ***")
-}
-
-// What a program prints must not become what later steps run, but by the files that
-// only the step itself knows. Outputs are what old actions set by printing.
-func TestCommandsInAProgramsOutput(t *testing.T) {
-	r := run(t, aJob(`
-on: push
-jobs:
-  build:
-    runs-on: box
-    steps:
       - id: hostile
         run: |
+          echo "still made-in-the-job"
           echo "::set-env name=LD_PRELOAD::/evil"
           echo "::add-path::/evil"
           echo "##[set-env name=BASH_ENV;]/evil"
@@ -147,10 +132,14 @@ jobs:
           echo "::tok::"
           printf '\033[31mred\033[0m \377\n'
       - run: echo "[$LD_PRELOAD] [$BASH_ENV] [$PATH] ${{ steps.hostile.outputs.word }}"
-`), nil)
+`)
+	spec.Secrets = map[string]string{"LINES": "first-line-of-it\nsecond-line-of-it"}
+	r := run(t, spec, nil)
 	r.wants(job.Success)
-	r.says("0: ::error::The output ::set-env:: is not obeyed: write to the file that $GITHUB_ENV or $GITHUB_PATH names instead", "0: ::set-output name=word::not obeyed", "0: \x1b[31mred\x1b[0m \ufffd")
-	if !strings.Contains(r.log, "1: [] [] [") || strings.Contains(r.log, "1: [] [] [/evil") || !strings.Contains(r.log, "] printed\n") {
+	r.hides("first-line-of-it", "second-line-of-it", "token-of-the-task", "made-in-the-job", "ZmlYc3QtbGluZS1vZi", "irst-line")
+	r.says("0: is *** hidden", "1: still ***")
+	r.says("1: ::error::The output ::set-env:: is not obeyed: write to the file that $GITHUB_ENV or $GITHUB_PATH names instead", "1: ::set-output name=word::not obeyed", "1: \x1b[31mred\x1b[0m \ufffd")
+	if !strings.Contains(r.log, "2: [] [] [") || strings.Contains(r.log, "2: [] [] [/evil") || !strings.Contains(r.log, "] printed\n") {
 		t.Error(r.log)
 	}
 }

@@ -1,7 +1,7 @@
-// Package workertest runs jobs by the whole program's ci-worker on a real podman, in a
+// Package workertest_test runs jobs by the whole program's ci-worker on a real podman, in a
 // world of its own. The service, its filter of Docker's API, and the forge are not
 // there: the tests write what the service would, and read what it would.
-package workertest
+package workertest_test
 
 import (
 	"archive/tar"
