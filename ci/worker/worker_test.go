@@ -64,13 +64,17 @@ func TestWorkflowsThatAreRefused(t *testing.T) {
 	}
 }
 
-// runs is the last event of a job that Docker is never asked for.
-func runs(t *testing.T, spec *job.Spec) (last job.Event) {
-	t.Helper()
-	// Main sets them for its process; this one has more tests.
+// apart puts back, at the test's end, what Main sets for its process.
+func apart(t *testing.T) {
 	for _, name := range []string{"DOCKER_HOST", "DOCKER_CONFIG", "XDG_CACHE_HOME", "TMPDIR"} {
 		t.Setenv(name, "")
 	}
+}
+
+// runs is the last event of a job that Docker is never asked for.
+func runs(t *testing.T, spec *job.Spec) (last job.Event) {
+	t.Helper()
+	apart(t)
 	in, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)
@@ -220,7 +224,7 @@ func (b *broken) Write(p []byte) (int, error) {
 }
 
 func TestNobodyListens(t *testing.T) {
-	t.Setenv("DOCKER_HOST", "")
+	apart(t)
 	err := worker.Main(t.Context(), strings.NewReader("{}"), &broken{after: 1})
 	if err == nil || !strings.Contains(err.Error(), "nobody listens") {
 		t.Errorf("%v", err)
