@@ -216,7 +216,7 @@ func (f *forge) push(t *testing.T, name, repo, branch string, files map[string]s
 	t.Helper()
 	var list []map[string]string
 	for path, text := range files {
-		list = append(list, map[string]string{"operation": "create", "path": path, "content": string(b64(text))})
+		list = append(list, map[string]string{"operation": "create", "path": path, "content": b64(text)})
 	}
 	body := map[string]any{"branch": "main", "message": "files", "files": list}
 	if branch != "main" {

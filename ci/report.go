@@ -300,13 +300,14 @@ func (p *reporter) outputs(all map[string]string) map[string]string {
 	kept, size := map[string]string{}, 0
 	for _, k := range slices.Sorted(maps.Keys(all)) {
 		v := all[k]
-		size += len(k) + len(v)
+		n := len(k) + len(v)
 		switch {
 		case p.masks.Replace(v) != v || p.masks.Replace(k) != k:
 			p.row("::warning::An output is left out, as it has a secret in it: " + k)
-		case len(k) > 255 || size > job.MaxOutputs:
+		case len(k) > 255 || size+n > job.MaxOutputs:
 			p.row("::warning::An output is left out, as it is too large: " + k)
 		default:
+			size += n
 			kept[strings.ToValidUTF8(k, "�")] = strings.ToValidUTF8(v, "�")
 		}
 	}

@@ -164,6 +164,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	if err := r.loadCredentials(); err != nil {
 		return err
 	}
+	if err := r.store.sweep(); err != nil {
+		return err
+	}
 	left, err := r.store.underWay()
 	if err != nil {
 		return err

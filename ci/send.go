@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	pace       = 300 * time.Millisecond // between two messages about a job, at least
-	maxRetry   = 30 * time.Second       // between two tries while the forge is away
-	lastTry    = 5 * time.Second        // for a call while the service ends
-	outputTrys = 5
+	pace        = 300 * time.Millisecond // between two messages about a job, at least
+	maxRetry    = 10                     // heartbeats between two tries while the forge is away
+	lastTry     = 5 * time.Second        // for a call while the service ends
+	outputTries = 5
 )
 
 var results = map[string]runnerv1.Result{
@@ -71,7 +71,7 @@ func (p *reporter) send(ctx context.Context, cancel context.CancelCauseFunc) {
 			if !stopping {
 				p.log.Warn("telling the forge of a job; trying again", "err", err)
 			}
-			retry = min(2*retry, maxRetry)
+			retry = min(2*retry, maxRetry*p.r.Heartbeat)
 		default:
 			retry = pace
 		}
@@ -229,7 +229,7 @@ func (s *sender) state(ctx context.Context, cancel context.CancelCauseFunc, due,
 	req := s.request()
 	final := s.st.Result != "" && all && s.ack == s.rows
 	s.mu.Unlock()
-	for final && len(req.Outputs) > 0 && s.tries < outputTrys {
+	for final && len(req.Outputs) > 0 && s.tries < outputTries {
 		s.tries++
 		if err := s.update(ctx, req, cancel); err != nil {
 			return err

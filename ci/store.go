@@ -211,6 +211,19 @@ func (s *Store) Approved(repo int64, commit string) (bool, error) {
 	return err == nil, err
 }
 
+// sweep removes what a kill left half written.
+func (s *Store) sweep() error {
+	var errs error
+	for _, d := range []string{"", "tasks", "jobs", "approvals"} {
+		left, err := filepath.Glob(filepath.Join(s.dir, d, ".tmp-*"))
+		errs = errors.Join(errs, err)
+		for _, f := range left {
+			errs = errors.Join(errs, os.Remove(f))
+		}
+	}
+	return errs
+}
+
 // writeJSON replaces a file, mode 0600, as a whole or not at all.
 func writeJSON(name string, v any) error {
 	b, err := json.Marshal(v)
