@@ -3,6 +3,7 @@ package ci_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -204,9 +205,10 @@ func (f *forge) api(t *testing.T, name, method, path string, body, answer any) {
 	}
 }
 
-// repo makes a repository of person, robot may push to it, and returns its name.
+// repo makes a repository of person, whose name begins with name, and returns its name.
 func (f *forge) repo(t *testing.T, name string) string {
 	t.Helper()
+	name += "-" + strings.ToLower(rand.Text()) // tests may be run several times
 	f.api(t, "person", "POST", "/user/repos", map[string]any{"name": name, "auto_init": true, "default_branch": "main"}, nil)
 	return "person/" + name
 }
