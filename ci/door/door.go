@@ -34,9 +34,10 @@ type Config struct {
 	Repo string
 	// Trusted lets the job's requests pass as they are.
 	Trusted bool
-	// Tokens are, for a job that is not trusted, what stands for each token that it was
-	// given in its place.
-	Tokens map[string]string
+	// Given is what a job that is not trusted has in the place of the forge's own tokens:
+	// the task's, and the one for its artifacts.
+	Given          string
+	Token, Runtime string
 	// Git serves /git/HOST/OWNER/NAME.git, read-only; Proxy the requests to other hosts.
 	Git, Proxy http.Handler
 	Log        *slog.Logger
@@ -124,13 +125,17 @@ var readable = []string{
 // by clients of version 3, and of version 4.
 var artifacts = []string{"/api/actions_pipeline/_apis/pipelines/workflows/", "/twirp/github.actions.results.api.v1.ArtifactService/"}
 
+func ofArtifacts(p string) bool {
+	return slices.ContainsFunc(artifacts, func(prefix string) bool { return strings.HasPrefix(p, prefix) })
+}
+
 // may tells why a request may not be made.
 func (d *door) may(r *http.Request) error {
 	if r.Header.Get("Upgrade") != "" {
 		return errors.New("no other protocol is spoken here")
 	}
 	p := r.URL.Path
-	if slices.ContainsFunc(artifacts, func(prefix string) bool { return strings.HasPrefix(p, prefix) }) {
+	if ofArtifacts(p) {
 		return nil
 	}
 	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
@@ -223,32 +228,33 @@ func (d *door) swap(r *http.Request) bool {
 		if !ok {
 			return false
 		}
-		if real, ok := d.stands(password); ok {
-			r.SetBasicAuth(user, real)
-			return true
+		switch {
+		case d.given(password):
+			r.SetBasicAuth(user, d.real(r))
+		case d.given(user) && (password == "" || password == "x-oauth-basic"):
+			r.SetBasicAuth(d.real(r), password)
+		default:
+			return false
 		}
-		if real, ok := d.stands(user); ok && (password == "" || password == "x-oauth-basic") {
-			r.SetBasicAuth(real, password)
-			return true
-		}
+		return true
+	}
+	if !d.given(strings.TrimSpace(token)) {
 		return false
 	}
-	real, ok := d.stands(strings.TrimSpace(token))
-	if !ok {
-		return false
-	}
-	r.Header.Set("Authorization", scheme+" "+real)
+	r.Header.Set("Authorization", scheme+" "+d.real(r))
 	return true
 }
 
-// stands is the token that a job's stands for.
-func (d *door) stands(given string) (real string, ok bool) {
-	for theirs, ours := range d.cfg.Tokens {
-		if subtle.ConstantTimeCompare([]byte(theirs), []byte(given)) == 1 {
-			real, ok = ours, true
-		}
+func (d *door) given(token string) bool {
+	return d.cfg.Given != "" && subtle.ConstantTimeCompare([]byte(d.cfg.Given), []byte(token)) == 1
+}
+
+// real is the token that the forge wants to see.
+func (d *door) real(r *http.Request) string {
+	if ofArtifacts(r.URL.Path) {
+		return d.cfg.Runtime
 	}
-	return real, ok
+	return d.cfg.Token
 }
 
 // rewrite sends a request to the forge.

@@ -18,6 +18,8 @@ import (
 const (
 	job  = "token-of-the-job"
 	real = "token-of-the-forge"
+
+	runtime = "token-of-artifacts"
 )
 
 // served is a door, with all that is behind it: each says what it was asked.
@@ -40,7 +42,7 @@ func served(t *testing.T, trusted bool) *httptest.Server {
 		t.Fatal(err)
 	}
 	d := httptest.NewServer(door.New(door.Config{
-		Forge: u, Transport: http.DefaultTransport, Repo: "Ada/app", Trusted: trusted, Tokens: map[string]string{job: real},
+		Forge: u, Transport: http.DefaultTransport, Repo: "Ada/app", Trusted: trusted, Given: job, Token: real, Runtime: runtime,
 		Git: says("git"), Proxy: says("proxy"), Log: slog.New(slog.DiscardHandler),
 	}))
 	t.Cleanup(d.Close)
@@ -131,7 +133,11 @@ func TestWhatAJobThatIsNotTrustedMayAsk(t *testing.T) {
 			if !strings.HasPrefix(text, "forge "+c.method+" "+c.path+" ") || !strings.HasSuffix(text, "body="+c.body) || strings.Contains(text, job) || !strings.Contains(text, " cookie= ") {
 				t.Errorf("the forge was asked: %s", text)
 			}
-			if c.auth != "" && !strings.Contains(text, real) && !strings.Contains(text, basic("x:"+real)) {
+			want := real
+			if strings.HasPrefix(c.name, "artifacts") {
+				want = runtime
+			}
+			if c.auth != "" && !strings.Contains(text, want) && !strings.Contains(text, basic("x:"+want)) {
 				t.Errorf("without its token: %s", text)
 			}
 		})

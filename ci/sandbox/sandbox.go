@@ -216,7 +216,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			err = s.server.Close()
 		}
 		if s.door != nil {
-			err = errors.Join(err, s.door.Close())
+			if e := s.door.Close(); !errors.Is(e, net.ErrClosed) { // by who serves it
+				err = errors.Join(err, e)
+			}
 		}
 		s.running.Wait()
 		err = errors.Join(err, s.removeAll(ctx, s.task))

@@ -38,7 +38,7 @@ type checkRecord struct {
 }
 
 func checkDefaults() map[string]any {
-	return map[string]any{"check.commands": []string{}, "check.within": "30m", "ci.wait": "30m"}
+	return map[string]any{"check.commands": []string{}, "check.within": "30m"}
 }
 
 func (c config) validateChecks() error {

@@ -124,9 +124,7 @@ type config struct {
 		Commands []string      `mapstructure:"commands"`
 		Within   time.Duration `mapstructure:"within"`
 	} `mapstructure:"check"`
-	CI struct {
-		Wait time.Duration `mapstructure:"wait"`
-	} `mapstructure:"ci"`
+	CI ciConfig `mapstructure:"ci"`
 
 	Prune struct {
 		ImageAge      time.Duration `mapstructure:"image_age"`
@@ -207,7 +205,7 @@ func defaults() map[string]any {
 		"budget.time":             "0s",
 		"ssh.authorized_keys":     []string{},
 	}
-	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), pruneDefaults()} {
+	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults()} {
 		maps.Copy(all, more)
 	}
 	return all
@@ -436,7 +434,7 @@ func (c config) validate() error {
 			return fmt.Errorf("%s = %q: want 1s or more", key, d)
 		}
 	}
-	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents(), c.validateNested(), c.validateChecks(), c.validatePrune()); err != nil {
+	if err := errors.Join(c.validateWork(), c.validateNetwork(), c.validateImages(), c.validateSetup(), c.validateAgents(), c.validateNested(), c.validateChecks(), c.validateCI(), c.validatePrune()); err != nil {
 		return err
 	}
 	return c.validateModel()

@@ -37,6 +37,7 @@ type service struct {
 	hook     http.Handler
 	cache    *cache.Cache
 	work     *mirror.Work
+	ci       *ciRunner // nil where the configuration wants none
 	count    *prometheus.Registry
 	creds    credentials
 	basis    string
@@ -159,6 +160,9 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 		return nil, err
 	}
 	s.count.MustRegister(podCount{s.loop.Views})
+	if s.ci, err = s.newCI(ctx, a); err != nil {
+		return nil, err
+	}
 	return s, s.newSite(a)
 }
 
@@ -236,6 +240,9 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pod
 
 // event takes a verified webhook: a key, nothing more.
 func (s *service) event(ev forge.Event) {
+	if s.ci != nil {
+		s.ci.Kick() // there may be a job
+	}
 	if ev.Kind == "repository" {
 		s.repositoryChanged()
 		for _, v := range s.loop.Views() { // it may be gone
@@ -325,6 +332,9 @@ func (s *service) run(ctx context.Context) error {
 func (s *service) tend(ctx context.Context) {
 	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
 	go s.pods.disk.Run(ctx)
+	if s.ci != nil {
+		go s.ci.run(ctx)
+	}
 	go s.collectAll(ctx)
 	s.notifier().start(ctx)
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx

@@ -29,6 +29,7 @@ func (a *app) podman(ctx context.Context) (*podman.Client, error) {
 	if err != nil {
 		return nil, &exitError{codeUnreachable, err}
 	}
+	a.podmanURI = uri
 	a.ownPodman = uri == "unix://"+a.cfg.file("podman.sock")
 	p, err := podman.Connect(ctx, uri)
 	if err != nil {

@@ -1,0 +1,363 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"codeberg.org/devaipod/devaipod/ci"
+	cidoor "codeberg.org/devaipod/devaipod/ci/door"
+	cijob "codeberg.org/devaipod/devaipod/ci/job"
+	"codeberg.org/devaipod/devaipod/ci/sandbox"
+	"codeberg.org/devaipod/devaipod/mirror/cache"
+	"codeberg.org/devaipod/devaipod/pods/egress"
+)
+
+// The ports at which a job reaches its door: the forge at its own, where that is one of
+// loopback, so that the forge's URLs mean the same to jobs; else at another.
+const (
+	jobProxyPort = 8099
+	jobForgePort = 8098
+)
+
+// workerGrace is how long a job that is ended may take for its last steps.
+const workerGrace = time.Minute
+
+// A ciRunner is the service's runner of Actions.
+type ciRunner struct {
+	*ci.Runner
+	cfg       config
+	log       *slog.Logger
+	boxes     *sandbox.Sandboxes
+	images    map[string]string
+	forge     *url.URL
+	forgePort int
+	transport http.RoundTripper
+	git       http.Handler // what jobs read of the git cache
+	actions   string       // where the workers find the same
+	proxy     http.Handler
+	listener  net.Listener
+}
+
+// newCI makes the runner, where the configuration wants one.
+func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
+	if a.cfg.CI.Runner == runnerNone {
+		return nil, nil
+	}
+	c := &ciRunner{cfg: a.cfg, log: a.log}
+	var err error
+	if c.images, err = a.cfg.ciImages(); err != nil {
+		return nil, err
+	}
+	if c.forge, err = url.Parse(a.cfg.forgeURL()); err != nil {
+		return nil, err
+	}
+	if c.transport, err = a.cfg.forgeTransport(); err != nil {
+		return nil, err
+	}
+	c.forgePort = portInJob(c.forge)
+	if err := c.readers(s.cache); err != nil {
+		return nil, err
+	}
+	if c.boxes, err = s.newBoxes(ctx, a, c.images); err != nil {
+		return nil, err
+	}
+	logBytes, err := parseBytes(a.cfg.CI.Log)
+	if err != nil {
+		return nil, err
+	}
+	c.Runner, err = ci.New(ci.Config{
+		Forge: a.cfg.forgeURL(), HTTP: &http.Client{Transport: c.transport, Timeout: time.Minute}, Dir: a.cfg.file("ci"),
+		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: a.cfg.ciLabels(c.images), Jobs: a.cfg.CI.Jobs,
+		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: s.forge.RunnerToken, Executor: c,
+		Rules: ci.Rules{Agents: []string{s.creds.Bot, s.creds.Service}, Branches: "agent/"}, Log: a.log,
+	})
+	return c, err
+}
+
+// newBoxes makes what jobs are kept in.
+func (s *service) newBoxes(ctx context.Context, a *app, images map[string]string) (*sandbox.Sandboxes, error) {
+	socket, ok := strings.CutPrefix(a.podmanURI, "unix://")
+	if !ok {
+		return nil, fmt.Errorf("ci.runner = %q needs podman's unix socket, not %s", runnerBuiltin, a.podmanURI)
+	}
+	memory, err := parseBytes(a.cfg.CI.Memory)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := parseBytes(a.cfg.CI.Disk)
+	if err != nil {
+		return nil, err
+	}
+	profile, err := s.pods.manager.SeccompFile()
+	if err != nil {
+		return nil, err
+	}
+	use := a.cfg.ciMayUse(images)
+	return sandbox.New(ctx, sandbox.Config{
+		Instance: a.cfg.Instance, Podman: socket, Tools: s.tools, Dir: a.cfg.file("ci/run"),
+		Memory: memory, CPUs: a.cfg.CI.CPUs, Pids: a.cfg.CI.Processes, Disk: disk, Seccomp: profile, Use: use, Pull: use, Log: a.log,
+	})
+}
+
+// readers makes the ways that all jobs share: to the git cache, and to other hosts.
+func (c *ciRunner) readers(repos *cache.Cache) error {
+	allow, err := cache.ParseAllow(c.cfg.CI.Actions)
+	if err != nil {
+		return err
+	}
+	c.git = repos.PublicReads(allow)
+	if len(c.cfg.CI.Actions) == 0 {
+		c.git = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, http.StatusForbidden, "devaipod: jobs read no repository but their own; ci.actions in devaipod.toml can let them")
+		})
+	}
+	rules, err := egress.Parse(c.cfg.Network.Allow)
+	if err != nil {
+		return err
+	}
+	if c.cfg.Network.Mode == networkOpen {
+		rules = egress.Open()
+	}
+	c.proxy, err = egress.New(egress.Config{Rules: rules, Authorized: func(*http.Request) bool { return true }, Log: c.log})
+	if err != nil {
+		return err
+	}
+	if c.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return err
+	}
+	c.actions = "http://" + c.listener.Addr().String() + "/git"
+	return nil
+}
+
+// run takes jobs until ctx ends.
+func (c *ciRunner) run(ctx context.Context) {
+	if err := c.boxes.Collect(ctx); err != nil {
+		c.log.Warn("removing what jobs have left", "err", err)
+	}
+	git := egress.Server(c.git, c.log)
+	defer git.Close()        //nolint:errcheck // the service ends
+	go git.Serve(c.listener) //nolint:errcheck // with the service
+	if err := c.Runner.Run(ctx); err != nil {
+		c.log.Error("the runner of Actions has ended", "err", err)
+	}
+}
+
+// portInJob is where jobs find a forge.
+func portInJob(forge *url.URL) int {
+	if ip := net.ParseIP(forge.Hostname()); forge.Scheme == "http" && (forge.Hostname() == "localhost" || ip != nil && ip.IsLoopback()) {
+		if port, err := net.LookupPort("tcp", forge.Port()); err == nil && port != jobProxyPort && port > 0 {
+			return port
+		}
+	}
+	return jobForgePort
+}
+
+// Run runs a job: in a sandbox, by a process of its own.
+func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) (err error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	services, err := serviceNames(j.Spec.Workflow)
+	if err != nil {
+		return err
+	}
+	box, err := c.boxes.Open(ctx, j.Task, []int{jobProxyPort, c.forgePort}, services)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, box.Close(context.WithoutCancel(ctx))) }()
+	behind := egress.Server(c.door(j), c.log)
+	defer behind.Close()        //nolint:errcheck // its job has ended
+	go behind.Serve(box.Door()) //nolint:errcheck // until then
+	go func() {
+		select {
+		case why := <-box.Exceeded():
+			end(why)
+		case <-ctx.Done():
+		}
+	}()
+	err = c.work(ctx, c.spec(j, box.Socket(), services), filepath.Join(c.cfg.file("ci/run"), fmt.Sprint(j.Task)), events)
+	if why := context.Cause(ctx); why != nil && err == nil {
+		err = why
+	}
+	return err
+}
+
+// door is what a job reaches.
+func (c *ciRunner) door(j ci.Job) http.Handler {
+	return cidoor.New(cidoor.Config{
+		Forge: c.forge, Transport: c.transport, Repo: j.Repo, Trusted: j.Tier == ci.Trusted, Given: j.Door, Token: j.Token, Runtime: j.Runtime,
+		Git: c.git, Proxy: c.proxy, Log: c.log.With("task", j.Task),
+	})
+}
+
+// spec is what the worker is told of a job.
+func (c *ciRunner) spec(j ci.Job, docker string, services []string) cijob.Spec {
+	s := j.Spec
+	s.Docker, s.Actions, s.Images = docker, c.actions, c.images
+	here := fmt.Sprintf("http://127.0.0.1:%d", c.forgePort)
+	if from := strings.TrimSuffix(c.forge.String(), "/"); from != here {
+		s.Github, _ = rebased(s.Github, from, here).(map[string]any)
+	}
+	if server, ok := s.Github["server_url"].(string); ok {
+		s.Github = maps.Clone(s.Github)
+		s.Github["server_url"] = strings.TrimSuffix(server, "/") // as workflows know it from GitHub
+	}
+	s.Env = maps.Clone(s.Env)
+	if s.Env == nil {
+		s.Env = map[string]string{}
+	}
+	s.Env["ACTIONS_RUNTIME_URL"], s.Env["ACTIONS_RESULTS_URL"], s.Env["ACTIONS_RUNTIME_TOKEN"] = here+"/api/actions_pipeline/", here, cmp.Or(j.Door, j.Runtime)
+	proxy := fmt.Sprintf("127.0.0.1:%d", jobProxyPort)
+	for name, value := range egress.ProxyEnv(proxy, "", "") {
+		if strings.EqualFold(name, "no_proxy") {
+			value = strings.Join(append([]string{value}, services...), ",")
+		}
+		s.Env[name] = value
+	}
+	s.Env["GIT_CONFIG_COUNT"], s.Env["GIT_CONFIG_KEY_0"], s.Env["GIT_CONFIG_VALUE_0"] = "1", "url.http://"+proxy+"/git/.insteadOf", "https://"
+	return s
+}
+
+// rebased changes all URLs of one server to those of another, in values of JSON.
+func rebased(v any, from, to string) any {
+	switch v := v.(type) {
+	case string:
+		if rest, ok := strings.CutPrefix(v, from); ok && (rest == "" || strings.ContainsRune("/?#", rune(rest[0]))) {
+			return to + rest
+		}
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for k, inner := range v {
+			out[k] = rebased(inner, from, to)
+		}
+		return out
+	case []any:
+		out := make([]any, len(v))
+		for i, inner := range v {
+			out[i] = rebased(inner, from, to)
+		}
+		return out
+	}
+	return v
+}
+
+// serviceNames are the names of the services of the one job in a workflow.
+func serviceNames(workflow []byte) ([]string, error) {
+	var w struct {
+		Jobs map[string]struct {
+			Services map[string]yaml.Node `yaml:"services"`
+		} `yaml:"jobs"`
+	}
+	if err := yaml.Unmarshal(workflow, &w); err != nil {
+		return nil, fmt.Errorf("reading the workflow: %w", err)
+	}
+	var names []string
+	for _, j := range w.Jobs {
+		names = slices.AppendSeq(names, maps.Keys(j.Services))
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// maxEvent is the longest line of a worker's, bytes: of outputs, or a summary, escaped.
+const maxEvent = 8 << 20
+
+// work has a process of its own run the job. The end of ctx cancels it.
+func (c *ciRunner) work(ctx context.Context, spec cijob.Spec, dir string, events func(cijob.Event)) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(dir, "worker-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp) //nolint:errcheck // with the sandbox's directory, which tells
+	cmd := exec.CommandContext(ctx, self, "ci-worker")
+	cmd.Stdin = bytes.NewReader(text)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tmp, "TMPDIR=" + tmp, "LANG=C.UTF-8"}
+	cmd.Dir = tmp
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = workerGrace
+	errs := &tail{max: 4 << 10}
+	cmd.Stderr = errs
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended, readErr := passOn(out, events)
+	err = cmd.Wait()
+	switch {
+	case ended:
+		return nil
+	case readErr != nil:
+		return fmt.Errorf("what the job's process says can't be read: %w", readErr)
+	case err != nil:
+		return fmt.Errorf("the job's process has ended: %w: %s", err, errs.text())
+	}
+	return errors.New("the job's process has ended without a word")
+}
+
+// passOn reads a worker's events, and tells whether the last was among them.
+func passOn(out io.Reader, events func(cijob.Event)) (ended bool, err error) {
+	lines := bufio.NewScanner(out)
+	lines.Buffer(make([]byte, 0, 64<<10), maxEvent)
+	for lines.Scan() {
+		var e cijob.Event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			_, _ = io.Copy(io.Discard, out) // so that it does not wait for us for ever
+			return false, err
+		}
+		events(e)
+		ended = ended || e.Result != ""
+	}
+	if err := lines.Err(); err != nil {
+		_, _ = io.Copy(io.Discard, out)
+		return ended, err
+	}
+	return ended, nil
+}
+
+// A tail keeps the last bytes that were written to it.
+type tail struct {
+	max int
+	buf []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.buf = append(t.buf, p...)
+	if len(t.buf) > t.max {
+		t.buf = slices.Clone(t.buf[len(t.buf)-t.max:])
+	}
+	return len(p), nil
+}
+
+func (t *tail) text() string { return strings.ToValidUTF8(strings.TrimSpace(string(t.buf)), "\ufffd") }

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"codeberg.org/devaipod/devaipod/ci"
+)
+
+func (a *app) ciCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "ci", Short: "See the jobs of workflows that the service ran", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd())
+	return cmd
+}
+
+// jobRunning is the result of a job that has none.
+const jobRunning = "running"
+
+func (a *app) ciListCmd() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use: "list", Short: "List the jobs, the newest first", Args: noArgs,
+		Long: "List the jobs of workflows that the service ran (ci.runner), the newest first: the number of the\njob (devaipod ci logs), its repository and run, how far it was trusted, and what came of it.",
+		RunE: func(*cobra.Command, []string) error {
+			jobs, err := a.ciJobs()
+			if err != nil {
+				return err
+			}
+			if a.asJSON {
+				return a.printJSON(jobs)
+			}
+			w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "JOB\tREPOSITORY\tRUN\tNAME\tCOMMIT\tTIER\tRESULT\tAGE")
+			for _, j := range jobs {
+				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%.10s\t%s\t%s\t%s\n", j.Task, visible([]byte(j.Repo)), visible([]byte(j.Run)), visible([]byte(j.Job)), visible([]byte(j.Commit)), j.Tier, cmp.Or(j.Result, jobRunning), age(j.Started))
+			}
+			return w.Flush()
+		},
+	})
+}
+
+// ciJobs are the jobs that run, and those that ended.
+func (a *app) ciJobs() ([]ci.Record, error) {
+	store := ci.OpenStore(a.cfg.file("ci"))
+	running, err := store.Running()
+	if err != nil {
+		return nil, err
+	}
+	jobs := make([]ci.Record, 0, len(running))
+	for _, info := range running {
+		jobs = append(jobs, ci.Record{Info: info, Result: jobRunning})
+	}
+	ended, err := store.List()
+	return append(jobs, ended...), err
+}
+
+func age(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return shortTime(time.Since(t))
+}
+
+func (a *app) ciLogsCmd() *cobra.Command {
+	follow := false
+	cmd := &cobra.Command{
+		Use: "logs JOB", Short: "Print the log of a job", Args: args(cobra.ExactArgs(1)),
+		Example: "  devaipod ci logs 12\n  devaipod ci logs -f 12",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := strconv.ParseInt(args[0], 10, 64)
+			if err != nil || id < 1 {
+				return usagef("%q: want the number of a job; devaipod ci list has them", args[0])
+			}
+			return a.ciLogs(cmd.Context(), id, follow)
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", follow, "go on until the job ends")
+	return cmd
+}
+
+// ciLogs prints a job's log, without its times and without what would steer a terminal.
+func (a *app) ciLogs(ctx context.Context, id int64, follow bool) error {
+	store := ci.OpenStore(a.cfg.file("ci"))
+	f, err := os.Open(store.LogFile(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no log of a job %d: devaipod ci list has those that are kept", id)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, part := bufio.NewReader(f), ""
+	for {
+		over := true
+		if follow {
+			_, err := store.Get(id) // before what was written last is read
+			if over = err == nil; !over && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		for {
+			line, err := r.ReadString('\n')
+			part += line
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			_, text, _ := strings.Cut(strings.TrimSuffix(part, "\n"), " ")
+			part = ""
+			if _, err := fmt.Fprintln(a.out, visible([]byte(text))); err != nil {
+				return err
+			}
+		}
+		if over {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/mirror/cache"
+)
+
+// The runners of ci.runner.
+const (
+	runnerBuiltin = "builtin"
+	runnerNone    = "none"
+)
+
+type ciConfig struct {
+	Wait       time.Duration `mapstructure:"wait"`
+	Runner     string        `mapstructure:"runner"`
+	Jobs       int           `mapstructure:"jobs"`
+	Timeout    time.Duration `mapstructure:"timeout"`
+	Memory     string        `mapstructure:"memory"`
+	CPUs       float64       `mapstructure:"cpus"`
+	Processes  int64         `mapstructure:"processes"`
+	Disk       string        `mapstructure:"disk"`
+	Log        string        `mapstructure:"log"`
+	Images     []string      `mapstructure:"images"`
+	Registries []string      `mapstructure:"registries"`
+	Actions    []string      `mapstructure:"actions"`
+}
+
+func ciDefaults() map[string]any {
+	return map[string]any{
+		"ci.wait": "30m", "ci.runner": runnerNone, "ci.jobs": 2, "ci.timeout": "1h",
+		"ci.memory": "4GiB", "ci.cpus": 0.0, "ci.processes": 4096, "ci.disk": "10GiB", "ci.log": "64MiB",
+		"ci.images": []string{
+			"ubuntu-latest=docker.io/library/node:22-bookworm", "debian-latest=docker.io/library/node:22-bookworm",
+			"docker=docker.io/library/node:22-bookworm",
+		},
+		"ci.registries": []string{"docker.io", "ghcr.io", "quay.io", "codeberg.org", "data.forgejo.org"},
+		"ci.actions":    []string{"github.com", "code.forgejo.org", "data.forgejo.org", "codeberg.org"},
+	}
+}
+
+func (c config) validateCI() error {
+	if c.CI.Runner != runnerBuiltin && c.CI.Runner != runnerNone {
+		return fmt.Errorf("ci.runner = %q: want builtin (the service runs the forge's Actions) or none", c.CI.Runner)
+	}
+	if c.CI.Jobs < 1 || c.CI.Timeout < time.Second || c.CI.CPUs < 0 || c.CI.Processes < 0 {
+		return errors.New("ci.jobs wants 1 or more, ci.timeout 1s or more, ci.cpus and ci.processes 0 or more")
+	}
+	for key, text := range map[string]string{"ci.memory": c.CI.Memory, "ci.disk": c.CI.Disk, "ci.log": c.CI.Log} {
+		if _, err := parseBytes(text); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	if _, err := c.ciImages(); err != nil {
+		return err
+	}
+	if _, err := cache.ParseAllow(c.CI.Actions); err != nil {
+		return fmt.Errorf("ci.actions: %w", err)
+	}
+	return nil
+}
+
+// ciImages are the images by the labels of runs-on.
+func (c config) ciImages() (map[string]string, error) {
+	images := map[string]string{}
+	for _, text := range c.CI.Images {
+		label, image, ok := strings.Cut(text, "=")
+		if !ok || label == "" || image == "" || strings.ContainsAny(label, ": ") {
+			return nil, fmt.Errorf("ci.images: %q: want LABEL=IMAGE", text)
+		}
+		images[label] = image
+	}
+	if len(images) == 0 {
+		return nil, errors.New("ci.images: want one LABEL=IMAGE at least")
+	}
+	return images, nil
+}
+
+func (c config) ciLabels(images map[string]string) []string {
+	return slices.Sorted(maps.Keys(images))
+}
+
+// ciMayUse says whether jobs may have an image: those of ci.images, and what comes from
+// one of the registries. Which images there are on this machine is no business of a job's,
+// and a registry is a way out for what it knows.
+func (c config) ciMayUse(images map[string]string) func(image string) error {
+	return func(image string) error {
+		registry, _, _ := strings.Cut(image, "/")
+		if slices.Contains(c.CI.Registries, registry) || slices.Contains(slices.Collect(maps.Values(images)), image) {
+			return nil
+		}
+		return fmt.Errorf("the image %.200q is neither in ci.images nor of a registry in ci.registries", image)
+	}
+}
