@@ -328,14 +328,18 @@ func (a *app) standIn(ctx context.Context, s *podman.Session, e execution) (rest
 	changed <- syscall.SIGWINCH // podman may have had no use for the size at the start
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
+		var again <-chan time.Time
 		for {
 			select {
 			case <-changed:
-				if err := s.Resize(ctx, a.terminalSize()); err != nil && ctx.Err() == nil {
-					a.log.Debug("telling the size of the terminal", "err", err)
-				}
+			case <-again:
 			case <-ctx.Done():
 				return
+			}
+			again = nil
+			if err := s.Resize(ctx, a.terminalSize()); err != nil && ctx.Err() == nil {
+				a.log.Debug("telling the size of the terminal; trying again", "err", err)
+				again = time.After(time.Second)
 			}
 		}
 	}()
