@@ -220,3 +220,23 @@ func SSHConfig(state string) (config, known string, err error) {
 func Lock(dir, name string) (unlock func() error, ok bool, err error) {
 	return (&app{cfg: config{StateDir: dir}}).lock(name)
 }
+
+// PortInJob, Rebased, ServiceNames and PassOn are what jobs of CI are given, and how their
+// process is heard.
+var (
+	PortInJob    = portInJob
+	Rebased      = rebased
+	ServiceNames = serviceNames
+	PassOn       = passOn
+)
+
+// CIMayUse says which images jobs may use, by a configuration with these settings.
+func CIMayUse(t *testing.T, settings map[string]any) func(image string) error {
+	t.Helper()
+	c := configOf(t, settings)
+	images, err := c.ciImages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.ciMayUse(images)
+}
