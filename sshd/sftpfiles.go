@@ -88,16 +88,22 @@ func (f *files) add(id uint32, body []byte) []byte {
 	return packet(fxpHandle, id, gossh.Marshal(struct{ Handle string }{handle}))
 }
 
-func (f *files) close(id uint32, body []byte) []byte {
+// named is the file of a request that has a handle and nothing else; nil for none of ours.
+// The answer is to what names none.
+func (f *files) named(id uint32, body []byte) (file *file, handle string, answer []byte) {
 	var m struct{ Handle string }
 	if gossh.Unmarshal(body, &m) != nil {
-		return status(id, errMalformed)
+		return nil, "", status(id, errMalformed)
 	}
-	file := f.open[m.Handle]
+	return f.open[m.Handle], m.Handle, nil
+}
+
+func (f *files) close(id uint32, body []byte) []byte {
+	file, handle, answer := f.named(id, body)
 	if file == nil {
-		return nil
+		return answer
 	}
-	delete(f.open, m.Handle)
+	delete(f.open, handle)
 	return status(id, file.Close())
 }
 
@@ -163,13 +169,9 @@ func text(p []byte) (text, rest []byte, ok bool) {
 }
 
 func (f *files) stat(id uint32, body []byte) []byte {
-	var m struct{ Handle string }
-	if gossh.Unmarshal(body, &m) != nil {
-		return status(id, errMalformed)
-	}
-	file := f.open[m.Handle]
+	file, _, answer := f.named(id, body)
 	if file == nil {
-		return nil
+		return answer
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
@@ -215,12 +217,11 @@ func (f *files) set(id uint32, body []byte) []byte {
 
 // sync writes a file to the disk: OpenSSH's PROTOCOL, 4.5.
 func (f *files) sync(id uint32, body []byte) []byte {
-	var m struct{ Handle string }
-	if gossh.Unmarshal(body, &m) != nil {
-		return status(id, errMalformed)
-	}
-	file := f.open[m.Handle]
-	if file == nil {
+	file, _, answer := f.named(id, body)
+	switch {
+	case answer != nil:
+		return answer
+	case file == nil:
 		return status(id, unix.EBADF)
 	}
 	return status(id, file.Sync())

@@ -29,6 +29,7 @@ import (
 	cijob "codeberg.org/devaipod/devaipod/ci/job"
 	"codeberg.org/devaipod/devaipod/ci/sandbox"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
+	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/pods/egress"
 )
 
@@ -87,7 +88,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	}
 	c.Runner, err = ci.New(ci.Config{
 		Forge: a.cfg.forgeURL(), HTTP: &http.Client{Transport: c.transport, Timeout: time.Minute}, Dir: a.cfg.file("ci"),
-		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: a.cfg.ciLabels(c.images), Jobs: a.cfg.CI.Jobs,
+		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: slices.Sorted(maps.Keys(c.images)), Jobs: a.cfg.CI.Jobs,
 		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: s.forge.RunnerToken, Executor: c,
 		Rules: ci.Rules{Agents: []string{s.creds.Bot, s.creds.Service}, Branches: "agent/"}, Log: a.log,
 	})
@@ -304,7 +305,7 @@ func (c *ciRunner) work(ctx context.Context, spec cijob.Spec, dir string, events
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = workerGrace
-	errs := &tail{max: 4 << 10}
+	errs := &gitproc.Tail{Max: 4 << 10}
 	cmd.Stderr = errs
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -321,7 +322,7 @@ func (c *ciRunner) work(ctx context.Context, spec cijob.Spec, dir string, events
 	case readErr != nil:
 		return fmt.Errorf("what the job's process says can't be read: %w", readErr)
 	case err != nil:
-		return fmt.Errorf("the job's process has ended: %w: %s", err, errs.text())
+		return fmt.Errorf("the job's process has ended: %w: %s", err, strings.ToValidUTF8(strings.TrimSpace(string(errs.Bytes)), "\ufffd"))
 	}
 	return errors.New("the job's process has ended without a word")
 }
@@ -345,19 +346,3 @@ func passOn(out io.Reader, events func(cijob.Event)) (ended bool, err error) {
 	}
 	return ended, nil
 }
-
-// A tail keeps the last bytes that were written to it.
-type tail struct {
-	max int
-	buf []byte
-}
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.buf = append(t.buf, p...)
-	if len(t.buf) > t.max {
-		t.buf = slices.Clone(t.buf[len(t.buf)-t.max:])
-	}
-	return len(p), nil
-}
-
-func (t *tail) text() string { return strings.ToValidUTF8(strings.TrimSpace(string(t.buf)), "\ufffd") }

@@ -82,10 +82,6 @@ func (c config) ciImages() (map[string]string, error) {
 	return images, nil
 }
 
-func (c config) ciLabels(images map[string]string) []string {
-	return slices.Sorted(maps.Keys(images))
-}
-
 // ciMayUse says whether jobs may have an image: those of ci.images, and what comes from
 // one of the registries. Which images there are on this machine is no business of a job's,
 // and a registry is a way out for what it knows.
