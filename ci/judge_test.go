@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/ci"
 )
@@ -181,7 +182,7 @@ func TestAnApprovalIsOfOneCommitThatLeavesWorkflowsAlone(t *testing.T) {
 		}
 	}
 	s := ci.OpenStore(t.TempDir())
-	if err := s.Approve(7, sha, ci.Approval{By: "person"}); err != nil {
+	if err := s.Approve(7, sha, ci.Approval{By: "person", Time: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	for _, bad := range []string{"", "main", "../../x", sha + "0"} {

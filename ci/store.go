@@ -77,6 +77,16 @@ func (s *Store) Get(task int64) (Record, error) {
 	return rec, readJSON(s.record(task), &rec)
 }
 
+// Info is which job a task is, of one that runs, too; fs.ErrNotExist where there is none.
+func (s *Store) Info(task int64) (Info, error) {
+	var st state
+	if err := readJSON(s.stateFile(task), &st); err == nil {
+		return st.Info, nil
+	}
+	rec, err := s.Get(task)
+	return rec.Info, err
+}
+
 // List is all records, the newest first.
 func (s *Store) List() ([]Record, error) {
 	ids, err := s.ids("jobs")
@@ -200,20 +210,38 @@ func (s *Store) Approve(repo int64, commit string, a Approval) error {
 
 // Approved says whether a commit was approved.
 func (s *Store) Approved(repo int64, commit string) (bool, error) {
-	file, err := s.approval(repo, commit)
-	if err != nil {
-		return false, err
-	}
-	_, err = os.Stat(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
+	a, err := s.approvalOf(repo, commit)
+	return !a.Time.IsZero(), err
 }
 
-// sweep removes what a kill left half written.
+// approvalOf is a commit's approval, zero for none.
+func (s *Store) approvalOf(repo int64, commit string) (Approval, error) {
+	var a Approval
+	file, err := s.approval(repo, commit)
+	if err != nil {
+		return a, err
+	}
+	err = readJSON(file, &a)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Approval{}, nil
+	}
+	if err == nil && a.Time.IsZero() {
+		err = fmt.Errorf("%s: there is no time in it", file)
+	}
+	return a, err
+}
+
+// approvalAge is how long an approval counts.
+const approvalAge = 90 * 24 * time.Hour
+
+// sweep removes what a kill left half written, and old approvals.
 func (s *Store) sweep() error {
-	var errs error
+	approvals, errs := filepath.Glob(filepath.Join(s.dir, "approvals", "*-*"))
+	for _, f := range approvals {
+		if st, err := os.Stat(f); err == nil && time.Since(st.ModTime()) > approvalAge {
+			errs = errors.Join(errs, os.Remove(f))
+		}
+	}
 	for _, d := range []string{"", "tasks", "jobs", "approvals"} {
 		left, err := filepath.Glob(filepath.Join(s.dir, d, ".tmp-*"))
 		errs = errors.Join(errs, err)

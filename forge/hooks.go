@@ -79,6 +79,9 @@ type Event struct {
 	Branch string // of a push or a pull request's head, else ""
 }
 
+// OnComment tells whether it is about a comment.
+func (e Event) OnComment() bool { return strings.Contains(e.Kind, "comment") }
+
 // maxHook bounds a webhook's body, in bytes.
 const maxHook = 8 << 20
 

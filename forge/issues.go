@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -265,7 +266,7 @@ func (c *Client) CanWrite(ctx context.Context, r Repo, user string) (bool, error
 
 // A Comment on an issue.
 type Comment struct {
-	ID               int64
+	ID, Issue        int64
 	Author, Body     string
 	Created, Updated time.Time
 }
@@ -279,9 +280,30 @@ func (c *Client) Comments(ctx context.Context, r Repo, n int64) ([]Comment, erro
 	}
 	var out []Comment
 	for _, m := range found {
-		out = append(out, Comment{ID: m.ID, Author: login(m.Poster), Body: m.Body, Created: m.Created, Updated: m.Updated})
+		out = append(out, commentOf(m, n))
 	}
 	return out, nil
+}
+
+func commentOf(m sdk.Comment, issue int64) Comment {
+	return Comment{ID: m.ID, Issue: issue, Author: login(m.Poster), Body: m.Body, Created: m.Created, Updated: m.Updated}
+}
+
+// CommentsSince lists the comments on all issues and pull requests of a repository that
+// were written or changed at since or later, the oldest first.
+func (c *Client) CommentsSince(ctx context.Context, r Repo, since time.Time) ([]Comment, error) {
+	found, err := pages[sdk.Comment](ctx, c, call{method: "GET", path: r.path("/issues/comments"), query: url.Values{"since": {since.UTC().Format(time.RFC3339)}}})
+	var out []Comment
+	for _, m := range found {
+		// One of the two is empty; both end in the number.
+		on := cmp.Or(m.PRURL, m.IssueURL)
+		n, err := strconv.ParseInt(on[strings.LastIndexByte(on, '/')+1:], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("a comment in %s is on %.200q, which has no number", r, on)
+		}
+		out = append(out, commentOf(m, n))
+	}
+	return out, err
 }
 
 // marked is the bot's comment with a marker, as we wrote it last.

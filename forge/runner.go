@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
+	"strconv"
 )
 
 // RunnerToken is a token by which a runner of Actions registers for all repositories. It
@@ -20,4 +22,35 @@ func (c *Client) RunnerToken(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("asking for a runner's registration token: %w", err)
 	}
 	return t.Token, nil
+}
+
+// RootEntries are the entries of a commit's root directory: names, and the hashes of what
+// they are of. A directory with more than 20,000 is an error.
+func (c *Client) RootEntries(ctx context.Context, r Repo, commit string) (map[string]string, error) {
+	const size, most = 1000, 20
+	all := map[string]string{}
+	for page := 1; page <= most; page++ {
+		var tree struct {
+			Entries []struct {
+				Path string `json:"path"`
+				SHA  string `json:"sha"`
+			} `json:"tree"`
+			Truncated bool `json:"truncated"`
+			Total     int  `json:"total_count"`
+		}
+		in := call{method: "GET", path: r.path("/git/trees/%s", url.PathEscape(commit)), query: url.Values{"page": {strconv.Itoa(page)}, "per_page": {strconv.Itoa(size)}}}
+		if err := c.do(ctx, in, &tree); err != nil {
+			return nil, fmt.Errorf("reading the files of %s in %s: %w", commit, r, err)
+		}
+		for _, e := range tree.Entries {
+			all[e.Path] = e.SHA
+		}
+		switch {
+		case len(all) == tree.Total:
+			return all, nil
+		case len(tree.Entries) == 0 || !tree.Truncated:
+			return nil, fmt.Errorf("reading the files of %s in %s: the forge told %d of %d", commit, r, len(all), tree.Total)
+		}
+	}
+	return nil, fmt.Errorf("the root directory of %s in %s: %w", commit, r, ErrTooMany)
 }

@@ -39,6 +39,7 @@ func (s *service) apiHandler() http.Handler {
 	mux.HandleFunc("GET /api/pods", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.loop.Views()) })
 	s.followHandler(mux)
 	s.workspaceHandler(mux)
+	s.serveCI(mux)
 	mux.HandleFunc("GET /api/events", s.serveHappened)
 	mux.HandleFunc("POST /api/steer", s.steer)
 	mux.HandleFunc("POST /api/prune", s.prune)

@@ -28,6 +28,7 @@ import (
 	cidoor "codeberg.org/devaipod/devaipod/ci/door"
 	cijob "codeberg.org/devaipod/devaipod/ci/job"
 	"codeberg.org/devaipod/devaipod/ci/sandbox"
+	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/pods/egress"
@@ -57,6 +58,8 @@ type ciRunner struct {
 	actions   string       // where the workers find the same
 	proxy     http.Handler
 	listener  net.Listener
+	approver  *ci.Approver
+	web       *forge.Web
 }
 
 // newCI makes the runner, where the configuration wants one.
@@ -86,11 +89,16 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if err != nil {
 		return nil, err
 	}
+	ours := []string{s.creds.Bot, s.creds.Service}
+	c.web = forge.NewWeb(s.forge, s.creds.BotMade || !a.cfg.joined())
+	port := approvalPort{client: s.forge, web: c.web, ours: ours}
+	c.approver = ci.NewApprover(ci.OpenStore(a.cfg.file("ci")), port, a.log)
 	c.Runner, err = ci.New(ci.Config{
 		Forge: a.cfg.forgeURL(), HTTP: &http.Client{Transport: c.transport, Timeout: time.Minute}, Dir: a.cfg.file("ci"),
 		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: slices.Sorted(maps.Keys(c.images)), Jobs: a.cfg.CI.Jobs,
 		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: s.forge.RunnerToken, Executor: c,
-		Rules: ci.Rules{Agents: []string{s.creds.Bot, s.creds.Service}, Branches: "agent/"}, Log: a.log,
+		Rules: ci.Rules{Agents: ours, Branches: "agent/", Approved: c.approver.Approved, ChangesWorkflows: port.ChangesWorkflows},
+		Ended: func(ci.Record) { c.approver.Kick() }, Log: a.log,
 	})
 	return c, err
 }
@@ -158,6 +166,7 @@ func (c *ciRunner) run(ctx context.Context) {
 	git := egress.Server(c.git, c.log)
 	defer git.Close()        //nolint:errcheck // the service ends
 	go git.Serve(c.listener) //nolint:errcheck // with the service
+	go c.approver.Run(ctx, c.cfg.Service.Resync)
 	if err := c.Runner.Run(ctx); err != nil {
 		c.log.Error("the runner of Actions has ended", "err", err)
 	}

@@ -24,8 +24,54 @@ func (a *app) ciCmd() *cobra.Command {
 		Use: "ci", Short: "See the jobs of workflows that the service ran", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd())
+	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd(), a.ciApproveCmd(), a.ciCancelCmd(), a.ciRerunCmd())
 	return cmd
+}
+
+// ciActCmd is a command that has the service do something with a job.
+func (a *app) ciActCmd(what, short, long, done string) *cobra.Command {
+	return &cobra.Command{
+		Use: what + " JOB", Short: short, Long: long, Args: args(cobra.ExactArgs(1)), Example: "  devaipod ci " + what + " 12",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			job, err := jobNumber(args[0])
+			if err != nil {
+				return err
+			}
+			if err := a.api().post(cmd.Context(), fmt.Sprintf("/api/ci/%d/%s", job, what)); err != nil {
+				return err
+			}
+			a.step("%s", fmt.Sprintf(done, job))
+			return nil
+		},
+	}
+}
+
+func (a *app) ciApproveCmd() *cobra.Command {
+	return a.ciActCmd("approve", "Let the jobs of a commit have what they ask for",
+		`Approve the commit of a job that ended as "needs approval": what its runs asked for (secrets, a
+token that may write) they are given, and they are run again. Look at the commit first: its code runs
+with them. A comment with the line "/approve-ci COMMIT", by somebody who may push, does the same.
+A commit that changes workflows, compared with the default branch, can't be approved.`,
+		"approved the commit of job %d: its runs are run again")
+}
+
+func (a *app) ciCancelCmd() *cobra.Command {
+	return a.ciActCmd("cancel", "Cancel the run of a job",
+		"Cancel all jobs of a job's run that have not ended, as the forge's page does.", "cancelled the run of job %d")
+}
+
+func (a *app) ciRerunCmd() *cobra.Command {
+	return a.ciActCmd("rerun", "Run the run of a job again",
+		"Run all jobs of a job's run again, as the forge's page does.", "the run of job %d is run again")
+}
+
+// jobNumber reads the number of a job.
+func jobNumber(text string) (int64, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 1 {
+		return 0, usagef("%q: want the number of a job; devaipod ci list has them", text)
+	}
+	return n, nil
 }
 
 // jobRunning is the result of a job that has none.
@@ -81,9 +127,9 @@ func (a *app) ciLogsCmd() *cobra.Command {
 		Use: "logs JOB", Short: "Print the log of a job", Args: args(cobra.ExactArgs(1)),
 		Example: "  devaipod ci logs 12\n  devaipod ci logs -f 12",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := strconv.ParseInt(args[0], 10, 64)
-			if err != nil || id < 1 {
-				return usagef("%q: want the number of a job; devaipod ci list has them", args[0])
+			id, err := jobNumber(args[0])
+			if err != nil {
+				return err
 			}
 			return a.ciLogs(cmd.Context(), id, follow)
 		},

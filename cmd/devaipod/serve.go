@@ -242,6 +242,9 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pod
 func (s *service) event(ev forge.Event) {
 	if s.ci != nil {
 		s.ci.Kick() // there may be a job
+		if ev.OnComment() {
+			s.ci.approver.Kick()
+		}
 	}
 	if ev.Kind == "repository" {
 		s.repositoryChanged()
