@@ -1,6 +1,7 @@
 package ci
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -52,7 +54,9 @@ func (r *Runner) credentials() credentials {
 	return r.creds
 }
 
-func (r *Runner) credentialsFile() string { return filepath.Join(r.Dir, "runner.json") }
+func (r *Runner) credentialsFile() string {
+	return filepath.Join(r.Dir, "runners", strconv.FormatInt(r.Repo, 10)+".json")
+}
 
 // loadCredentials reads them; those of another forge are none.
 func (r *Runner) loadCredentials() error {
@@ -92,7 +96,7 @@ func (r *Runner) declare(ctx context.Context) error {
 }
 
 func (r *Runner) register(ctx context.Context) error {
-	token, err := r.Token(ctx)
+	token, err := r.Token(ctx, r.Repo)
 	if err != nil {
 		return fmt.Errorf("getting a registration token: %w", err)
 	}
@@ -125,7 +129,9 @@ func (r *Runner) fetch(ctx context.Context, version int64) (*Task, int64, error)
 	if resp.Msg.GetTask() == nil {
 		return nil, resp.Msg.GetTasksVersion(), nil
 	}
-	return newTask(resp.Msg.GetTask()), resp.Msg.GetTasksVersion(), nil
+	t := newTask(resp.Msg.GetTask())
+	t.RepoID = cmp.Or(r.Repo, t.RepoID)
+	return t, resp.Msg.GetTasksVersion(), nil
 }
 
 // The forge's errors have code unknown and gRPC's text in them.

@@ -54,7 +54,7 @@ func newFakeForge(t *testing.T) *fakeForge {
 	return f
 }
 
-func (f *fakeForge) token(context.Context) (string, error) { return "registration", nil }
+func (f *fakeForge) token(context.Context, int64) (string, error) { return "registration", nil }
 
 // serve serves one call under the lock, with the faults that are asked for.
 func serve[T any](f *fakeForge, call string, answer func() (*T, error)) (*connect.Response[T], error) {
@@ -453,7 +453,7 @@ func TestARunnerThatTheForgeHasForgottenRegistersAnew(t *testing.T) {
 	f.add(t, 3, nil)
 	r.Kick()
 	f.ended(t, r, 3)
-	if info, err := os.Stat(c.Dir + "/runner.json"); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(c.Dir + "/runners/0.json"); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v", info, err)
 	}
 }

@@ -167,7 +167,7 @@ func (f *forge) stop() error {
 }
 
 // token is a registration token for runners.
-func (f *forge) token(context.Context) (string, error) {
+func (f *forge) token(context.Context, int64) (string, error) {
 	out, err := f.run("actions", "generate-runner-token")
 	if err != nil {
 		return "", err

@@ -63,7 +63,7 @@ func (k *killable) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-func config(t *testing.T, url string, token func(context.Context) (string, error), label string, ex ci.Executor) ci.Config {
+func config(t *testing.T, url string, token func(context.Context, int64) (string, error), label string, ex ci.Executor) ci.Config {
 	return ci.Config{
 		Forge: url, Dir: t.TempDir(), Name: label, Labels: []string{label}, Timeout: time.Minute, Token: token, Executor: ex,
 		Idle: time.Second, Heartbeat: 200 * time.Millisecond,

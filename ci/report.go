@@ -40,6 +40,14 @@ type state struct {
 	Tail     string            `json:"tail,omitempty"`
 }
 
+// toRecord is what is kept of a job that ended.
+func (s state) toRecord() Record {
+	return Record{
+		Info: s.Info, Tier: s.Tier, Reasons: s.Reasons, Result: s.Result, Reason: s.Reason,
+		Failed: s.Failed, Tail: s.Tail, Started: s.Started, Ended: s.Ended,
+	}
+}
+
 // stepState is how far one step is. Its rows are the log's from Index on.
 type stepState struct {
 	Began  time.Time `json:"began"`
@@ -342,10 +350,7 @@ func (p *reporter) keep() {
 	if _, err := p.r.store.Get(p.st.Task); err == nil {
 		return
 	}
-	rec := Record{
-		Info: p.st.Info, Tier: p.st.Tier, Reasons: p.st.Reasons, Result: p.st.Result, Reason: p.st.Reason,
-		Failed: p.st.Failed, Tail: p.st.Tail, Started: p.st.Started, Ended: p.st.Ended,
-	}
+	rec := p.st.toRecord()
 	if err := writeJSON(p.r.store.record(p.st.Task), rec); err != nil {
 		p.log.Error("writing a job's record", "err", err)
 	}

@@ -10,10 +10,9 @@
 // from there whatever the forge has not got yet. So a forge that is away for a while, or
 // a service that is killed, loses nothing of what was written, and tells nothing twice.
 //
-// Which task comes next is for the forge to say: it gives the one that has waited longest,
-// of whichever repository. So no repository is overtaken by one that came later, and one
-// that queues a hundred jobs at once makes those after it wait for them. At most
-// Config.Jobs are taken at a time; what is not taken could be run by other runners.
+// The forge gives a runner the task that has waited longest. So there is a runner for each
+// repository ([Runners]), and they take turns with the slots in which jobs run, of which
+// there are Config.Jobs: a repository that queues a thousand jobs makes its own ones wait.
 //
 // A task whose answer was lost on the way to us is unknown here; the forge ends it when
 // nothing was told of it for some time (ten minutes).
@@ -29,6 +28,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"code.gitea.io/actions-proto-go/runner/v1/runnerv1connect"
@@ -45,6 +45,7 @@ type Config struct {
 	Version string       // what it says that it is
 	Labels  []string     // of runs-on, which it takes
 	Jobs    int          // at a time, 2
+	Repo    int64        // the forge's number of the one repository that it is for, 0 for all
 	Timeout time.Duration
 	MaxLog  int64 // bytes of one job's log file, 64 MiB
 	Records int   // how many jobs are kept on record, 500
@@ -59,8 +60,8 @@ type Config struct {
 	// it, 30 s.
 	Grace time.Duration
 
-	// Token gives a registration token.
-	Token    func(ctx context.Context) (string, error)
+	// Token gives a registration token, for Repo.
+	Token    func(ctx context.Context, repo int64) (string, error)
 	Executor Executor
 	Rules    Rules
 	// Ended, where it is set, is told of each job that has ended.
@@ -105,6 +106,9 @@ type Runner struct {
 	kick   chan struct{}
 	slots  chan struct{}
 	jobs   sync.WaitGroup
+	rest   atomic.Int64 // nanoseconds: in place of Idle, where it is longer
+	// connects has room for as many as may register at a time; nil for any.
+	connects chan struct{}
 
 	mu    sync.Mutex
 	creds credentials
@@ -128,15 +132,19 @@ func New(c Config) (*Runner, error) {
 	setDefault(&c.Heartbeat, 3*time.Second)
 	setDefault(&c.Grace, 30*time.Second)
 	setDefault(&c.Version, "devaipod")
-	r := &Runner{Config: c, kick: make(chan struct{}, 1), slots: make(chan struct{}, c.Jobs)}
-	r.client = newClient(c.HTTP, strings.TrimSuffix(c.Forge, "/")+"/api/actions", r.credentials)
-	for _, d := range []string{"tasks", "jobs"} {
+	store := OpenStore(c.Dir)
+	for _, d := range []string{"tasks", "jobs", "runners"} {
 		if err := os.MkdirAll(filepath.Join(c.Dir, d), 0o700); err != nil {
 			return nil, err
 		}
 	}
-	r.store = OpenStore(c.Dir)
-	return r, nil
+	return newRunner(c, store, make(chan struct{}, c.Jobs)), store.sweep()
+}
+
+func newRunner(c Config, store *Store, slots chan struct{}) *Runner {
+	r := &Runner{Config: c, kick: make(chan struct{}, 1), slots: slots, store: store}
+	r.client = newClient(c.HTTP, strings.TrimSuffix(c.Forge, "/")+"/api/actions", r.credentials)
+	return r
 }
 
 func setDefault[T comparable](v *T, def T) {
@@ -164,9 +172,6 @@ func (r *Runner) Run(ctx context.Context) error {
 	if err := r.loadCredentials(); err != nil {
 		return err
 	}
-	if err := r.store.sweep(); err != nil {
-		return err
-	}
 	left, err := r.store.underWay()
 	if err != nil {
 		return err
@@ -176,6 +181,9 @@ func (r *Runner) Run(ctx context.Context) error {
 		return nil
 	}
 	for _, st := range left {
+		if r.Repo != 0 && st.RepoID != r.Repo {
+			continue
+		}
 		r.jobs.Add(1)
 		go func() {
 			defer r.jobs.Done()
@@ -189,8 +197,8 @@ func (r *Runner) Run(ctx context.Context) error {
 // connect declares the runner to the forge, registering it first if need be; until it
 // works, or ctx is done.
 func (r *Runner) connect(ctx context.Context) bool {
-	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, r.Idle) {
-		err := r.declare(ctx)
+	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, r.idle()) {
+		err := r.declareInTurn(ctx)
 		if err == nil {
 			return true
 		}
@@ -201,6 +209,22 @@ func (r *Runner) connect(ctx context.Context) bool {
 	}
 	return false
 }
+
+// declareInTurn declares when there is room for it.
+func (r *Runner) declareInTurn(ctx context.Context) error {
+	if r.connects != nil {
+		select {
+		case r.connects <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		defer func() { <-r.connects }()
+	}
+	return r.declare(ctx)
+}
+
+// idle is the longest time between two questions.
+func (r *Runner) idle() time.Duration { return max(r.Idle, time.Duration(r.rest.Load())) }
 
 // sleep waits for d, a Kick, or ctx, and says whether it was a Kick.
 func (r *Runner) sleep(ctx context.Context, d time.Duration) bool {
@@ -255,7 +279,7 @@ func (r *Runner) poll(ctx context.Context) {
 				return
 			}
 		}
-		if wait = min(2*wait, r.Idle); r.sleep(ctx, wait) {
+		if wait = min(2*wait, r.idle()); r.sleep(ctx, wait) {
 			version, wait = 0, soon
 		}
 	}

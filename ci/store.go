@@ -242,7 +242,7 @@ func (s *Store) sweep() error {
 			errs = errors.Join(errs, os.Remove(f))
 		}
 	}
-	for _, d := range []string{"", "tasks", "jobs", "approvals"} {
+	for _, d := range []string{"", "tasks", "jobs", "runners", "approvals"} {
 		left, err := filepath.Glob(filepath.Join(s.dir, d, ".tmp-*"))
 		errs = errors.Join(errs, err)
 		for _, f := range left {

@@ -19,12 +19,13 @@ type RepoInfo struct {
 	DefaultBranch            string
 	CloneURL, HTMLURL        string
 	Empty, Archived, Private bool
+	Actions                  bool // are on
 }
 
 func infoOf(r sdk.Repository) RepoInfo {
 	return RepoInfo{
 		Repo: Repo{login(r.Owner), r.Name}, ID: r.ID, DefaultBranch: r.DefaultBranch, CloneURL: r.CloneURL, HTMLURL: r.HTMLURL,
-		Empty: r.Empty, Archived: r.Archived, Private: r.Private,
+		Empty: r.Empty, Archived: r.Archived, Private: r.Private, Actions: r.HasActions,
 	}
 }
 

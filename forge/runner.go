@@ -8,18 +8,18 @@ import (
 	"strconv"
 )
 
-// RunnerToken is a token by which a runner of Actions registers for all repositories. It
-// takes a client of a site admin.
-func (c *Client) RunnerToken(ctx context.Context) (string, error) {
+// RunnerToken is a token by which a runner of Actions registers for a repository. It takes a
+// client of who administers it.
+func (c *Client) RunnerToken(ctx context.Context, r Repo) (string, error) {
 	var t struct {
 		Token string `json:"token"`
 	}
-	err := c.do(ctx, call{method: "GET", path: "/admin/runners/registration-token"}, &t)
+	err := c.do(ctx, call{method: "GET", path: r.path("/actions/runners/registration-token")}, &t)
 	if err == nil && t.Token == "" {
 		err = errors.New("the forge gave none; are Actions enabled there?")
 	}
 	if err != nil {
-		return "", fmt.Errorf("asking for a runner's registration token: %w", err)
+		return "", fmt.Errorf("asking for a runner's registration token for %s: %w", r, err)
 	}
 	return t.Token, nil
 }

@@ -46,7 +46,7 @@ const workerGrace = time.Minute
 
 // A ciRunner is the service's runner of Actions.
 type ciRunner struct {
-	*ci.Runner
+	*ci.Runners
 	cfg       config
 	log       *slog.Logger
 	boxes     *sandbox.Sandboxes
@@ -60,6 +60,9 @@ type ciRunner struct {
 	listener  net.Listener
 	approver  *ci.Approver
 	web       *forge.Web
+	// repositories lists those that have Actions; changed says that they may be others.
+	repositories func(context.Context) (map[int64]string, error)
+	changed      chan struct{}
 }
 
 // newCI makes the runner, where the configuration wants one.
@@ -67,7 +70,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if a.cfg.CI.Runner == runnerNone {
 		return nil, nil
 	}
-	c := &ciRunner{cfg: a.cfg, log: a.log}
+	c := &ciRunner{cfg: a.cfg, log: a.log, changed: make(chan struct{}, 1)}
 	var err error
 	if c.images, err = a.cfg.ciImages(); err != nil {
 		return nil, err
@@ -91,12 +94,13 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	}
 	ours := []string{s.creds.Bot, s.creds.Service}
 	c.web = forge.NewWeb(s.forge, s.creds.BotMade || !a.cfg.joined())
-	port := approvalPort{client: s.forge, web: c.web, ours: ours}
+	port := ciPort{client: s.forge, web: c.web, ours: ours}
+	c.repositories = port.repositories
 	c.approver = ci.NewApprover(ci.OpenStore(a.cfg.file("ci")), port, a.log)
-	c.Runner, err = ci.New(ci.Config{
+	c.Runners, err = ci.NewRunners(ci.Config{
 		Forge: a.cfg.forgeURL(), HTTP: &http.Client{Transport: c.transport, Timeout: time.Minute}, Dir: a.cfg.file("ci"),
 		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: slices.Sorted(maps.Keys(c.images)), Jobs: a.cfg.CI.Jobs,
-		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: s.forge.RunnerToken, Executor: c,
+		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: port.token, Executor: c,
 		Rules: ci.Rules{Agents: ours, Branches: "agent/", Approved: c.approver.Approved, ChangesWorkflows: port.ChangesWorkflows},
 		Ended: func(ci.Record) { c.approver.Kick() }, Log: a.log,
 	})
@@ -167,8 +171,33 @@ func (c *ciRunner) run(ctx context.Context) {
 	defer git.Close()        //nolint:errcheck // the service ends
 	go git.Serve(c.listener) //nolint:errcheck // with the service
 	go c.approver.Run(ctx, c.cfg.Service.Resync)
-	if err := c.Runner.Run(ctx); err != nil {
-		c.log.Error("the runner of Actions has ended", "err", err)
+	repos := make(chan map[int64]string)
+	go c.listAll(ctx, repos)
+	c.Runners.Run(ctx, repos)
+}
+
+// listAll tells which repositories have Actions, at start, when it may have changed, and
+// now and then.
+func (c *ciRunner) listAll(ctx context.Context, to chan<- map[int64]string) {
+	tick := time.NewTicker(c.cfg.Service.Resync)
+	defer tick.Stop()
+	for {
+		repos, err := c.repositories(ctx)
+		if err != nil && ctx.Err() == nil {
+			c.log.Warn("listing repositories, for their runners of Actions", "err", err)
+		}
+		if err == nil {
+			select {
+			case to <- repos:
+			case <-ctx.Done():
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-c.changed:
+		}
 	}
 }
 

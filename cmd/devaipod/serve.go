@@ -241,7 +241,7 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pod
 // event takes a verified webhook: a key, nothing more.
 func (s *service) event(ev forge.Event) {
 	if s.ci != nil {
-		s.ci.Kick() // there may be a job
+		s.ci.Kick(ev.Repo.String()) // there may be a job
 		if ev.OnComment() {
 			s.ci.approver.Kick()
 		}
@@ -265,9 +265,15 @@ func (s *service) event(ev forge.Event) {
 }
 
 func (s *service) repositoryChanged() {
-	select {
-	case s.repos <- struct{}{}:
-	default:
+	changed := []chan struct{}{s.repos}
+	if s.ci != nil {
+		changed = append(changed, s.ci.changed)
+	}
+	for _, c := range changed {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
 	}
 }
 

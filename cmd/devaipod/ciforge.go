@@ -14,18 +14,39 @@ import (
 	"codeberg.org/devaipod/devaipod/forge"
 )
 
-// approvalPort is the forge, as approvals of CI need it.
-type approvalPort struct {
+// ciPort is the forge, as CI needs it.
+type ciPort struct {
 	client *forge.Client
 	web    *forge.Web
 	ours   []string // accounts that approve nothing
 }
 
-func (p approvalPort) repo(ctx context.Context, id int64) (forge.RepoInfo, error) {
+func (p ciPort) repo(ctx context.Context, id int64) (forge.RepoInfo, error) {
 	return p.client.RepositoryByID(ctx, id)
 }
 
-func (p approvalPort) Said(ctx context.Context, repo int64, since time.Time) ([]ci.Said, error) {
+// token is one by which a repository's runner registers.
+func (p ciPort) token(ctx context.Context, repo int64) (string, error) {
+	info, err := p.repo(ctx, repo)
+	if err != nil {
+		return "", err
+	}
+	return p.client.RunnerToken(ctx, info.Repo)
+}
+
+// repositories are those in which there may be jobs.
+func (p ciPort) repositories(ctx context.Context) (map[int64]string, error) {
+	all, err := p.client.Repositories(ctx)
+	names := map[int64]string{}
+	for _, r := range all {
+		if r.Actions && !r.Archived {
+			names[r.ID] = r.Repo.String()
+		}
+	}
+	return names, err
+}
+
+func (p ciPort) Said(ctx context.Context, repo int64, since time.Time) ([]ci.Said, error) {
 	info, err := p.repo(ctx, repo)
 	if errors.Is(err, forge.ErrNotFound) {
 		return nil, nil // it was removed
@@ -41,7 +62,7 @@ func (p approvalPort) Said(ctx context.Context, repo int64, since time.Time) ([]
 	return said, err
 }
 
-func (p approvalPort) MayApprove(ctx context.Context, repo int64, login string) (bool, error) {
+func (p ciPort) MayApprove(ctx context.Context, repo int64, login string) (bool, error) {
 	if slices.ContainsFunc(p.ours, func(o string) bool { return strings.EqualFold(o, login) }) {
 		return false, nil
 	}
@@ -58,7 +79,7 @@ var workflowFolders = []string{".forgejo", ".gitea", ".github"}
 
 // ChangesWorkflows compares folders of a commit with those of the default branch as it is
 // now, as a whole.
-func (p approvalPort) ChangesWorkflows(ctx context.Context, repo int64, commit string) (bool, error) {
+func (p ciPort) ChangesWorkflows(ctx context.Context, repo int64, commit string) (bool, error) {
 	info, err := p.repo(ctx, repo)
 	if err != nil {
 		return false, err
@@ -78,7 +99,7 @@ func (p approvalPort) ChangesWorkflows(ctx context.Context, repo int64, commit s
 	return slices.ContainsFunc(workflowFolders, func(f string) bool { return theirs[f] != ours[f] }), nil
 }
 
-func (p approvalPort) Rerun(ctx context.Context, repo, run int64) error {
+func (p ciPort) Rerun(ctx context.Context, repo, run int64) error {
 	info, err := p.repo(ctx, repo)
 	if err != nil {
 		return err
@@ -86,7 +107,7 @@ func (p approvalPort) Rerun(ctx context.Context, repo, run int64) error {
 	return p.web.Rerun(ctx, info.Repo, run)
 }
 
-func (p approvalPort) Answer(ctx context.Context, repo, issue int64, text string) error {
+func (p ciPort) Answer(ctx context.Context, repo, issue int64, text string) error {
 	info, err := p.repo(ctx, repo)
 	if err != nil {
 		return err
