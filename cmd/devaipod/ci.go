@@ -63,6 +63,7 @@ type ciRunner struct {
 	// repositories lists those that have Actions; changed says that they may be others.
 	repositories func(context.Context) (map[int64]string, error)
 	changed      chan struct{}
+	ended        chan struct{} // closed at the end of run
 }
 
 // newCI makes the runner, where the configuration wants one.
@@ -70,7 +71,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if a.cfg.CI.Runner == runnerNone {
 		return nil, nil
 	}
-	c := &ciRunner{cfg: a.cfg, log: a.log, changed: make(chan struct{}, 1)}
+	c := &ciRunner{cfg: a.cfg, log: a.log, changed: make(chan struct{}, 1), ended: make(chan struct{})}
 	var err error
 	if c.images, err = a.cfg.ciImages(); err != nil {
 		return nil, err
@@ -162,8 +163,22 @@ func (c *ciRunner) readers(repos *cache.Cache) error {
 	return nil
 }
 
+// stopTime is how long the removal of what jobs have may keep the service from ending:
+// less than `forge up` and `forge down` wait for it.
+const stopTime = 8 * time.Second
+
+// wait waits for the jobs' end, once the service's context has ended.
+func (c *ciRunner) wait() {
+	select {
+	case <-c.ended:
+	case <-time.After(stopTime):
+		c.log.Warn("jobs have not ended in time; what is left of them is removed at the next start")
+	}
+}
+
 // run takes jobs until ctx ends.
 func (c *ciRunner) run(ctx context.Context) {
+	defer close(c.ended)
 	if err := c.boxes.Collect(ctx); err != nil {
 		c.log.Warn("removing what jobs have left", "err", err)
 	}
@@ -341,7 +356,12 @@ func (c *ciRunner) work(ctx context.Context, spec cijob.Spec, dir string, events
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tmp, "TMPDIR=" + tmp, "LANG=C.UTF-8"}
 	cmd.Dir = tmp
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.Cancel = func() error {
+		if errors.Is(context.Cause(ctx), ci.ErrStopping) {
+			return cmd.Process.Kill() // no time for last steps
+		}
+		return cmd.Process.Signal(syscall.SIGTERM)
+	}
 	cmd.WaitDelay = workerGrace
 	errs := &gitproc.Tail{Max: 4 << 10}
 	cmd.Stderr = errs

@@ -351,7 +351,7 @@ func (c *call) pods() error {
 
 func (c *call) service() error {
 	if len(c.args) != 1 {
-		return errors.New("usage: service pid|kill|start")
+		return errors.New("usage: service pid|kill|stop|start")
 	}
 	if c.args[0] == "start" {
 		return c.Run(c.ctx, testkit.Call{Args: []string{"forge", "up", "-d"}, Stdout: &c.out, Stderr: &c.out})
@@ -368,7 +368,11 @@ func (c *call) service() error {
 	if c.args[0] == "pid" {
 		return nil
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	signal := syscall.SIGKILL
+	if c.args[0] == "stop" {
+		signal = syscall.SIGTERM
+	}
+	if err := syscall.Kill(pid, signal); err != nil {
 		return err
 	}
 	return c.until("its end", func() (bool, error) { return syscall.Kill(pid, 0) != nil, nil })

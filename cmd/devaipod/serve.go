@@ -319,6 +319,9 @@ func (s *service) run(ctx context.Context) error {
 		}()
 	}
 	s.tend(ctx)
+	if s.ci != nil {
+		defer func() { cancel(nil); s.ci.wait() }()
+	}
 	go s.getReady(ctx)
 	if s.cfg.Network.Mode == networkOpen {
 		s.log.Warn("the network of pods is open (network.mode): agents reach every public host, and all that they know can leave")
