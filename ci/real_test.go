@@ -262,6 +262,9 @@ func TestAnAgentsPushGetsNothing(t *testing.T) {
 		j.Spec.Github["gitea_runtime_token"] != j.Door {
 		t.Errorf("it got %+v", j)
 	}
+	if j.Secrets || j.RepoID <= 0 || j.Ref != "refs/heads/agent/1-plain" || j.Base != "" || j.Main != "refs/heads/main" {
+		t.Errorf("what it caches is of %+v", j)
+	}
 	wants := strings.ReplaceAll(single, "sleep 1", "use ${{ secrets.KEY }}")
 	commit := f.push(t, "robot", repo, "agent/2-wants", flow(wants, "tiers"))
 	r.Kick()
@@ -279,10 +282,16 @@ func TestAnAgentsPushGetsNothing(t *testing.T) {
 	b.post("/"+repo+"/actions/runs/2/rerun", "")
 	r.Kick()
 	eventually(t, func() bool { return len(ex.seen()) == 2 })
-	if j := ex.seen()[1]; j.Tier != ci.Trusted || j.Spec.Secrets["KEY"] != "hunter2hunter2" {
-		t.Errorf("approved, it got %s", j.Tier)
+	if j := ex.seen()[1]; j.Tier != ci.Trusted || j.Spec.Secrets["KEY"] != "hunter2hunter2" || !j.Secrets {
+		t.Errorf("approved, it got %s, secrets %v", j.Tier, j.Secrets)
 	}
 	if v := b.ended(repo, 2); v.State.Run.Status != "success" {
 		t.Errorf("approved, it is %s", v.State.Run.Status)
+	}
+	f.api(t, "person", "POST", "/repos/"+repo+"/pulls", map[string]string{"head": "agent/1-plain", "base": "main", "title": "Plain"}, nil)
+	r.Kick()
+	eventually(t, func() bool { return len(ex.seen()) == 3 })
+	if j := ex.seen()[2]; j.Tier != ci.Untrusted || j.Ref != "refs/pull/1/head" || j.Base != "refs/heads/main" || j.Main != "refs/heads/main" {
+		t.Errorf("of a pull request: %+v", j)
 	}
 }

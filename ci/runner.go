@@ -87,6 +87,11 @@ type Job struct {
 	// Token and Runtime are the forge's own for this job (GITHUB_TOKEN, and the one of
 	// artifacts). Door, of untrusted jobs, is what stands in their place all over Spec.
 	Token, Runtime, Door string
+	// Secrets says that its workflow reads secrets, or wants a token that may write.
+	Secrets bool
+	// Base is the ref that its pull request is to be merged into, Main that of the default
+	// branch; "" where the forge does not tell.
+	Base, Main string
 }
 
 // Causes of a job's context being done.

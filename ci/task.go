@@ -140,7 +140,10 @@ func (t *Task) masks() []string {
 
 // job is what the executor gets. An untrusted one has no secrets, and another token.
 func (t *Task) job(tier Tier, timeout time.Duration) (Job, error) {
-	j := Job{Info: t.Info, Tier: tier, Token: t.token(), Runtime: t.runtime()}
+	j := Job{
+		Info: t.Info, Tier: tier, Token: t.token(), Runtime: t.runtime(), Secrets: len(wanted(t.Workflow)) > 0,
+		Base: branchRef(text(t.Github, "base_ref")), Main: branchRef(text(t.Github, "event", "repository", "default_branch")),
+	}
 	j.Spec = job.Spec{
 		Workflow: t.Workflow, Github: t.Github, Secrets: t.Secrets, Vars: t.Vars, Needs: t.Needs, Timeout: timeout,
 	}
@@ -166,6 +169,14 @@ func (t *Task) job(tier Tier, timeout time.Duration) (Job, error) {
 		j.Spec.Vars[k] = swap.Replace(v)
 	}
 	return j, nil
+}
+
+// branchRef is the ref of a branch; of none, none.
+func branchRef(branch string) string {
+	if branch == "" {
+		return ""
+	}
+	return "refs/heads/" + strings.TrimPrefix(branch, "refs/heads/")
 }
 
 // swapper puts another token in the place of tokens, the longest first.

@@ -38,9 +38,10 @@ type Config struct {
 	// the task's, and the one for its artifacts.
 	Given          string
 	Token, Runtime string
-	// Git serves /git/HOST/OWNER/NAME.git, read-only; Proxy the requests to other hosts.
-	Git, Proxy http.Handler
-	Log        *slog.Logger
+	// Git serves /git/HOST/OWNER/NAME.git, read-only; Proxy the requests to other hosts;
+	// Cache, which may be nil, the job's cache of Actions, /_apis/artifactcache/.
+	Git, Proxy, Cache http.Handler
+	Log               *slog.Logger
 }
 
 // New returns the handler; it is safe for concurrent use.
@@ -79,6 +80,8 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the path is not plain", http.StatusBadRequest)
 	case strings.HasPrefix(r.URL.Path, "/git/") && r.Host != d.cfg.Forge.Host && !local:
 		d.cfg.Git.ServeHTTP(w, withoutCredentials(r))
+	case strings.HasPrefix(r.URL.Path, "/_apis/artifactcache/") && d.cfg.Cache != nil: // no owner's name has that
+		d.cfg.Cache.ServeHTTP(w, r)
 	case d.cfg.Trusted:
 		d.forge.ServeHTTP(w, r)
 	default:

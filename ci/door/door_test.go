@@ -43,7 +43,7 @@ func served(t *testing.T, trusted bool) *httptest.Server {
 	}
 	d := httptest.NewServer(door.New(door.Config{
 		Forge: u, Transport: http.DefaultTransport, Repo: "Ada/app", Trusted: trusted, Given: job, Token: real, Runtime: runtime,
-		Git: says("git"), Proxy: says("proxy"), Log: slog.New(slog.DiscardHandler),
+		Git: says("git"), Proxy: says("proxy"), Cache: says("cache"), Log: slog.New(slog.DiscardHandler),
 	}))
 	t.Cleanup(d.Close)
 	return d
@@ -160,6 +160,13 @@ func TestTheCacheAndOtherHosts(t *testing.T) {
 		d := served(t, trusted)
 		code, text := ask(t, d, "GET", "/git/github.com/actions/checkout.git/info/refs?service=git-upload-pack", "token "+job, "")
 		if code != 200 || !strings.HasPrefix(text, "git GET /git/github.com/") || !strings.Contains(text, "auth= cookie= ") {
+			t.Errorf("%d %s", code, text)
+		}
+		code, text = ask(t, d, "PATCH", "/_apis/artifactcache/caches/1", "Bearer "+job, "x")
+		if code != 200 || !strings.HasPrefix(text, "cache PATCH /_apis/artifactcache/caches/1 ") || !strings.HasSuffix(text, "body=x") {
+			t.Errorf("%d %s", code, text)
+		}
+		if code, text = ask(t, d, "GET", "/_apis/artifactcache/../x", "", ""); code != 400 {
 			t.Errorf("%d %s", code, text)
 		}
 		c, err := net.Dial("tcp", d.Listener.Addr().String())

@@ -25,6 +25,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"codeberg.org/devaipod/devaipod/ci"
+	cicache "codeberg.org/devaipod/devaipod/ci/cache"
 	cidoor "codeberg.org/devaipod/devaipod/ci/door"
 	cijob "codeberg.org/devaipod/devaipod/ci/job"
 	"codeberg.org/devaipod/devaipod/ci/sandbox"
@@ -40,6 +41,9 @@ const (
 	jobProxyPort = 8099
 	jobForgePort = 8098
 )
+
+// jobCacheURL is where a job finds the cache of Actions.
+var jobCacheURL = fmt.Sprintf("http://127.0.0.1:%d/", jobProxyPort)
 
 // workerGrace is how long a job that is ended may take for its last steps.
 const workerGrace = time.Minute
@@ -58,6 +62,7 @@ type ciRunner struct {
 	actions   string       // where the workers find the same
 	proxy     http.Handler
 	listener  net.Listener
+	saved     *cicache.Store // what jobs have saved; nil for none
 	approver  *ci.Approver
 	web       *forge.Web
 	// repositories lists those that have Actions; changed says that they may be others.
@@ -87,6 +92,9 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 		return nil, err
 	}
 	if c.boxes, err = s.newBoxes(ctx, a, c.images); err != nil {
+		return nil, err
+	}
+	if c.saved, err = openSaved(a); err != nil {
 		return nil, err
 	}
 	logBytes, err := parseBytes(a.cfg.CI.Log)
@@ -131,6 +139,15 @@ func (s *service) newBoxes(ctx context.Context, a *app, images map[string]string
 		Instance: a.cfg.Instance, Podman: socket, Tools: s.tools, Dir: a.cfg.file("ci/run"),
 		Memory: memory, CPUs: a.cfg.CI.CPUs, Pids: a.cfg.CI.Processes, Disk: disk, Seccomp: profile, Use: use, Pull: use, Log: a.log,
 	})
+}
+
+// openSaved opens the cache of Actions, if there is to be one.
+func openSaved(a *app) (*cicache.Store, error) {
+	most, err := a.cfg.ciCache()
+	if err != nil || most == 0 {
+		return nil, err
+	}
+	return cicache.Open(cicache.Config{Dir: a.cfg.file("ci/cache"), Max: most, Log: a.log})
 }
 
 // readers makes the ways that all jobs share: to the git cache, and to other hosts.
@@ -239,7 +256,12 @@ func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) 
 		return err
 	}
 	defer func() { err = errors.Join(err, box.Close(context.WithoutCancel(ctx))) }()
-	behind := egress.Server(c.door(j), c.log)
+	door := c.door(j)
+	if saved := c.jobCache(j); saved != nil {
+		defer saved.Close()
+		door.Cache = saved
+	}
+	behind := egress.Server(cidoor.New(door), c.log)
 	defer behind.Close()        //nolint:errcheck // its job has ended
 	go behind.Serve(box.Door()) //nolint:errcheck // until then
 	go func() {
@@ -256,12 +278,33 @@ func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) 
 	return err
 }
 
+// jobCache is the cache of Actions as a job sees it; nil for none.
+func (c *ciRunner) jobCache(j ci.Job) *cicache.Job {
+	if scope, ok := cacheScope(j); ok && c.saved != nil {
+		return c.saved.Job(scope, jobCacheURL)
+	}
+	return nil
+}
+
+// cacheScope says what a job restores from the cache, and where it saves. A job of which
+// the forge does not tell whose it is has none.
+func cacheScope(j ci.Job) (cicache.Scope, bool) {
+	tier := cicache.Untrusted
+	if j.Tier == ci.Trusted {
+		tier = cicache.Trusted
+		if j.Secrets {
+			tier = cicache.Secret
+		}
+	}
+	return cicache.Scope{Repo: j.RepoID, Name: j.Repo, Tier: tier, Ref: j.Ref, Base: j.Base, Main: j.Main}, j.RepoID > 0 && j.Ref != ""
+}
+
 // door is what a job reaches.
-func (c *ciRunner) door(j ci.Job) http.Handler {
-	return cidoor.New(cidoor.Config{
+func (c *ciRunner) door(j ci.Job) cidoor.Config {
+	return cidoor.Config{
 		Forge: c.forge, Transport: c.transport, Repo: j.Repo, Trusted: j.Tier == ci.Trusted, Given: j.Door, Token: j.Token, Runtime: j.Runtime,
 		Git: c.git, Proxy: c.proxy, Log: c.log.With("task", j.Task),
-	})
+	}
 }
 
 // spec is what the worker is told of a job.
@@ -281,6 +324,9 @@ func (c *ciRunner) spec(j ci.Job, docker string, services []string) cijob.Spec {
 		s.Env = map[string]string{}
 	}
 	s.Env["ACTIONS_RUNTIME_URL"], s.Env["ACTIONS_RESULTS_URL"], s.Env["ACTIONS_RUNTIME_TOKEN"] = here+"/api/actions_pipeline/", here, cmp.Or(j.Door, j.Runtime)
+	if _, ok := cacheScope(j); ok && c.saved != nil {
+		s.Env["ACTIONS_CACHE_URL"] = jobCacheURL
+	}
 	proxy := fmt.Sprintf("127.0.0.1:%d", jobProxyPort)
 	for name, value := range egress.ProxyEnv(proxy, "", "") {
 		if strings.EqualFold(name, "no_proxy") {

@@ -24,7 +24,7 @@ func (a *app) ciCmd() *cobra.Command {
 		Use: "ci", Short: "See the jobs of workflows that the service ran", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd(), a.ciApproveCmd(), a.ciCancelCmd(), a.ciRerunCmd())
+	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd(), a.ciCacheCmd(), a.ciApproveCmd(), a.ciCancelCmd(), a.ciRerunCmd())
 	return cmd
 }
 

@@ -27,6 +27,7 @@ type ciConfig struct {
 	Processes  int64         `mapstructure:"processes"`
 	Disk       string        `mapstructure:"disk"`
 	Log        string        `mapstructure:"log"`
+	Cache      string        `mapstructure:"cache"`
 	Images     []string      `mapstructure:"images"`
 	Registries []string      `mapstructure:"registries"`
 	Actions    []string      `mapstructure:"actions"`
@@ -35,7 +36,7 @@ type ciConfig struct {
 func ciDefaults() map[string]any {
 	return map[string]any{
 		"ci.wait": "30m", "ci.runner": runnerNone, "ci.jobs": 2, "ci.timeout": "1h",
-		"ci.memory": "4GiB", "ci.cpus": 0.0, "ci.processes": 4096, "ci.disk": "10GiB", "ci.log": "64MiB",
+		"ci.memory": "4GiB", "ci.cpus": 0.0, "ci.processes": 4096, "ci.disk": "10GiB", "ci.log": "64MiB", "ci.cache": "10GiB",
 		"ci.images": []string{
 			"ubuntu-latest=docker.io/library/node:22-bookworm", "debian-latest=docker.io/library/node:22-bookworm",
 			"docker=docker.io/library/node:22-bookworm",
@@ -57,6 +58,9 @@ func (c config) validateCI() error {
 			return fmt.Errorf("%s: %w", key, err)
 		}
 	}
+	if _, err := c.ciCache(); err != nil {
+		return err
+	}
 	if _, err := c.ciImages(); err != nil {
 		return err
 	}
@@ -64,6 +68,21 @@ func (c config) validateCI() error {
 		return fmt.Errorf("ci.actions: %w", err)
 	}
 	return nil
+}
+
+// ciCache is what jobs may save in all, bytes; 0 is nothing.
+func (c config) ciCache() (int64, error) {
+	if c.CI.Cache == "0" {
+		return 0, nil
+	}
+	n, err := parseBytes(c.CI.Cache)
+	if err == nil && n < 1<<20 {
+		err = errors.New("want 1MiB at least, or 0 for no cache")
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ci.cache: %w", err)
+	}
+	return n, nil
 }
 
 // ciImages are the images by the labels of runs-on.

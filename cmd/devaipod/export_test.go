@@ -228,7 +228,11 @@ var (
 	Rebased      = rebased
 	ServiceNames = serviceNames
 	PassOn       = passOn
+	CacheScope   = cacheScope
 )
+
+// CICache is how much jobs may save, by ci.cache.
+func CICache(text string) (int64, error) { return config{CI: ciConfig{Cache: text}}.ciCache() }
 
 // CIMayUse says which images jobs may use, by a configuration with these settings.
 func CIMayUse(t *testing.T, settings map[string]any) func(image string) error {
