@@ -409,6 +409,9 @@ func outcome(cause, err error, last job.Event) (result, reason string) {
 	}
 }
 
+// Lost is why a job failed that a kill of the service has ended.
+const Lost = "the service ended while this job ran; run it again"
+
 // resume tells what is left to tell of a task that was under way when the service ended.
 func (r *Runner) resume(ctx context.Context, st state) {
 	rep, err := openReporter(r, st, r.Log.With("task", st.Task, "repo", st.Repo))
@@ -417,7 +420,7 @@ func (r *Runner) resume(ctx context.Context, st state) {
 		return
 	}
 	if st.Result == "" {
-		rep.finish(job.Failure, "the service ended while this job ran; run it again", nil)
+		rep.finish(job.Failure, Lost, nil)
 	}
 	rep.send(ctx, func(error) {})
 }

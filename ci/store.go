@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"codeberg.org/devaipod/devaipod/ci/job"
 )
 
 // Info says which job of which run a task is.
@@ -21,8 +23,9 @@ type Info struct {
 	RepoID   int64  `json:"repo_id"` // 0 where the event does not tell
 	Run      string `json:"run"`     // the run's number in its repository
 	Attempt  string `json:"attempt,omitempty"`
-	Workflow string `json:"workflow"` // file
-	Job      string `json:"job"`
+	Workflow string `json:"workflow"`       // file
+	Job      string `json:"job"`            // id
+	Name     string `json:"name,omitempty"` // that the forge lists it by
 	Event    string `json:"event"`
 	Ref      string `json:"ref"`
 	Commit   string `json:"commit"`
@@ -42,6 +45,20 @@ type Record struct {
 	Tail    string    `json:"tail,omitempty"`   // of its log, or the job's; at most 8 KiB
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended"`
+}
+
+// Person says in words why it is for a person that a job failed, and tells nothing about
+// its commit: it was not run, or not to its end. It is "" for all others.
+func (r Record) Person() string {
+	switch {
+	case r.Tier == NeedsApproval:
+		return string(NeedsApproval) + ": " + strings.Join(r.Reasons, "; ")
+	case r.Result == job.Cancelled:
+		return "it was cancelled"
+	case r.Reason == ErrStopping.Error(), r.Reason == Lost:
+		return r.Reason
+	}
+	return ""
 }
 
 // A Store reads and writes what a runner keeps in its directory, which needs no runner to
@@ -105,6 +122,13 @@ func (s *Store) List() ([]Record, error) {
 		all = append(all, rec)
 	}
 	return all, nil
+}
+
+// Of are the records of a repository's commit, the newest first. The repository's name is
+// the one that it had then.
+func (s *Store) Of(repo, commit string) ([]Record, error) {
+	all, err := s.List()
+	return slices.DeleteFunc(all, func(r Record) bool { return r.Commit != commit || !strings.EqualFold(r.Repo, repo) }), err
 }
 
 // Running is the jobs that have not ended, the newest first.

@@ -43,7 +43,7 @@ func newTask(m *runnerv1.Task) *Task {
 	if id, ok := at(t.Github, "event", "repository", "id").(float64); ok {
 		t.RepoID = int64(id)
 	}
-	t.Job, t.Steps = outline(t.Workflow)
+	t.Job, t.Name, t.Steps = outline(t.Workflow)
 	return t
 }
 

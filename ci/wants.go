@@ -61,20 +61,24 @@ func target(n *yaml.Node) *yaml.Node {
 	return n
 }
 
-// outline is the id of a workflow's one job, and the names of its steps.
-func outline(workflow []byte) (id string, steps []string) {
+// outline is the id of a workflow's one job, the name that the forge lists it by, and the
+// names of its steps.
+func outline(workflow []byte) (id, name string, steps []string) {
 	doc, err := parse(workflow)
 	if err != nil {
-		return "", nil
+		return "", "", nil
 	}
 	jobs := value(doc, "jobs")
 	if jobs == nil || jobs.Kind != yaml.MappingNode || len(jobs.Content) < 2 {
-		return "", nil
+		return "", "", nil
 	}
-	id = jobs.Content[0].Value
+	id, name = jobs.Content[0].Value, jobs.Content[0].Value
+	if n := value(jobs.Content[1], "name"); n != nil && n.Value != "" {
+		name = clean(n.Value)
+	}
 	list := value(jobs.Content[1], "steps")
 	if list == nil || list.Kind != yaml.SequenceNode {
-		return id, nil
+		return id, name, nil
 	}
 	for i, s := range list.Content {
 		if i == maxSteps {
@@ -82,7 +86,7 @@ func outline(workflow []byte) (id string, steps []string) {
 		}
 		steps = append(steps, stepName(s, i))
 	}
-	return id, steps
+	return id, name, steps
 }
 
 func stepName(s *yaml.Node, i int) string {

@@ -32,7 +32,9 @@ import (
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/gitproc"
+	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/egress"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
 // The ports at which a job reaches its door: the forge at its own, where that is one of
@@ -111,9 +113,22 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: slices.Sorted(maps.Keys(c.images)), Jobs: a.cfg.CI.Jobs,
 		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: port.token, Executor: c,
 		Rules: ci.Rules{Agents: ours, Branches: "agent/", Approved: c.approver.Approved, ChangesWorkflows: port.ChangesWorkflows},
-		Ended: func(ci.Record) { c.approver.Kick() }, Log: a.log,
+		Ended: func(r ci.Record) { c.approver.Kick(); s.jobEnded(r) }, Log: a.log,
 	})
 	return c, err
+}
+
+// forgeKnows is how long the forge may take to know that a job has ended.
+const forgeKnows = 2 * time.Second
+
+// jobEnded has the loop look at the issue whose agent pushed a job's commit, when the forge
+// can know of its end. That is a hint: the loop asks again by itself.
+func (s *service) jobEnded(r ci.Record) {
+	repo, err := forge.ParseRepo(r.Repo)
+	n := pods.IssueOfBranch(strings.TrimPrefix(r.Ref, "refs/heads/"))
+	if err == nil && n != 0 {
+		time.AfterFunc(forgeKnows, func() { s.loop.Kick(reconcile.Key{Owner: repo.Owner, Repo: repo.Name, Issue: n}) })
+	}
 }
 
 // newBoxes makes what jobs are kept in.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/viper"
 
+	"codeberg.org/devaipod/devaipod/ci"
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/follow"
@@ -25,7 +26,12 @@ import (
 
 // NewForgePort is the forge as the loop sees it, for tests that count its calls.
 func NewForgePort(client *forge.Client, label, instance, bot string) reconcile.Forge {
-	return forgePort{client: client, label: label, instance: instance, bot: bot}
+	return forgePort{client: client, label: label, instance: instance, bot: bot, runs: ci.OpenStore("nowhere")}
+}
+
+// Explain adds to jobs that failed what the records of a directory know of them.
+func Explain(dir, repo, commit string, jobs []reconcile.CIJob) error {
+	return forgePort{runs: ci.OpenStore(dir)}.explain(repo, commit, jobs)
 }
 
 // Run is the whole program.

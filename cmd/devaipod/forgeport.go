@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/ci"
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
@@ -18,6 +20,7 @@ type forgePort struct {
 	agents   []string // that have a label of their own
 	instance string
 	bot      string
+	runs     *ci.Store // what we ran of its Actions
 	// On a forge that we joined: what readies a repository before it is written
 	// to; else nil.
 	prepare func(context.Context, forge.Repo) error
@@ -233,7 +236,32 @@ func (p forgePort) CI(ctx context.Context, k reconcile.Key, commit string) (reco
 		}
 		out.Jobs = append(out.Jobs, reconcile.CIJob{Name: s.Name, State: state, URL: s.URL})
 	}
+	if err == nil && slices.ContainsFunc(out.Jobs, func(j reconcile.CIJob) bool { return j.State == reconcile.CIFailure }) {
+		err = p.explain(repoOf(k).String(), commit, out.Jobs)
+	}
 	return out, err
+}
+
+// explain adds what is known of the jobs that failed here. The forge alone says which did.
+func (p forgePort) explain(repo, commit string, jobs []reconcile.CIJob) error {
+	records, err := p.runs.Of(repo, commit)
+	if err != nil {
+		return fmt.Errorf("reading what is kept of jobs of CI: %w", err)
+	}
+	for i := range jobs {
+		j := &jobs[i]
+		if n := slices.IndexFunc(records, func(r ci.Record) bool { return isJob(*j, r) }); n >= 0 && j.State == reconcile.CIFailure {
+			r := records[n]
+			j.Run, j.Step, j.Why, j.Tail, j.Person = r.Task, r.Failed, r.Reason, r.Tail, r.Person()
+		}
+	}
+	return nil
+}
+
+// isJob tells whether a record is of the job that a status is about: of the run that its
+// address names, and called as it is.
+func isJob(j reconcile.CIJob, r ci.Record) bool {
+	return r.Run != "" && strings.Contains(j.URL+"/", "/actions/runs/"+r.Run+"/") && strings.Contains(j.Name, " / "+r.Name+" (")
 }
 
 func (p forgePort) PutPull(ctx context.Context, k reconcile.Key, branch, base string, text reconcile.PullText) (reconcile.Pull, error) {

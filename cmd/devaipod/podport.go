@@ -58,6 +58,8 @@ type podPort struct {
 	apis  map[reconcile.Key]*podapi.Client
 	saves map[reconcile.Key]*save
 
+	roundsMu sync.Mutex // held while what an agent was told of CI changes
+
 	kick        func(reconcile.Key) // has the loop look at an issue
 	checkWithin time.Duration
 	checkPlaces chan struct{} // nil for as many as there are

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
+	"codeberg.org/devaipod/devaipod/ci"
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
@@ -169,9 +170,9 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 // newLoop makes the loop over issues and pods.
 func (s *service) newLoop(a *app) (err error) {
 	s.loop, err = reconcile.New(reconcile.Config{
-		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, prepare: s.prepareWanted()},
+		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, runs: ci.OpenStore(a.cfg.file("ci")), prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
-		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
+		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: a.cfg.CI.Runner != runnerNone, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
 	s.pods.kick = s.loop.Kick
 	return err

@@ -32,6 +32,9 @@ func (s *service) say(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
 		http.Error(w, fmt.Sprintf("the agent on %s did not get it; does it run (devaipod status)? %v", k, err), http.StatusConflict)
 		return
 	}
+	if err := s.pods.ForgiveRounds(s.loop.PodKey(k)); err != nil {
+		s.log.Warn("the agent has its rounds of CI not again", "issue", k.String(), "err", err)
+	}
 	for over := time.Now().Add(takenUp); time.Now().Before(over) && r.Context().Err() == nil; {
 		if v, ok := s.loop.View(k); !ok || !v.State.Waits() {
 			break

@@ -9,7 +9,8 @@ import (
 
 // A pull request is a draft until there is evidence of what its agent did, that is
 // not the agent's own word: a run of the repository's checks by us, what the gate saw
-// it run, and what CI says. What comes of them does not matter for that: it is told.
+// it run, and what CI says. What comes of the first two does not matter for that: it is
+// told. While CI has failed it stays a draft; ci.go has what is done about that.
 
 // CheckState is how far our own run of a repository's checks is.
 type CheckState string
@@ -79,11 +80,21 @@ type CI struct {
 	Jobs  []CIJob `json:"jobs,omitempty"`
 }
 
-// A CIJob is one status of a commit. Whoever may push can set it.
+// A CIJob is one status of a commit. Whoever may push can set it, and what is known of the
+// job behind it is of what ran: all of it is hostile.
 type CIJob struct {
 	Name  string  `json:"name"`
 	State CIState `json:"state"`
 	URL   string  `json:"url,omitempty"`
+	// Run is the number of the job's run where it was run by us, 0 else: a later one has
+	// a larger number.
+	Run  int64  `json:"run,omitempty"`
+	Step string `json:"step,omitempty"` // the first that failed
+	Why  string `json:"why,omitempty"`  // it failed, where that is not a step's doing
+	Tail string `json:"-"`              // the end of what it printed
+	// Person says in words why a person has to see to it, and the agent can't: it is not
+	// the commit's fault that it failed. "" for any other.
+	Person string `json:"person,omitempty"`
 }
 
 // Evidence is what a pull request leaves draft with.
@@ -128,7 +139,7 @@ func (l *Loop) evidence(ctx context.Context, pod Pod, v *View, pull Pull, sum Su
 		return ev, fmt.Errorf("asking for the status of %.10s of %s: %w", commit, v.Key, err)
 	}
 	v.Checked = fmt.Sprintf("own run: %s; CI: %s", ev.Check.State, ev.CI.State)
-	pending, running := ev.CI.State == CIPending, ev.Check.State == CheckRunning
+	running := ev.Check.State == CheckRunning
 	if running && !pull.Draft { // it is checked once more: nothing is kept of its check any more, or was ever
 		left, err := l.cfg.Pods.Left(ctx, pod.Key)
 		if err != nil {
@@ -136,16 +147,11 @@ func (l *Loop) evidence(ctx context.Context, pod Pod, v *View, pull Pull, sum Su
 		}
 		running = left != "" && left != commit
 	}
-	switch {
-	case running:
+	if running {
 		v.State, v.Activity = Checking, "runs the repository's checks on "+short(commit)
-	case pending && pull.Draft && l.elapsed(pod.Key, "pending "+commit, since(sum, pod)) < l.cfg.CIWait:
-		v.State, v.Activity = Checking, "waits for CI on "+short(commit)
-		v.lookAt(l.cfg.Uptime() + ciLook)
-	case pending:
-		v.lookAt(l.cfg.Uptime() + ciLater)
+		return ev, nil
 	}
-	return ev, nil
+	return ev, l.judgeCI(ctx, pod, v, sum, ev)
 }
 
 // since is when an agent was done, as well as it is known.
@@ -267,7 +273,7 @@ func (c *CI) write(b *strings.Builder) {
 		if i == 0 {
 			b.WriteString("\n")
 		}
-		fmt.Fprintf(b, "- %s %s\n", code(j.Name), j.State)
+		fmt.Fprintf(b, "- %s %s%s\n", code(j.Name), j.State, j.at())
 		if url := clip(j.URL, 500); strings.HasPrefix(url, "https://") || strings.HasPrefix(url, "http://") || strings.HasPrefix(url, "/") {
 			fmt.Fprintf(b, "  %s\n", code(url))
 		}

@@ -114,7 +114,7 @@ func TestAResultIsToldWhateverTheAgentSays(t *testing.T) {
 		"its setup failed":     {check: reconcile.Check{State: reconcile.CheckPassed, Setup: "setup 1: no network", Commands: []reconcile.Ran{{Command: "true"}}}, want: []string{"**passed**", "> setup 1: no network"}},
 		"the gate saw it": {seen: reconcile.Seen{Others: 4, Checks: []reconcile.Command{{Command: "go test", Told: true, Exit: &one, Tail: "FAIL"}, {Command: "go vet", Told: true, Exit: &zero}, {Command: "pytest"}, {Command: "tox", Told: true, Tail: "ok"}}},
 			want: []string{"(and 4 other commands)", "`go test`: **failed**, exit code 1\n\n  ```\n  FAIL\n  ```", "`go vet`: exit code 0\n", "`pytest`: no result was told", "`tox`: no exit code was told; its last lines:\n\n  ```\n  ok\n  ```", "none, the repository names no checks"}},
-		"CI failed":   {ci: reconcile.CI{State: reconcile.CIFailure, Jobs: []reconcile.CIJob{{Name: "build / test", State: reconcile.CIFailure, URL: "https://ci.example.org/1"}, {Name: "x", State: reconcile.CISuccess, URL: "javascript:alert(1)"}}}, want: []string{"**CI**: **failure**", "- `build / test` failure\n  `https://ci.example.org/1`", "- `x` success\n"}},
+		"CI failed":   {ci: reconcile.CI{State: reconcile.CIFailure, Jobs: []reconcile.CIJob{{Name: "build / test", State: reconcile.CIFailure, URL: "https://ci.example.org/1", Person: "it was cancelled"}, {Name: "x", State: reconcile.CISuccess, URL: "javascript:alert(1)"}}}, want: []string{"**CI**: **failure**", "- `build / test` failure: `it was cancelled`\n  `https://ci.example.org/1`", "- `x` success\n"}},
 		"nothing was": {want: []string{"of 0 commands that the model asked for, none", "**Nothing of this was checked by anything but the agent's own word.**"}},
 	} {
 		t.Run(name, func(t *testing.T) {

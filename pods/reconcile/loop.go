@@ -34,6 +34,12 @@ type Config struct {
 	// CIWait is how long after its agent was done a pull request stays a draft while CI
 	// is pending.
 	CIWait time.Duration
+	// CISoon says that a commit may get its first status a moment after it is pushed, as
+	// where the service runs CI.
+	CISoon bool
+	// CIRounds is how often in a row an agent is told that CI failed, until a person says
+	// something.
+	CIRounds int
 	// Watch is the time between two looks at the working agents; 2 s when 0.
 	Watch time.Duration
 	// Overlap is how far back a pass asks for changes beyond the last one, since

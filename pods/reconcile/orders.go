@@ -126,6 +126,16 @@ func (l *Loop) Retry(k Key) {
 	l.Kick(k)
 }
 
+// word is the newest comment of a person's to the agent, 0 for none: after it the agent
+// has all its rounds of CI again.
+func (o Orders) word() int64 {
+	newest := o.Retry.ID
+	for _, s := range o.Said {
+		newest = max(newest, s.ID)
+	}
+	return newest
+}
+
 // retries is what asks for another try and has not been seen to: the button, or a
 // comment since the label.
 func (l *Loop) retries(k Key, pod Pod, o Orders) (Said, bool) {
@@ -167,6 +177,8 @@ func (l *Loop) heed(k Key, pod Pod, s Said) error {
 		if err := l.cfg.Pods.Heed(pod.Key, s.ID); err != nil {
 			return fmt.Errorf("keeping which /retry on %s was seen to: %w", k, err)
 		}
+	} else if err := l.cfg.Pods.ForgiveRounds(pod.Key); err != nil {
+		return fmt.Errorf("giving the agent of %s its rounds of CI again: %w", k, err)
 	}
 	l.noteTold(k, s)
 	return nil
@@ -202,7 +214,7 @@ func (l *Loop) tell(ctx context.Context, pod Pod, v View, o Orders) (told bool, 
 			return err == nil, err
 		}
 	}
-	answers := v.Cause == CauseQuestion || v.Cause == CausePermission || v.Cause == CauseNothing
+	answers := v.Cause == CauseQuestion || v.Cause == CausePermission || v.Cause == CauseNothing || v.Cause == CauseCI
 	if v.State != Working && !(v.State == Asking && answers) {
 		return false, nil
 	}

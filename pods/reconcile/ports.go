@@ -134,7 +134,7 @@ type Forge interface {
 	// PutPull opens the pull request, or brings the open one to text; one with a number
 	// that is not open any more stays as it is.
 	PutPull(ctx context.Context, k Key, branch, base string, text PullText) (Pull, error)
-	// CI tells what CI says of a commit.
+	// CI tells what CI says of a commit, and what is known of the jobs that failed.
 	CI(ctx context.Context, k Key, commit string) (CI, error)
 	// RequestReview asks somebody, once; ErrRefused for who can't be asked.
 	RequestReview(ctx context.Context, k Key, pull int64, user string) error
@@ -250,6 +250,8 @@ const (
 	CauseDeadline    Cause = "deadline"     // it worked for too long
 	CauseStart       Cause = "start"        // its pod can't be started
 	CauseDisk        Cause = "disk"         // it used more disk than it may
+	CauseCI          Cause = "ci"           // CI has failed, and the agent is told of it no more
+	CauseApproval    Cause = "ci-person"    // a job of CI needs a person; its work is for review
 )
 
 // Pods is what the loop needs of the pods. All methods are idempotent.
@@ -291,6 +293,14 @@ type Pods interface {
 	// Left tells the commit with which the pull request left draft last since the pod's
 	// label was put on, "" when nothing is kept of one.
 	Left(ctx context.Context, k Key) (commit string, err error)
+	// Rounds are the messages about CI that the pod's agent was given, the oldest first.
+	Rounds(k Key) ([]Round, error)
+	// KeepRound keeps a round in the place of the one with its ID, or behind all.
+	KeepRound(k Key, r Round) error
+	// ForgiveRounds makes all rounds so far of no person's word, so that none counts.
+	ForgiveRounds(k Key) error
+	// TellCI gives the agent a round's text, once for each ID, however often it is called.
+	TellCI(ctx context.Context, k Key, r Round) error
 	// Tell gives the agent what somebody said in a comment. What it was told before,
 	// by the comment's id, it is not told again.
 	Tell(ctx context.Context, k Key, comment int64, text string) error

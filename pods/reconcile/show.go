@@ -62,7 +62,11 @@ func (l *Loop) show(ctx context.Context, i Issue, v View) error {
 
 // askName names what an agent asks: the same for the same thing, also after a restart.
 func askName(pod Pod, sum Summary) string {
-	h := sha256.Sum256(fmt.Appendf(nil, "%d %q %q %q %q", pod.TriggerID, sum.Cause, sum.Mark, sum.Question, sum.Choices))
+	return askID("%d %q %q %q %q", pod.TriggerID, sum.Cause, sum.Mark, sum.Question, sum.Choices)
+}
+
+func askID(format string, about ...any) string {
+	h := sha256.Sum256(fmt.Appendf(nil, format, about...))
 	return "ask-" + hex.EncodeToString(h[:6])
 }
 

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -114,10 +115,12 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	if err != nil {
 		return err
 	}
-	v.Used, v.Note, v.Open, v.ordered = steered.Used, steered.Note, steered.Open, orders.At
+	v.Used, v.Note, v.Open, v.ordered, v.word = steered.Used, steered.Note, steered.Open, orders.At, orders.word()
 	if state, rests := l.rests(i, pod); rests && !l.wakes(i, pod, state, steered, orders) {
-		l.rest(i, v, state)
-		return nil
+		if news, err := l.ciNews(ctx, i, pod, state); err != nil || !news {
+			l.rest(i, v, state)
+			return err
+		}
 	}
 	if pod.Full != "" {
 		v.State, v.Cause, v.Why = Failed, CauseDisk, pod.Full+"."
@@ -164,8 +167,9 @@ func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, o Orders
 		v.State, v.Cause, v.Why, v.Activity = Working, "", "", "it ended; the forge is about to show what it pushed"
 		v.lookAt(l.cfg.Uptime() + nothingFor - ended)
 	case v.State == Asking && !told:
-		v.Ask = askName(pod, sum)
+		v.Ask = cmp.Or(v.Ask, askName(pod, sum))
 	case v.State == Asking: // it may be answered now
+		v.Ask = ""
 		k := v.Key
 		time.AfterFunc(l.cfg.Watch, func() { l.Kick(k) })
 	}
@@ -203,10 +207,7 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 		if l.cfg.Deadline == 0 || pod.Created.IsZero() {
 			return nil
 		}
-		worked := l.elapsed(pod.Key, "created", pod.Created)
-		if !v.ordered.IsZero() { // somebody wants it to go on
-			worked = min(worked, l.elapsed(pod.Key, "ordered", v.ordered))
-		}
+		worked := l.worked(v, pod)
 		if worked < l.cfg.Deadline {
 			v.lookAt(l.cfg.Uptime() + l.cfg.Deadline - worked)
 			return nil
@@ -230,6 +231,15 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 		return nil
 	}
 	return l.stop(ctx, v)
+}
+
+// worked is for how long an agent has worked, or could.
+func (l *Loop) worked(v *View, pod Pod) time.Duration {
+	worked := l.elapsed(pod.Key, "created", pod.Created)
+	if !v.ordered.IsZero() { // somebody wants it to go on
+		worked = min(worked, l.elapsed(pod.Key, "ordered", v.ordered))
+	}
+	return worked
 }
 
 // stop ends a pod's processes; what v says stays true.

@@ -45,6 +45,7 @@ type View struct {
 	until   time.Duration // Uptime at which it has to be looked at again, 0 for never
 	setups  int           // how many of the pod's containers say that their setup went wrong
 	mark    string        // Summary's
+	word    int64         // Orders'
 	// chatty is set in watch when a new activity may be told again.
 	chatty bool
 }
@@ -147,6 +148,9 @@ func next(v View, trigger string) string {
 	case Asking:
 		return adviceOn(v) + " " + again + " " + stop
 	case Review:
+		if v.Cause == CauseApproval {
+			return adviceOn(v) + " Review the pull request; merging it ends the pod. " + stop
+		}
 		return "Review the pull request; merging it ends the pod. " + stop
 	case Failed:
 		return adviceOn(v) + " To let it go on from where it was, comment with a line `/retry`. " + again
@@ -178,6 +182,10 @@ func adviceOn(v View) string {
 			return "If something should change, say what in a comment or in the issue's text, and start it again. " + logs
 		}
 		return "Say in a comment what it should do: it goes to the agent. " + logs
+	case CauseCI:
+		return "Mend it by a push to its branch, or say in a comment what it should do, or `/retry`: it goes to the agent, which is then told of CI again."
+	case CauseApproval:
+		return "See to it in the forge's Actions tab."
 	case CauseRefused:
 		return "Check the model's key (`devaipod secret set NAME`), model.name and model.url."
 	case CauseLimited:
@@ -207,7 +215,7 @@ func code(s string) string {
 func pullText(v View, k Key, sum Summary, commits []Commit, changes []FileChange, ev *Evidence, harmless func(string) string) PullText {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Closes #%d\n\n## What was done\n\n", k.Issue)
-	done := v.State == Review || v.State == Checking
+	done := v.State == Review || v.State == Checking || v.Cause == CauseCI
 	switch {
 	case done && strings.TrimSpace(sum.Message) != "":
 		// Quoted: nothing in it looks as if we said it.

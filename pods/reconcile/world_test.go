@@ -66,6 +66,11 @@ type world struct {
 	ci       reconcile.CI
 	noted    []reconcile.Evidence
 	heeded   int64
+	rounds   []reconcile.Round
+	keepFail func(reconcile.Round) error
+	ciErr    error
+	toldCI   map[string]string // texts by ids, as the pod takes each once
+	tellsCI  int               // how often it was given one
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -77,7 +82,7 @@ func newWorld() *world {
 			Open: true, Labels: []string{"devaipod"}, Updated: at,
 		},
 		trigger: reconcile.Trigger{ID: 7, User: "ann", At: at},
-		writers: map[string]bool{"ann": true, "demo-bot": true}, said: map[string]string{},
+		writers: map[string]bool{"ann": true, "demo-bot": true}, said: map[string]string{}, toldCI: map[string]string{},
 		summary: reconcile.Summary{State: reconcile.AgentWorking}, now: at.Add(time.Minute),
 	}
 }
@@ -316,6 +321,47 @@ func (w *world) Heeded(reconcile.Key) (int64, error) {
 	defer w.mu.Unlock()
 	return w.heeded, nil
 }
+func (w *world) Rounds(reconcile.Key) ([]reconcile.Round, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.rounds), nil
+}
+func (w *world) KeepRound(_ reconcile.Key, r reconcile.Round) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.keepFail != nil {
+		if err := w.keepFail(r); err != nil {
+			return err
+		}
+	}
+	if i := slices.IndexFunc(w.rounds, func(o reconcile.Round) bool { return o.ID == r.ID }); i >= 0 {
+		w.rounds[i] = r
+	} else {
+		w.rounds = append(w.rounds, r)
+	}
+	return nil
+}
+func (w *world) ForgiveRounds(reconcile.Key) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.rounds {
+		w.rounds[i].Word = -1
+	}
+	return nil
+}
+func (w *world) TellCI(_ context.Context, _ reconcile.Key, r reconcile.Round) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ciErr != nil {
+		return w.ciErr
+	}
+	w.tellsCI++
+	if old, known := w.toldCI[r.ID]; known && old != r.Text {
+		panic("one round in two wordings")
+	}
+	w.toldCI[r.ID] = r.Text
+	return nil
+}
 func (w *world) Left(context.Context, reconcile.Key) (string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -407,7 +453,7 @@ func (w *world) config() reconcile.Config {
 		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
 		Now:        func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now },
 		Uptime:     func() time.Duration { w.mu.Lock(); defer w.mu.Unlock(); return w.now.Sub(at) - w.jumped },
-		Deadline:   4 * time.Hour, Rest: 24 * time.Hour,
+		Deadline:   4 * time.Hour, Rest: 24 * time.Hour, CIRounds: 3,
 		Log: slog.New(slog.DiscardHandler),
 	}
 }

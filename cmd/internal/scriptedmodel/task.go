@@ -12,6 +12,7 @@ import (
 
 // What a task's text may hold for the script: lines of their own.
 var (
+	wantLine     = regexp.MustCompile(`(?m)^want: ([a-z0-9]{8,64})\s*$`)
 	nonceLine    = regexp.MustCompile(`(?m)^nonce: ([A-Za-z0-9]{8,128})\s*$`)
 	scenarioLine = regexp.MustCompile(`(?m)^scenario: ([a-z0-9-]+)\s*$`)
 	branchLine   = regexp.MustCompile(`git push origin HEAD:(agent/[^\s]+)`)
@@ -41,6 +42,8 @@ const ProofFile = "NONCE.sha256"
 //	             nothing, for ever
 //	claim        run "sh check.sh", do as by default whatever came of it, and say that
 //	             all tests passed
+//	mends        push something that CI does not want, and end; told that CI failed, do what
+//	             its output says ("want: WORD"), once, and wait for Release before the push
 //	lie          say that it is all done and pushed
 //	oom          take all the memory there is, opencode's first
 func Tasks() Script {
@@ -82,6 +85,8 @@ func Tasks() Script {
 			return toolAlone(r, "sleep 1000")
 		case "claim":
 			return claim(r)
+		case "mends":
+			return mends(r)
 		case "lie":
 			return Reply{Text: "All is done, committed and pushed. The tests pass."}
 		default:
@@ -230,6 +235,32 @@ func claim(r Request) Reply {
 		reply.Text = "I ran the checks, and all tests passed."
 	}
 	return reply
+}
+
+// mends knows what CI wants by what it is told of CI alone.
+func mends(r Request) Reply {
+	branch := first(branchLine, r.User)
+	put := func(word string, wait bool) []step {
+		commit := bash("echo "+word+" > STATE && git add -A && { git diff --cached --quiet || git commit -q -m 'It is "+word+"'; } && git log -1 --format=committed:%s", "Commits it")
+		commit.ok = contains("committed:It is " + word)
+		push := bash("git push origin HEAD:"+branch+" && echo pushed-"+word, "Pushes it")
+		push.ok, push.wait = contains("pushed-"+word), wait
+		return []step{commit, push}
+	}
+	if reply, done := play(r, put("untried", false)); !done {
+		return reply
+	}
+	if !strings.Contains(r.User, "CI failed on commit") {
+		return Reply{Text: "I pushed what I have not tried."}
+	}
+	word := first(wantLine, r.User)
+	if word == "" {
+		return Reply{Text: "CI does not say what it wants."}
+	}
+	if reply, done := play(r, put(word, true)); !done {
+		return reply
+	}
+	return Reply{Text: fmt.Sprintf("I mended it, as CI wanted. I was told %d times that it failed.", strings.Count(r.User, "CI failed on commit"))}
 }
 
 func contains(s string) func(string) bool {
