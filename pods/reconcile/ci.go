@@ -155,10 +155,7 @@ func (l *Loop) tellRound(ctx context.Context, pod Pod, v *View, r Round) error {
 
 // ciNews tells whether CI has news for the agent of a pod that rests with its work for
 // review. It is asked when something has changed, and at the passes over everything.
-func (l *Loop) ciNews(ctx context.Context, i Issue, pod Pod, state State) (bool, error) {
-	if state != Review {
-		return false, nil
-	}
+func (l *Loop) ciNews(ctx context.Context, i Issue, pod Pod) (bool, error) {
 	commits, err := l.cfg.Forge.Ahead(ctx, i.Key, pod.Base, pod.Branch)
 	if err != nil || len(commits) == 0 {
 		return false, err

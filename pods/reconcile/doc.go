@@ -29,6 +29,9 @@
 //	refused   nothing was started
 //	gone      nothing is known or left of it
 //
+// ci.go gives what fails in CI back to the agent, in rounds, and calls a person when
+// these are used up.
+//
 // queue.go gives places out, in turns by repository; clock.go measures how long
 // something goes on, whatever the machine's clock does.
 //

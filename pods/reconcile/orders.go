@@ -184,16 +184,19 @@ func (l *Loop) heed(k Key, pod Pod, s Said) error {
 	return nil
 }
 
-// wakes tells whether orders wake a pod that rests in a state. One that is to try again
-// may end by itself as often as a new one.
-func (l *Loop) wakes(i Issue, pod Pod, state State, steered Steered, o Orders) bool {
+// wakes tells whether orders wake a pod that rests in a state, or CI does. One that is to
+// try again may end by itself as often as a new one.
+func (l *Loop) wakes(ctx context.Context, i Issue, pod Pod, state State, steered Steered, o Orders) (bool, error) {
 	retry, wanted := l.retries(i.Key, pod, o)
 	if wanted && retry.At.After(pod.Started) && (state == Failed || state == Asking) {
 		delete(l.resumes, pod.Key)
 		delete(l.away, pod.Key)
-		return true
+		return true, nil
 	}
-	return steered.Wake && state == Asking
+	if state == Review {
+		return l.ciNews(ctx, i, pod)
+	}
+	return steered.Wake && state == Asking, nil
 }
 
 // tell gives an agent that works or asks what people said since its label was put on,

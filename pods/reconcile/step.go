@@ -116,11 +116,8 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		return err
 	}
 	v.Used, v.Note, v.Open, v.ordered, v.word = steered.Used, steered.Note, steered.Open, orders.At, orders.word()
-	if state, rests := l.rests(i, pod); rests && !l.wakes(i, pod, state, steered, orders) {
-		if news, err := l.ciNews(ctx, i, pod, state); err != nil || !news {
-			l.rest(i, v, state)
-			return err
-		}
+	if asleep, err := l.sleeps(ctx, i, pod, v, steered, orders); asleep || err != nil {
+		return err
 	}
 	if pod.Full != "" {
 		v.State, v.Cause, v.Why = Failed, CauseDisk, pod.Full+"."
@@ -190,6 +187,19 @@ func (l *Loop) rests(i Issue, pod Pod) (State, bool) {
 }
 
 func idles(st stage) bool { return st.idle }
+
+// sleeps tells whether a pod rests and goes on doing so, and then keeps the view of it.
+func (l *Loop) sleeps(ctx context.Context, i Issue, pod Pod, v View, steered Steered, o Orders) (bool, error) {
+	state, rests := l.rests(i, pod)
+	if !rests {
+		return false, nil
+	}
+	wakes, err := l.wakes(ctx, i, pod, state, steered, o)
+	if !wakes {
+		l.rest(i, v, state)
+	}
+	return !wakes, err
+}
 
 // rest keeps the view of a pod that sleeps in a state; why is as it was.
 func (l *Loop) rest(i Issue, v View, state State) {
