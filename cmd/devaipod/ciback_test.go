@@ -37,21 +37,22 @@ func TestWhyAJobFailedIsFoundByItsRunAndName(t *testing.T) {
 	of := func(repo, commit, run, name, step string) ci.Record {
 		return ci.Record{Info: ci.Info{Repo: repo, Commit: commit, Run: run, Name: name}, Tier: ci.Untrusted, Result: job.Failure, Failed: step, Tail: "the end of " + step}
 	}
+	wf := func(r ci.Record) ci.Record { r.Workflow = "a.yml"; return r }
 	approval := of("ann/app", "c1", "13", "deploy", "")
 	approval.Tier, approval.Reasons = ci.NeedsApproval, []string{"it reads secrets.KEY", "agent/3-x is an agent's branch"}
 	dir := keepRecords(t,
-		of("ann/app", "c1", "12", "test (1)", "old"), of("Ann/App", "c1", "12", "test (1)", "again"), of("ann/app", "c1", "1", "lint", "another run"),
+		of("ann/app", "c1", "12", "test (1)", "old"), wf(of("Ann/App", "c1", "12", "test (1)", "again")), of("ann/app", "c1", "1", "lint", "another run"),
 		of("ann/app", "c2", "12", "lint", "another commit"), of("bob/app", "c1", "12", "lint", "another repository"), of("ann/app", "c1", "12", "docs", "it is well by now"), approval)
 	failure, success := reconcile.CIFailure, reconcile.CISuccess
 	jobs := []reconcile.CIJob{
 		{Name: "a.yml / test (1) (push)", State: failure, URL: "/ann/app/actions/runs/12/jobs/0"},
 		{Name: "a.yml / lint (push)", State: failure, URL: "http://forge/ann/app/actions/runs/12/jobs/1"},
 		{Name: "a.yml / docs (push)", State: success, URL: "/ann/app/actions/runs/12"},
-		{Name: "b.yml / deploy (push)", State: failure, URL: "/ann/app/actions/runs/13"},
+		{Name: "/ deploy (push)", State: failure, URL: "/ann/app/actions/runs/13"},
 		{Name: "elsewhere", State: failure, URL: "https://ci.example.org/actions/runs/12/"},
 	}
 	want := []reconcile.CIJob{jobs[0], jobs[1], jobs[2], jobs[3], jobs[4]}
-	want[0].Run, want[0].Step, want[0].Tail = 2, "again", "the end of again"
+	want[0].Run, want[0].Workflow, want[0].Step, want[0].Tail = 2, "a.yml", "again", "the end of again"
 	want[3].Run, want[3].Tail, want[3].Person = 7, "the end of ", "needs approval: it reads secrets.KEY; agent/3-x is an agent's branch"
 	if err := devaipod.Explain(dir, "ann/app", "c1", jobs); err != nil {
 		t.Fatal(err)

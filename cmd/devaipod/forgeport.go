@@ -252,7 +252,7 @@ func (p forgePort) explain(repo, commit string, jobs []reconcile.CIJob) error {
 		j := &jobs[i]
 		if n := slices.IndexFunc(records, func(r ci.Record) bool { return isJob(*j, r) }); n >= 0 && j.State == reconcile.CIFailure {
 			r := records[n]
-			j.Run, j.Step, j.Why, j.Tail, j.Person = r.Task, r.Failed, r.Reason, r.Tail, r.Person()
+			j.Run, j.Workflow, j.Step, j.Why, j.Tail, j.Person = r.Task, r.Workflow, r.Failed, r.Reason, r.Tail, r.Person()
 		}
 	}
 	return nil
@@ -261,7 +261,7 @@ func (p forgePort) explain(repo, commit string, jobs []reconcile.CIJob) error {
 // isJob tells whether a record is of the job that a status is about: of the run that its
 // address names, and called as it is.
 func isJob(j reconcile.CIJob, r ci.Record) bool {
-	return r.Run != "" && strings.Contains(j.URL+"/", "/actions/runs/"+r.Run+"/") && strings.Contains(j.Name, " / "+r.Name+" (")
+	return r.Run != "" && strings.Contains(j.URL+"/", "/actions/runs/"+r.Run+"/") && strings.Contains(" "+j.Name, " / "+r.Name+" (")
 }
 
 func (p forgePort) PutPull(ctx context.Context, k reconcile.Key, branch, base string, text reconcile.PullText) (reconcile.Pull, error) {

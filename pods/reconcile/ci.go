@@ -230,6 +230,9 @@ func redText(commit, branch string, red []CIJob, nth, most int) string {
 	room := mostTails
 	for _, j := range red[:min(len(red), mostJobs)] {
 		fmt.Fprintf(&jobs, "Job: %s\n", lineOf(j.Name, 200))
+		if j.Workflow != "" {
+			fmt.Fprintf(&jobs, "Workflow: %s\n", lineOf(j.Workflow, 200))
+		}
 		if j.Step != "" {
 			fmt.Fprintf(&jobs, "Step that failed: %s\n", lineOf(j.Step, 300))
 		}

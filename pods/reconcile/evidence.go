@@ -88,10 +88,11 @@ type CIJob struct {
 	URL   string  `json:"url,omitempty"`
 	// Run is the number of the job's run where it was run by us, 0 else: a later one has
 	// a larger number.
-	Run  int64  `json:"run,omitempty"`
-	Step string `json:"step,omitempty"` // the first that failed
-	Why  string `json:"why,omitempty"`  // it failed, where that is not a step's doing
-	Tail string `json:"-"`              // the end of what it printed
+	Run      int64  `json:"run,omitempty"`
+	Workflow string `json:"workflow,omitempty"` // its file
+	Step     string `json:"step,omitempty"`     // the first that failed
+	Why      string `json:"why,omitempty"`      // it failed, where that is not a step's doing
+	Tail     string `json:"-"`                  // the end of what it printed
 	// Person says in words why a person has to see to it, and the agent can't: it is not
 	// the commit's fault that it failed. "" for any other.
 	Person string `json:"person,omitempty"`
