@@ -33,3 +33,10 @@ func (c *Client) Statuses(ctx context.Context, r Repo, commit string) ([]Status,
 	}
 	return out, err
 }
+
+// SetStatus gives a commit a status, as the bot. The newest of its name counts. The forge
+// takes at most 255 characters of about.
+func (c *Client) SetStatus(ctx context.Context, r Repo, commit string, s Status, about string) error {
+	body := map[string]string{"context": s.Name, "state": s.State, "target_url": s.URL, "description": about}
+	return c.do(ctx, call{method: "POST", path: r.path("/statuses/%s", url.PathEscape(commit)), body: body, bot: true}, nil)
+}

@@ -60,6 +60,7 @@ type ciRunner struct {
 	forge     *url.URL
 	forgePort int
 	transport http.RoundTripper
+	repos     *cache.Cache
 	git       http.Handler // what jobs read of the git cache
 	actions   string       // where the workers find the same
 	proxy     http.Handler
@@ -78,7 +79,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if a.cfg.CI.Runner == runnerNone {
 		return nil, nil
 	}
-	c := &ciRunner{cfg: a.cfg, log: a.log, changed: make(chan struct{}, 1), ended: make(chan struct{})}
+	c := &ciRunner{cfg: a.cfg, log: a.log, repos: s.cache, changed: make(chan struct{}, 1), ended: make(chan struct{})}
 	var err error
 	if c.images, err = a.cfg.ciImages(); err != nil {
 		return nil, err
@@ -259,24 +260,29 @@ func portInJob(forge *url.URL) int {
 }
 
 // Run runs a job: in a sandbox, by a process of its own.
-func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) (err error) {
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
+func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) error {
 	services, err := serviceNames(j.Spec.Workflow)
 	if err != nil {
 		return err
 	}
-	box, err := c.boxes.Open(ctx, j.Task, []int{jobProxyPort, c.forgePort}, services)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, box.Close(context.WithoutCancel(ctx))) }()
 	door := c.door(j)
 	if saved := c.jobCache(j); saved != nil {
 		defer saved.Close()
 		door.Cache = saved
 	}
-	behind := egress.Server(cidoor.New(door), c.log)
+	return c.inBox(ctx, j.Task, []int{jobProxyPort, c.forgePort}, services, cidoor.New(door), events, func(docker string) cijob.Spec { return c.spec(j, docker, services) })
+}
+
+// inBox runs a job that reaches door at the ports; spec is told the socket of its Docker API.
+func (c *ciRunner) inBox(ctx context.Context, task int64, ports []int, services []string, door http.Handler, events func(cijob.Event), spec func(docker string) cijob.Spec) (err error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	box, err := c.boxes.Open(ctx, task, ports, services)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, box.Close(context.WithoutCancel(ctx))) }()
+	behind := egress.Server(door, c.log)
 	defer behind.Close()        //nolint:errcheck // its job has ended
 	go behind.Serve(box.Door()) //nolint:errcheck // until then
 	go func() {
@@ -286,7 +292,7 @@ func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) 
 		case <-ctx.Done():
 		}
 	}()
-	err = c.work(ctx, c.spec(j, box.Socket(), services), filepath.Join(c.cfg.file("ci/run"), fmt.Sprint(j.Task)), events)
+	err = c.work(ctx, spec(box.Socket()), filepath.Join(c.cfg.file("ci/run"), fmt.Sprint(task)), events)
 	if why := context.Cause(ctx); why != nil && err == nil {
 		err = why
 	}

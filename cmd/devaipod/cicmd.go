@@ -80,7 +80,7 @@ const jobRunning = "running"
 func (a *app) ciListCmd() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
 		Use: "list", Short: "List the jobs, the newest first", Args: noArgs,
-		Long: "List the jobs of workflows that the service ran (ci.runner), the newest first: the number of the\njob (devaipod ci logs), its repository and run, how far it was trusted, and what came of it.",
+		Long: "List the jobs of workflows that the service ran (ci.runner), the newest first: the number of the\njob (devaipod ci logs), its repository and run, how far it was trusted, and what came of it. Those that\nbegin with a d are detected checks (ci.detect).",
 		RunE: func(*cobra.Command, []string) error {
 			jobs, err := a.ciJobs()
 			if err != nil {
@@ -92,26 +92,39 @@ func (a *app) ciListCmd() *cobra.Command {
 			w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "JOB\tREPOSITORY\tRUN\tNAME\tCOMMIT\tTIER\tRESULT\tAGE")
 			for _, j := range jobs {
-				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%.10s\t%s\t%s\t%s\n", j.Task, visible([]byte(j.Repo)), visible([]byte(j.Run)), visible([]byte(j.Job)), visible([]byte(j.Commit)), j.Tier, cmp.Or(j.Result, jobRunning), age(j.Started))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.10s\t%s\t%s\t%s\n", numberOf(j), visible([]byte(j.Repo)), visible([]byte(j.Run)), visible([]byte(j.Job)), visible([]byte(j.Commit)), j.Tier, cmp.Or(j.Result, jobRunning), age(j.Started))
 			}
 			return w.Flush()
 		},
 	})
 }
 
+// numberOf names a job: detected checks are numbered by themselves.
+func numberOf(j ci.Record) string {
+	if j.Event == detectEvent {
+		return fmt.Sprintf("d%d", j.Task)
+	}
+	return fmt.Sprint(j.Task)
+}
+
 // ciJobs are the jobs that run, and those that ended.
 func (a *app) ciJobs() ([]ci.Record, error) {
-	store := ci.OpenStore(a.cfg.file("ci"))
-	running, err := store.Running()
-	if err != nil {
-		return nil, err
+	jobs := []ci.Record{}
+	for _, store := range []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()} {
+		running, err := store.Running()
+		if err != nil {
+			return nil, err
+		}
+		for _, info := range running {
+			jobs = append(jobs, ci.Record{Info: info, Result: jobRunning})
+		}
+		ended, err := store.List()
+		if err != nil {
+			return nil, err
+		}
+		jobs = append(jobs, ended...)
 	}
-	jobs := make([]ci.Record, 0, len(running))
-	for _, info := range running {
-		jobs = append(jobs, ci.Record{Info: info, Result: jobRunning})
-	}
-	ended, err := store.List()
-	return append(jobs, ended...), err
+	return jobs, nil
 }
 
 func age(t time.Time) string {
@@ -127,11 +140,15 @@ func (a *app) ciLogsCmd() *cobra.Command {
 		Use: "logs JOB", Short: "Print the log of a job", Args: args(cobra.ExactArgs(1)),
 		Example: "  devaipod ci logs 12\n  devaipod ci logs -f 12",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := jobNumber(args[0])
+			store, number := ci.OpenStore(a.cfg.file("ci")), args[0]
+			if n, detected := strings.CutPrefix(number, "d"); detected {
+				store, number = a.detectedStore(), n
+			}
+			id, err := jobNumber(number)
 			if err != nil {
 				return err
 			}
-			return a.ciLogs(cmd.Context(), id, follow)
+			return a.ciLogs(cmd.Context(), store, id, follow)
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", follow, "go on until the job ends")
@@ -139,8 +156,7 @@ func (a *app) ciLogsCmd() *cobra.Command {
 }
 
 // ciLogs prints a job's log, without its times and without what would steer a terminal.
-func (a *app) ciLogs(ctx context.Context, id int64, follow bool) error {
-	store := ci.OpenStore(a.cfg.file("ci"))
+func (a *app) ciLogs(ctx context.Context, store *ci.Store, id int64, follow bool) error {
 	f, err := os.Open(store.LogFile(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("there is no log of a job %d: devaipod ci list has those that are kept", id)

@@ -20,6 +20,7 @@ const (
 type ciConfig struct {
 	Wait       time.Duration `mapstructure:"wait"`
 	Rounds     int           `mapstructure:"max_rounds"`
+	Detect     bool          `mapstructure:"detect"`
 	Runner     string        `mapstructure:"runner"`
 	Jobs       int           `mapstructure:"jobs"`
 	Timeout    time.Duration `mapstructure:"timeout"`
@@ -36,7 +37,7 @@ type ciConfig struct {
 
 func ciDefaults() map[string]any {
 	return map[string]any{
-		"ci.wait": "30m", "ci.max_rounds": 3, "ci.runner": runnerNone, "ci.jobs": 2, "ci.timeout": "1h",
+		"ci.wait": "30m", "ci.max_rounds": 3, "ci.detect": false, "ci.runner": runnerNone, "ci.jobs": 2, "ci.timeout": "1h",
 		"ci.memory": "4GiB", "ci.cpus": 0.0, "ci.processes": 4096, "ci.disk": "10GiB", "ci.log": "64MiB", "ci.cache": "10GiB",
 		"ci.images": []string{
 			"ubuntu-latest=docker.io/library/node:22-bookworm", "debian-latest=docker.io/library/node:22-bookworm",
@@ -50,6 +51,9 @@ func ciDefaults() map[string]any {
 func (c config) validateCI() error {
 	if c.CI.Runner != runnerBuiltin && c.CI.Runner != runnerNone {
 		return fmt.Errorf("ci.runner = %q: want builtin (the service runs the forge's Actions) or none", c.CI.Runner)
+	}
+	if c.CI.Detect && (c.CI.Runner != runnerBuiltin || c.joined()) {
+		return fmt.Errorf("ci.detect wants ci.runner = %q, and a forge of devaipod's own", runnerBuiltin)
 	}
 	if c.CI.Rounds < 0 {
 		return fmt.Errorf("ci.max_rounds = %d: want 0 or more", c.CI.Rounds)

@@ -26,12 +26,15 @@ import (
 
 // NewForgePort is the forge as the loop sees it, for tests that count its calls.
 func NewForgePort(client *forge.Client, label, instance, bot string) reconcile.Forge {
-	return forgePort{client: client, label: label, instance: instance, bot: bot, runs: ci.OpenStore("nowhere")}
+	return forgePort{client: client, label: label, instance: instance, bot: bot, runs: []*ci.Store{ci.OpenStore("nowhere")}}
 }
+
+// Detect is the check that is detected by files.
+var Detect, DetectPaths = detect, detectPaths
 
 // Explain adds to jobs that failed what the records of a directory know of them.
 func Explain(dir, repo, commit string, jobs []reconcile.CIJob) error {
-	return forgePort{runs: ci.OpenStore(dir)}.explain(repo, commit, jobs)
+	return forgePort{runs: []*ci.Store{ci.OpenStore(dir)}}.explain(repo, commit, jobs)
 }
 
 // Run is the whole program.

@@ -20,7 +20,7 @@ type forgePort struct {
 	agents   []string // that have a label of their own
 	instance string
 	bot      string
-	runs     *ci.Store // what we ran of its Actions
+	runs     []*ci.Store // what we ran of its Actions, and of detected checks
 	// On a forge that we joined: what readies a repository before it is written
 	// to; else nil.
 	prepare func(context.Context, forge.Repo) error
@@ -244,9 +244,13 @@ func (p forgePort) CI(ctx context.Context, k reconcile.Key, commit string) (reco
 
 // explain adds what is known of the jobs that failed here. The forge alone says which did.
 func (p forgePort) explain(repo, commit string, jobs []reconcile.CIJob) error {
-	records, err := p.runs.Of(repo, commit)
-	if err != nil {
-		return fmt.Errorf("reading what is kept of jobs of CI: %w", err)
+	var records []ci.Record
+	for _, store := range p.runs {
+		some, err := store.Of(repo, commit)
+		if err != nil {
+			return fmt.Errorf("reading what is kept of jobs of CI: %w", err)
+		}
+		records = append(records, some...)
 	}
 	for i := range jobs {
 		j := &jobs[i]
@@ -261,6 +265,9 @@ func (p forgePort) explain(repo, commit string, jobs []reconcile.CIJob) error {
 // isJob tells whether a record is of the job that a status is about: of the run that its
 // address names, and called as it is.
 func isJob(j reconcile.CIJob, r ci.Record) bool {
+	if r.Event == detectEvent {
+		return j.Name == detectName
+	}
 	return r.Run != "" && strings.Contains(j.URL+"/", "/actions/runs/"+r.Run+"/") && strings.Contains(" "+j.Name, " / "+r.Name+" (")
 }
 

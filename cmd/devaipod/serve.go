@@ -39,6 +39,7 @@ type service struct {
 	cache    *cache.Cache
 	work     *mirror.Work
 	ci       *ciRunner // nil where the configuration wants none
+	detect   *detector // the same
 	count    *prometheus.Registry
 	creds    credentials
 	basis    string
@@ -164,13 +165,16 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if s.ci, err = s.newCI(ctx, a); err != nil {
 		return nil, err
 	}
+	if s.detect, err = s.newDetector(a); err != nil {
+		return nil, err
+	}
 	return s, s.newSite(a)
 }
 
 // newLoop makes the loop over issues and pods.
 func (s *service) newLoop(a *app) (err error) {
 	s.loop, err = reconcile.New(reconcile.Config{
-		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, runs: ci.OpenStore(a.cfg.file("ci")), prepare: s.prepareWanted()},
+		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: a.cfg.CI.Runner != runnerNone, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
@@ -246,6 +250,9 @@ func (s *service) event(ev forge.Event) {
 		if ev.OnComment() {
 			s.ci.approver.Kick()
 		}
+	}
+	if s.detect != nil {
+		s.detect.pushed(ev.Repo)
 	}
 	if ev.Kind == "repository" {
 		s.repositoryChanged()
@@ -347,6 +354,9 @@ func (s *service) tend(ctx context.Context) {
 	go s.pods.disk.Run(ctx)
 	if s.ci != nil {
 		go s.ci.run(ctx)
+	}
+	if s.detect != nil {
+		go s.detect.run(ctx)
 	}
 	go s.collectAll(ctx)
 	s.notifier().start(ctx)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"codeberg.org/devaipod/devaipod/mirror/gitproc"
@@ -59,26 +60,92 @@ func (c *Cache) File(ctx context.Context, addr Address, identity, path string, m
 	if !ok || err != nil {
 		return nil, false, err
 	}
-	var out bytes.Buffer
-	list := gitproc.Child{Dir: dir, Args: []string{"ls-tree", "--full-tree", "-l", "-z", "HEAD", "--", path}, Stdout: &out}
-	if err := list.Run(ctx); err != nil {
-		var broken *gitproc.Error
-		if errors.As(err, &broken) && ctx.Err() == nil {
-			return nil, false, nil // it has none
-		}
+	entries, err := listed(ctx, dir, "HEAD", path)
+	var broken *gitproc.Error
+	if errors.As(err, &broken) && ctx.Err() == nil {
+		return nil, false, nil // it has none
+	}
+	if err != nil || len(entries) == 0 || !entries[0].file() {
 		return nil, false, err
 	}
-	var mode, kind, id string
-	var size int64
-	if n, err := fmt.Sscanf(out.String(), "%s %s %s %d", &mode, &kind, &id, &size); n < 4 || err != nil || !strings.HasPrefix(mode, "100") || kind != "blob" {
-		return nil, false, nil //nolint:nilerr // a directory, a link, a submodule, or nothing
-	}
-	if size > max {
+	if size := entries[0].size; size > max {
 		return nil, false, fmt.Errorf("%s of the default branch: %w: %d bytes of %d", path, ErrTooLarge, size, max)
 	}
-	out.Reset()
-	err = gitproc.Child{Dir: dir, Args: []string{"cat-file", "blob", id}, Stdout: &out}.Run(ctx)
-	return out.Bytes(), err == nil, err
+	text, err = entries[0].read(ctx, dir)
+	return text, err == nil, err
+}
+
+// Files is [FilesIn] of a repository that is here. The identity is as for [Cache.Copy].
+func (c *Cache) Files(ctx context.Context, addr Address, identity, commit string, max int64, paths ...string) (map[string][]byte, error) {
+	dir, ok, err := c.Copy(addr, identity)
+	if err == nil && !ok {
+		err = errors.New("it is not here")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return FilesIn(ctx, dir, commit, max, paths...)
+}
+
+// FilesIn are the regular files among some paths of a commit in a bare repository, up to
+// max bytes each: what is larger has no text, nor has a folder, whose path ends in a slash
+// then. What is neither, as a symbolic link, is not there.
+func FilesIn(ctx context.Context, dir, commit string, max int64, paths ...string) (map[string][]byte, error) {
+	entries, err := listed(ctx, dir, commit, paths...)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{}
+	for _, e := range entries {
+		switch {
+		case e.kind == "tree":
+			files[e.path+"/"] = nil
+		case e.file() && e.size > max:
+			files[e.path] = nil
+		case e.file():
+			if files[e.path], err = e.read(ctx, dir); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return files, nil
+}
+
+// An entry is a path of a commit.
+type entry struct {
+	mode, kind, id, path string
+	size                 int64
+}
+
+// file tells a regular file from a directory, a link, a submodule.
+func (e entry) file() bool { return strings.HasPrefix(e.mode, "100") && e.kind == "blob" }
+
+func (e entry) read(ctx context.Context, dir string) ([]byte, error) {
+	var out bytes.Buffer
+	err := gitproc.Child{Dir: dir, Args: []string{"cat-file", "blob", e.id}, Stdout: &out}.Run(ctx)
+	return out.Bytes(), err
+}
+
+// listed are the entries of paths that there are.
+func listed(ctx context.Context, dir, commit string, paths ...string) (out []entry, err error) {
+	var list bytes.Buffer
+	args := append([]string{"ls-tree", "--full-tree", "-l", "-z", commit, "--"}, paths...)
+	if err := (gitproc.Child{Dir: dir, Args: args, Stdout: &list}).Run(ctx); err != nil {
+		return nil, err
+	}
+	for line := range strings.SplitSeq(strings.TrimSuffix(list.String(), "\x00"), "\x00") {
+		about, path, ok := strings.Cut(line, "\t")
+		f := strings.Fields(about)
+		if !ok || len(f) != 4 {
+			continue
+		}
+		size, err := strconv.ParseInt(f[3], 10, 64)
+		if err != nil {
+			size = 0 // of what has none
+		}
+		out = append(out, entry{f[0], f[1], f[2], path, size})
+	}
+	return out, nil
 }
 
 // Tree is the id of a folder of the default branch ("." for all of it), which tells

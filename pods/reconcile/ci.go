@@ -88,7 +88,7 @@ func (l *Loop) judgeCI(ctx context.Context, pod Pod, v *View, sum Summary, ev *E
 		return l.backToAgent(ctx, pod, v, sum, ev.Commit, red)
 	}
 	if len(people) > 0 {
-		v.Cause, v.Why = CauseApproval, "CI of "+short(ev.Commit)+" needs a person:\n"
+		v.Cause, v.Why = CauseApproval, "CI of "+ev.Commit+" needs a person:\n"
 		for _, j := range people[:min(len(people), mostJobs)] {
 			v.Why += fmt.Sprintf("\n- %s: %s", clipLine(j.Name, 200), clipLine(j.Person, 500))
 		}

@@ -185,7 +185,7 @@ func adviceOn(v View) string {
 	case CauseCI:
 		return "Mend it by a push to its branch, or say in a comment what it should do, or `/retry`: it goes to the agent, which is then told of CI again."
 	case CauseApproval:
-		return "See to it in the forge's Actions tab."
+		return "If a job that needs approval may have what it asks for, comment on a line of its own `/approve-ci` and the commit; run one again that was cancelled or cut off in the forge's Actions tab."
 	case CauseRefused:
 		return "Check the model's key (`devaipod secret set NAME`), model.name and model.url."
 	case CauseLimited:
