@@ -116,6 +116,9 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 		Rules: ci.Rules{Agents: ours, Branches: "agent/", Approved: c.approver.Approved, ChangesWorkflows: port.ChangesWorkflows},
 		Ended: func(r ci.Record) { c.approver.Kick(); s.jobEnded(r) }, Log: a.log,
 	})
+	if err == nil {
+		s.detect, err = s.newDetector(a)
+	}
 	return c, err
 }
 

@@ -165,9 +165,6 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if s.ci, err = s.newCI(ctx, a); err != nil {
 		return nil, err
 	}
-	if s.detect, err = s.newDetector(a); err != nil {
-		return nil, err
-	}
 	return s, s.newSite(a)
 }
 
