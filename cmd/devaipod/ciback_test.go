@@ -86,3 +86,47 @@ func TestWhichJobsNeedAPerson(t *testing.T) {
 		}
 	}
 }
+
+func TestRoundsAreKept(t *testing.T) {
+	f := devaipod.RoundsFile(filepath.Join(t.TempDir(), "rounds.json"))
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func() []reconcile.Round {
+		t.Helper()
+		rounds, err := devaipod.ReadRounds(f)
+		must(err)
+		return rounds
+	}
+	must(devaipod.ForgiveRounds(f))
+	if got := read(); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+	a, b := reconcile.Round{ID: "a", Word: 4}, reconcile.Round{ID: "b", Word: 5}
+	must(devaipod.KeepRound(f, a))
+	must(devaipod.KeepRound(f, b))
+	a.Told = true
+	must(devaipod.KeepRound(f, a))
+	if got := read(); len(got) != 2 || got[0].ID != "a" || !got[0].Told || got[0].Word != 4 || got[1].ID != "b" {
+		t.Errorf("%+v", got)
+	}
+	must(devaipod.ForgiveRounds(f))
+	b.Told = true
+	must(devaipod.KeepRound(f, b)) // by the loop, which does not know of it
+	if got := read(); got[0].Word != -1 || got[1].Word != -1 || !got[1].Told {
+		t.Errorf("%+v", got)
+	}
+	for i := range 200 {
+		must(devaipod.KeepRound(f, reconcile.Round{ID: fmt.Sprint(i)}))
+	}
+	if got := read(); len(got) != 100 || got[99].ID != "199" {
+		t.Errorf("%d rounds", len(got))
+	}
+	must(os.WriteFile(string(f), []byte("[{"), 0o600))
+	if _, err := devaipod.ReadRounds(f); err == nil {
+		t.Error("a damaged file is read")
+	}
+}

@@ -29,6 +29,16 @@ func NewForgePort(client *forge.Client, label, instance, bot string) reconcile.F
 	return forgePort{client: client, label: label, instance: instance, bot: bot, runs: []*ci.Store{ci.OpenStore("nowhere")}}
 }
 
+// RoundsFile tells what a pod's agent was told of CI.
+type RoundsFile = roundsFile
+
+// What can be done with it.
+var (
+	ReadRounds    = roundsFile.read
+	KeepRound     = roundsFile.keep
+	ForgiveRounds = roundsFile.forgive
+)
+
 // Detect is the check that is detected by files.
 var Detect, DetectPaths = detect, detectPaths
 

@@ -16,67 +16,81 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
+// A roundsFile tells what a pod's agent was told of CI.
+type roundsFile string
+
 // mostRounds is how many rounds are kept: more than what counts of them ever is.
 const mostRounds = 100
 
-// roundsFile is where a pod's run directory tells what its agent was told of CI.
-func (p *podPort) roundsFile(k reconcile.Key) string {
-	return filepath.Join(p.manager.RunDir(pods.Key(k)), "ci-rounds.json")
-}
-
-// Rounds implements [reconcile.Pods].
-func (p *podPort) Rounds(k reconcile.Key) (rounds []reconcile.Round, err error) {
-	text, err := os.ReadFile(p.roundsFile(k))
+func (f roundsFile) read() (rounds []reconcile.Round, err error) {
+	text, err := os.ReadFile(string(f))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err == nil {
 		err = json.Unmarshal(text, &rounds)
 	}
-	return rounds, err
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", f, err)
+	}
+	return rounds, nil
 }
 
-// changeRounds changes the rounds that are kept. Who sends the agent something does so
-// beside the loop.
-func (p *podPort) changeRounds(k reconcile.Key, change func([]reconcile.Round) []reconcile.Round) error {
-	p.roundsMu.Lock()
-	defer p.roundsMu.Unlock()
-	rounds, err := p.Rounds(k)
-	if err != nil {
-		return err
-	}
-	rounds = change(rounds)
+func (f roundsFile) write(rounds []reconcile.Round) error {
 	text, err := json.Marshal(rounds[max(0, len(rounds)-mostRounds):])
 	if err != nil {
 		return err
 	}
-	return podfile.Replace(p.roundsFile(k), text)
+	return podfile.Replace(string(f), text)
 }
+
+func (f roundsFile) keep(r reconcile.Round) error {
+	rounds, err := f.read()
+	if err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(rounds, func(o reconcile.Round) bool { return o.ID == r.ID }); i >= 0 {
+		r.Word = min(r.Word, rounds[i].Word) // it may be forgiven by now
+		rounds[i] = r
+	} else {
+		rounds = append(rounds, r)
+	}
+	return f.write(rounds)
+}
+
+func (f roundsFile) forgive() error {
+	rounds, err := f.read()
+	if err != nil || len(rounds) == 0 {
+		return err
+	}
+	for i := range rounds {
+		rounds[i].Word = -1
+	}
+	return f.write(rounds)
+}
+
+// rounds is the file of a pod, in its run directory.
+func (p *podPort) rounds(k reconcile.Key) roundsFile {
+	return roundsFile(filepath.Join(p.manager.RunDir(pods.Key(k)), "ci-rounds.json"))
+}
+
+// Rounds implements [reconcile.Pods].
+func (p *podPort) Rounds(k reconcile.Key) ([]reconcile.Round, error) { return p.rounds(k).read() }
 
 // KeepRound implements [reconcile.Pods].
 func (p *podPort) KeepRound(k reconcile.Key, r reconcile.Round) error {
 	fault("ci: keep a round of " + k.String())
-	return p.changeRounds(k, func(rounds []reconcile.Round) []reconcile.Round {
-		if i := slices.IndexFunc(rounds, func(o reconcile.Round) bool { return o.ID == r.ID }); i >= 0 {
-			r.Word = min(r.Word, rounds[i].Word) // it may be forgiven by now
-			rounds[i] = r
-			return rounds
-		}
-		return append(rounds, r)
-	})
+	p.roundsMu.Lock()
+	defer p.roundsMu.Unlock()
+	return p.rounds(k).keep(r)
 }
 
-// ForgiveRounds implements [reconcile.Pods].
+// ForgiveRounds implements [reconcile.Pods]. Who sends the agent something does so beside
+// the loop.
 func (p *podPort) ForgiveRounds(k reconcile.Key) error {
-	if _, err := os.Stat(p.roundsFile(k)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return p.changeRounds(k, func(rounds []reconcile.Round) []reconcile.Round {
-		for i := range rounds {
-			rounds[i].Word = -1
-		}
-		return rounds
-	})
+	p.roundsMu.Lock()
+	defer p.roundsMu.Unlock()
+	return p.rounds(k).forgive()
 }
 
 // TellCI implements [reconcile.Pods].
