@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -212,11 +213,16 @@ func (c *ciRunner) wait() {
 	}
 }
 
-// run takes jobs until ctx ends.
-func (c *ciRunner) run(ctx context.Context) {
+// run takes jobs until ctx ends, and runs detected checks beside them where detect is not nil.
+func (c *ciRunner) run(ctx context.Context, detect *detector) {
 	defer close(c.ended)
 	if err := c.boxes.Collect(ctx); err != nil {
 		c.log.Warn("removing what jobs have left", "err", err)
+	}
+	if detect != nil {
+		var beside sync.WaitGroup
+		beside.Go(func() { detect.run(ctx) })
+		defer beside.Wait()
 	}
 	git := egress.Server(c.git, c.log)
 	defer git.Close()        //nolint:errcheck // the service ends
