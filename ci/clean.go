@@ -9,9 +9,9 @@ import (
 	"codeberg.org/devaipod/devaipod/ci/job"
 )
 
-// clean makes of what a job printed what a log may have: text with colours (SGR). Other
+// Clean makes of what a job printed what a log may have: text with colours (SGR). Other
 // escapes, control characters and those that turn the direction of text around go.
-func clean(s string) string {
+func Clean(s string) string {
 	s = strings.TrimRight(s, "\r\n")
 	if strings.IndexFunc(s, special) < 0 {
 		return s

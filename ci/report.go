@@ -208,7 +208,7 @@ func (p *reporter) row(line string) {
 	if len(line) > 4*job.MaxLine {
 		line = line[:4*job.MaxLine]
 	}
-	text := cutLine(p.masks.Replace(clean(line)))
+	text := cutLine(p.masks.Replace(Clean(line)))
 	if p.size+int64(len(text)) > p.r.MaxLog || p.rows >= maxRows {
 		p.cut = true
 		text = fmt.Sprintf("::warning::The log is cut here: it is longer than %d bytes or %d lines. The job goes on.", p.r.MaxLog, maxRows)
@@ -278,7 +278,7 @@ func (p *reporter) finish(result, reason string, outputs map[string]string) {
 	if p.st.Result != "" {
 		return
 	}
-	reason = cutLine(p.masks.Replace(clean(reason)))
+	reason = cutLine(p.masks.Replace(Clean(reason)))
 	p.st.Outputs = p.outputs(outputs)
 	p.endSteps(result)
 	if p.st.Tail == "" && result == job.Failure {

@@ -74,7 +74,7 @@ func outline(workflow []byte) (id, name string, steps []string) {
 	}
 	id, name = jobs.Content[0].Value, jobs.Content[0].Value
 	if n := value(jobs.Content[1], "name"); n != nil && n.Value != "" {
-		name = clean(n.Value)
+		name = Clean(n.Value)
 	}
 	list := value(jobs.Content[1], "steps")
 	if list == nil || list.Kind != yaml.SequenceNode {
@@ -99,7 +99,7 @@ func stepName(s *yaml.Node, i int) string {
 		if k == "run" {
 			name = "Run " + name
 		}
-		if name = clean(name); len(name) > 255 {
+		if name = Clean(name); len(name) > 255 {
 			name = strings.ToValidUTF8(name[:255], "")
 		}
 		return name
@@ -180,7 +180,7 @@ func (w wants) permissions(n *yaml.Node) {
 	case n.Kind == yaml.MappingNode:
 		for i := 1; i < len(n.Content); i += 2 {
 			if !ok(n.Content[i]) {
-				w["permission to write ("+clean(target(n.Content[i-1]).Value)+")"] = true
+				w["permission to write ("+Clean(target(n.Content[i-1]).Value)+")"] = true
 			}
 		}
 	default:

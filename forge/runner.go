@@ -54,3 +54,13 @@ func (c *Client) RootEntries(ctx context.Context, r Repo, commit string) (map[st
 	}
 	return nil, fmt.Errorf("the root directory of %s in %s: %w", commit, r, ErrTooMany)
 }
+
+// DispatchWorkflow has the forge run a workflow that has the event workflow_dispatch, as
+// it is on a branch or tag.
+func (c *Client) DispatchWorkflow(ctx context.Context, repo Repo, workflow, ref string, inputs map[string]string) error {
+	body := map[string]any{"ref": ref}
+	if len(inputs) > 0 {
+		body["inputs"] = inputs
+	}
+	return c.do(ctx, call{method: "POST", path: repo.path("/actions/workflows/%s/dispatches", url.PathEscape(workflow)), body: body}, nil)
+}

@@ -26,8 +26,8 @@ type Spec struct {
 	Docker string `json:"docker"`
 	// Actions is the address under which HOST/OWNER/REPO.git of remote actions are found.
 	Actions string `json:"actions"`
-	// Dir, where it is set, is a directory of this machine whose files the job begins
-	// with, and whose actions/checkout does nothing: `devaipod ci run --local`.
+	// Dir, where it is set, is a directory of this machine whose files actions/checkout
+	// brings, in place of a repository's: `devaipod ci run --local`.
 	Dir string `json:"dir,omitempty"`
 	// Timeout is how long the job may take in all, nanoseconds.
 	Timeout time.Duration `json:"timeout"`

@@ -49,7 +49,10 @@ type Config struct {
 	Use func(image string) error
 	// Pull decides whether an image that jobs may use may be fetched for them; nil is never.
 	Pull func(image string) error
-	Log  *slog.Logger
+	// Theirs, where it is set, tells whether a task is of another process, which may have
+	// it open: Collect leaves those alone.
+	Theirs func(task int64) bool
+	Log    *slog.Logger
 }
 
 // Sandboxes makes those of one instance. Its methods may be called concurrently.
@@ -284,7 +287,7 @@ func (s *Sandboxes) removeContainer(ctx context.Context, name string) error {
 }
 
 // Collect removes what is left of tasks that no Sandbox of this process has, and
-// nothing that is not of this instance.
+// nothing that is not of this instance, or of Config.Theirs.
 func (s *Sandboxes) Collect(ctx context.Context) error {
 	own := map[string]string{LabelInstance: s.cfg.Instance}
 	containers, err := s.client.Containers(ctx, own)
@@ -313,6 +316,10 @@ func (s *Sandboxes) Collect(ctx context.Context) error {
 	}
 	var errs []error
 	for task := range tasks {
+		// Asked now: what it had when the lists were made was made before.
+		if s.cfg.Theirs != nil && s.cfg.Theirs(task) {
+			continue
+		}
 		errs = append(errs, s.collect(ctx, task))
 	}
 	return errors.Join(errs...)

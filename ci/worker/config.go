@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nektos/act/pkg/model"
 	"github.com/nektos/act/pkg/runner"
 
 	"codeberg.org/devaipod/devaipod/ci/job"
@@ -29,14 +30,11 @@ func newJob(ctx context.Context, spec *job.Spec, dir string) (*theJob, error) {
 	if err != nil {
 		return nil, err
 	}
-	event, err := json.Marshal(cmp.Or[any](spec.Github["event"], map[string]any{}))
+	j, err := begin(spec, run, dir)
 	if err != nil {
 		return nil, err
 	}
-	// act has a constructor for these that runs all jobs of a workflow, in goroutines
-	// whose panics nobody catches.
-	rc := &runner.RunContext{Config: config(spec, dir), Run: run, EventJSON: string(event), StepResults: stepResults{}}
-	j := &theJob{rc: rc}
+	rc := j.rc
 	ctx = j.log(ctx)
 	rc.ExprEval = rc.NewExpressionEvaluator(ctx)
 	if rc.Matrix, err = matrixOf(ctx, rc); err != nil {
@@ -50,6 +48,17 @@ func newJob(ctx context.Context, spec *job.Spec, dir string) (*theJob, error) {
 	rc.Name = strings.ToLower(rand.Text()) // in the names of containers and volumes
 	j.timeout, err = timeout(spec.Timeout, rc.ExprEval.Interpolate(ctx, run.Job().TimeoutMinutes))
 	return j, err
+}
+
+// begin makes the job of run, which can be asked what its expressions mean.
+func begin(spec *job.Spec, run *model.Run, dir string) (*theJob, error) {
+	event, err := json.Marshal(cmp.Or[any](spec.Github["event"], map[string]any{}))
+	if err != nil {
+		return nil, err
+	}
+	// act has a constructor for these that runs all jobs of a workflow, in goroutines
+	// whose panics nobody catches.
+	return &theJob{rc: &runner.RunContext{Config: config(spec, dir), Run: run, EventJSON: string(event), StepResults: stepResults{}}}, nil
 }
 
 // log puts the job's logger into ctx.
@@ -74,9 +83,6 @@ func timeout(most time.Duration, minutes string) (time.Duration, error) {
 
 func config(spec *job.Spec, dir string) *runner.Config {
 	workdir := path.Join("/workspace", path.Clean("/"+cmp.Or(text(spec.Github["repository"]), "repository")))
-	if spec.Dir != "" {
-		workdir = spec.Dir
-	}
 	token := text(spec.Github["token"])
 	secrets := map[string]string{}
 	if token != "" {
@@ -99,7 +105,6 @@ func config(spec *job.Spec, dir string) *runner.Config {
 		ContainerNetworkMode:  "bridge",
 		GitHubInstance:        "github.com",
 		NoSkipCheckout:        spec.Dir == "",
-		UseGitIgnore:          true,
 		AutoRemove:            true,
 	}
 }

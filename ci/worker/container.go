@@ -31,6 +31,8 @@ const (
 // bounded is the job's container as act sees it, with bounds on what it answers.
 type bounded struct {
 	container.ExecutionsEnvironment
+	dir      string // whose files a checkout brings, where it is set
+	workdir  string // the workspace, as act calls it
 	out, err *lines
 	left     map[string][]byte // by the last step, for the runner; nil: to be read
 }
@@ -97,6 +99,15 @@ type limited struct {
 func (b *bounded) Copy(dir string, files ...*container.FileEntry) common.Executor {
 	b.forget()
 	return b.ExecutionsEnvironment.Copy(dir, files...)
+}
+
+// CopyDir copies a directory of this machine into the container. The only one that act
+// has for it, beside those of actions, is what actions/checkout brings in a local run.
+func (b *bounded) CopyDir(to, from string, ignore bool) common.Executor {
+	if b.dir != "" && from == b.workdir+"/." {
+		from = b.dir + "/."
+	}
+	return b.ExecutionsEnvironment.CopyDir(to, from, ignore)
 }
 
 func (b *bounded) forget() { b.left = nil }

@@ -23,6 +23,7 @@ import (
 type report struct {
 	cancel context.CancelFunc // nobody listens any more
 	debug  bool               // ::debug:: is shown
+	dir    string             // job.Spec's
 
 	mu         sync.Mutex
 	out        *json.Encoder
@@ -47,7 +48,7 @@ func newReport(w io.Writer, spec *job.Spec, cancel context.CancelFunc) *report {
 	out.SetEscapeHTML(false)
 	r := &report{
 		cancel: cancel, debug: spec.Secrets["ACTIONS_STEP_DEBUG"] == "true" || spec.Vars["ACTIONS_STEP_DEBUG"] == "true",
-		out: out, masks: newMasks(secrets...), cancelled: func() bool { return false }, at: job.SetUp, result: map[int]string{}, failedAt: map[int]bool{},
+		dir: spec.Dir, out: out, masks: newMasks(secrets...), cancelled: func() bool { return false }, at: job.SetUp, result: map[int]string{}, failedAt: map[int]bool{},
 	}
 	r.emit(job.Event{Step: job.SetUp, Began: true})
 	return r
@@ -106,7 +107,7 @@ func (r *report) Fire(e *logrus.Entry) error {
 		r.result[r.at] = fmt.Sprint(result)
 		if r.at == job.SetUp && r.result[r.at] == job.Success {
 			r.ready = true
-			r.rc.JobContainer = &bounded{ExecutionsEnvironment: r.rc.JobContainer}
+			r.rc.JobContainer = &bounded{ExecutionsEnvironment: r.rc.JobContainer, dir: r.dir, workdir: r.rc.Config.Workdir}
 		}
 	}
 	switch command, _ := e.Data["command"].(string); {

@@ -9,7 +9,8 @@
 // A job goes through these hands: read (workflow.go) refuses what can't be run,
 // newJob (config.go) tells act who and where it is, bounded (container.go) stands
 // between act and the job's container, actions (action.go) fetches what steps use,
-// and report (report.go) makes events of what act logs.
+// and report (report.go) makes events of what act logs. [Plan] (plan.go) makes jobs of
+// whole workflows, as a forge does, for those that run without one.
 package worker
 
 import (

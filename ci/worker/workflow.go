@@ -28,19 +28,10 @@ const (
 // read reads the one job of spec's workflow, with its needs beside it, and refuses
 // what can't be run.
 func read(spec *job.Spec) (*model.Run, error) {
-	if len(spec.Workflow) > maxWorkflow {
-		return nil, fmt.Errorf("the workflow has %d bytes; at most %d are read", len(spec.Workflow), maxWorkflow)
-	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(spec.Workflow, &doc); err != nil {
-		return nil, fmt.Errorf("the workflow can't be read: %w", err)
-	}
-	n := maxNodes
-	if err := measure(&doc, &n, maxDepth); err != nil {
+	doc, err := parse(spec.Workflow)
+	if err != nil {
 		return nil, err
 	}
-	expand(&doc)
-	rename(&doc)
 	var w model.Workflow
 	if err := doc.Decode(&w); err != nil {
 		return nil, fmt.Errorf("the workflow is not valid: %w", err)
@@ -60,6 +51,24 @@ func read(spec *job.Spec) (*model.Run, error) {
 		return nil, err
 	}
 	return &model.Run{Workflow: &w, JobID: id}, nil
+}
+
+// parse reads a workflow within the bounds, without aliases, and with names that act knows.
+func parse(workflow []byte) (*yaml.Node, error) {
+	if len(workflow) > maxWorkflow {
+		return nil, fmt.Errorf("the workflow has %d bytes; at most %d are read", len(workflow), maxWorkflow)
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(workflow, &doc); err != nil {
+		return nil, fmt.Errorf("the workflow can't be read: %w", err)
+	}
+	n := maxNodes
+	if err := measure(&doc, &n, maxDepth); err != nil {
+		return nil, err
+	}
+	expand(&doc)
+	rename(&doc)
+	return &doc, nil
 }
 
 // measure counts nodes as one that follows aliases meets them: a few lines of aliases
@@ -137,6 +146,9 @@ func checkSteps(id string, j *model.Job, local bool) error {
 		}
 		seen[s.ID] = true
 		s.Uses = usable(s.Uses, local)
+		if local && strings.HasPrefix(s.Uses, "actions/checkout@") && s.With["repository"] == "" {
+			delete(s.With, "ref") // whatever it is called, it is what is here
+		}
 	}
 	for i, s := range j.Steps {
 		for n := i; s.ID == ""; n += len(j.Steps) {

@@ -73,6 +73,7 @@ type ciRunner struct {
 	repositories func(context.Context) (map[int64]string, error)
 	changed      chan struct{}
 	ended        chan struct{} // closed at the end of run
+	local        bool          // it runs what lies in a working tree, without a forge
 }
 
 // newCI makes the runner, where the configuration wants one.
@@ -95,7 +96,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if err := c.readers(s.cache); err != nil {
 		return nil, err
 	}
-	if c.boxes, err = s.newBoxes(ctx, a, c.images); err != nil {
+	if c.boxes, err = a.newBoxes(ctx, s.pods.manager, s.tools, c.images, func(task int64) bool { return a.ofLocalRun(task) }); err != nil {
 		return nil, err
 	}
 	if c.saved, err = openSaved(a); err != nil {
@@ -136,11 +137,11 @@ func (s *service) jobEnded(r ci.Record) {
 	}
 }
 
-// newBoxes makes what jobs are kept in.
-func (s *service) newBoxes(ctx context.Context, a *app, images map[string]string) (*sandbox.Sandboxes, error) {
+// newBoxes makes what jobs are kept in; theirs are the tasks of other processes.
+func (a *app) newBoxes(ctx context.Context, m *pods.Manager, tools string, images map[string]string, theirs func(int64) bool) (*sandbox.Sandboxes, error) {
 	socket, ok := strings.CutPrefix(a.podmanURI, "unix://")
 	if !ok {
-		return nil, fmt.Errorf("ci.runner = %q needs podman's unix socket, not %s", runnerBuiltin, a.podmanURI)
+		return nil, fmt.Errorf("jobs need podman's unix socket, not %s", a.podmanURI)
 	}
 	memory, err := parseBytes(a.cfg.CI.Memory)
 	if err != nil {
@@ -150,14 +151,14 @@ func (s *service) newBoxes(ctx context.Context, a *app, images map[string]string
 	if err != nil {
 		return nil, err
 	}
-	profile, err := s.pods.manager.SeccompFile()
+	profile, err := m.SeccompFile()
 	if err != nil {
 		return nil, err
 	}
 	use := a.cfg.ciMayUse(images)
 	return sandbox.New(ctx, sandbox.Config{
-		Instance: a.cfg.Instance, Podman: socket, Tools: s.tools, Dir: a.cfg.file("ci/run"),
-		Memory: memory, CPUs: a.cfg.CI.CPUs, Pids: a.cfg.CI.Processes, Disk: disk, Seccomp: profile, Use: use, Pull: use, Log: a.log,
+		Instance: a.cfg.Instance, Podman: socket, Tools: tools, Dir: a.cfg.file("ci/run"),
+		Memory: memory, CPUs: a.cfg.CI.CPUs, Pids: a.cfg.CI.Processes, Disk: disk, Seccomp: profile, Use: use, Pull: use, Theirs: theirs, Log: a.log,
 	})
 }
 
@@ -219,6 +220,9 @@ func (c *ciRunner) run(ctx context.Context, detect *detector) {
 	if err := c.boxes.Collect(ctx); err != nil {
 		c.log.Warn("removing what jobs have left", "err", err)
 	}
+	if err := sweepLocalRuns(c.cfg.file(localRunsDir)); err != nil {
+		c.log.Warn("removing what local runs of workflows have left", "err", err)
+	}
 	if detect != nil {
 		var beside sync.WaitGroup
 		beside.Go(func() { detect.run(ctx) })
@@ -274,12 +278,16 @@ func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) 
 	if err != nil {
 		return err
 	}
-	door := c.door(j)
-	if saved := c.jobCache(j); saved != nil {
-		defer saved.Close()
-		door.Cache = saved
+	door := c.localDoor()
+	if !c.local {
+		config := c.door(j)
+		if saved := c.jobCache(j); saved != nil {
+			defer saved.Close()
+			config.Cache = saved
+		}
+		door = cidoor.New(config)
 	}
-	return c.inBox(ctx, j.Task, []int{jobProxyPort, c.forgePort}, services, cidoor.New(door), events, func(docker string) cijob.Spec { return c.spec(j, docker, services) })
+	return c.inBox(ctx, j.Task, []int{jobProxyPort, c.forgePort}, services, door, events, func(docker string) cijob.Spec { return c.spec(j, docker, services) })
 }
 
 // inBox runs a job that reaches door at the ports; spec is told the socket of its Docker API.
@@ -353,7 +361,9 @@ func (c *ciRunner) spec(j ci.Job, docker string, services []string) cijob.Spec {
 	if s.Env == nil {
 		s.Env = map[string]string{}
 	}
-	s.Env["ACTIONS_RUNTIME_URL"], s.Env["ACTIONS_RESULTS_URL"], s.Env["ACTIONS_RUNTIME_TOKEN"] = here+"/api/actions_pipeline/", here, cmp.Or(j.Door, j.Runtime)
+	if !c.local {
+		s.Env["ACTIONS_RUNTIME_URL"], s.Env["ACTIONS_RESULTS_URL"], s.Env["ACTIONS_RUNTIME_TOKEN"] = here+"/api/actions_pipeline/", here, cmp.Or(j.Door, j.Runtime)
+	}
 	if _, ok := cacheScope(j); ok && c.saved != nil {
 		s.Env["ACTIONS_CACHE_URL"] = jobCacheURL
 	}
@@ -412,25 +422,21 @@ func serviceNames(workflow []byte) ([]string, error) {
 // maxEvent is the longest line of a worker's, bytes: of outputs, or a summary, escaped.
 const maxEvent = 8 << 20
 
-// work has a process of its own run the job. The end of ctx cancels it.
-func (c *ciRunner) work(ctx context.Context, spec cijob.Spec, dir string, events func(cijob.Event)) error {
+// workerProcess is a process of its own that deals with workflows: it has nothing of this one's
+// but the path, and a directory. The end of ctx asks it to end.
+func workerProcess(ctx context.Context, dir string, in any, args ...string) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	text, err := json.Marshal(spec)
+	text, err := json.Marshal(in)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	tmp, err := os.MkdirTemp(dir, "worker-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(tmp) //nolint:errcheck // with the sandbox's directory, which tells
-	cmd := exec.CommandContext(ctx, self, "ci-worker")
+	cmd := exec.CommandContext(ctx, self, append([]string{"ci-worker"}, args...)...)
 	cmd.Stdin = bytes.NewReader(text)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tmp, "TMPDIR=" + tmp, "LANG=C.UTF-8"}
-	cmd.Dir = tmp
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir, "LANG=C.UTF-8"}
+	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {
 		if errors.Is(context.Cause(ctx), ci.ErrStopping) {
@@ -439,6 +445,20 @@ func (c *ciRunner) work(ctx context.Context, spec cijob.Spec, dir string, events
 		return cmd.Process.Signal(syscall.SIGTERM)
 	}
 	cmd.WaitDelay = workerGrace
+	return cmd, nil
+}
+
+// work has a process of its own run the job. The end of ctx cancels it.
+func (c *ciRunner) work(ctx context.Context, spec cijob.Spec, dir string, events func(cijob.Event)) error {
+	tmp, err := os.MkdirTemp(dir, "worker-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp) //nolint:errcheck // with the sandbox's directory, which tells
+	cmd, err := workerProcess(ctx, tmp, spec)
+	if err != nil {
+		return err
+	}
 	errs := &gitproc.Tail{Max: 4 << 10}
 	cmd.Stderr = errs
 	out, err := cmd.StdoutPipe()

@@ -21,10 +21,10 @@ import (
 
 func (a *app) ciCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "ci", Short: "See the jobs of workflows that the service ran", Args: noArgs,
+		Use: "ci", Short: "Run workflows, and see the jobs that the service ran", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd(), a.ciCacheCmd(), a.ciApproveCmd(), a.ciCancelCmd(), a.ciRerunCmd())
+	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd(), a.ciRunCmd(), a.ciCacheCmd(), a.ciApproveCmd(), a.ciCancelCmd(), a.ciRerunCmd())
 	return cmd
 }
 

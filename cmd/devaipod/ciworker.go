@@ -19,7 +19,8 @@ const (
 // ciWorkerCmd is the process that the service starts for each job of a workflow. The
 // first SIGTERM cancels the job.
 func (a *app) ciWorkerCmd() *cobra.Command {
-	return &cobra.Command{
+	plan := false
+	cmd := &cobra.Command{
 		Use: "ci-worker", Short: "Run the job of a workflow that standard input tells of", Hidden: true, Args: args(cobra.NoArgs),
 		PersistentPreRunE: func(*cobra.Command, []string) error { return nil }, // it has no configuration
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -28,7 +29,12 @@ func (a *app) ciWorkerCmd() *cobra.Command {
 					return fmt.Errorf("limiting this process: %w", err)
 				}
 			}
+			if plan {
+				return worker.Plan(cmd.Context(), a.in, a.out)
+			}
 			return worker.Main(cmd.Context(), a.in, a.out)
 		},
 	}
+	cmd.Flags().BoolVar(&plan, "plan", plan, "say which jobs workflows have, and run none")
+	return cmd
 }
