@@ -37,7 +37,7 @@ func (a *app) ciRunLocal(ctx context.Context, r ciRun) error {
 	if err != nil {
 		return err
 	}
-	l := &localRun{app: a, tree: t, results: map[string]int{}}
+	l := &localRun{app: a, tree: t, verbose: r.verbose, results: map[string]int{}}
 	if l.question, err = a.question(t, r); err != nil {
 		return err
 	}
@@ -190,6 +190,7 @@ type localRun struct {
 	tree     *workTree
 	question cijob.Question
 	secrets  map[string]string
+	verbose  bool // what the runner says of itself, too
 	runner   *ciRunner
 	dir      *localDir
 	files    string       // the copy of the tree
@@ -406,7 +407,7 @@ func (l *localRun) one(ctx context.Context, w cijob.Workflow, p cijob.Planned, r
 	began, print := time.Now(), l.lines.of(run.Name)
 	err := l.runner.Run(ctx, j, func(e cijob.Event) {
 		switch {
-		case e.Line != nil:
+		case e.Line != nil && (l.verbose || e.Step >= 0 || strings.HasPrefix(*e.Line, "::")):
 			print(*e.Line)
 		case e.Step >= 0 && e.Step < len(run.Steps) && e.Began:
 			print("* " + run.Steps[e.Step])

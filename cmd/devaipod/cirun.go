@@ -25,6 +25,7 @@ const (
 // A ciRun is what `devaipod ci run` is asked for.
 type ciRun struct {
 	local, list       bool
+	verbose           bool
 	dir               string
 	file, job         string
 	event, ref        string
@@ -64,6 +65,7 @@ Without it, ask the forge to run a workflow that has the event workflow_dispatch
 	f := cmd.Flags()
 	f.BoolVar(&r.local, "local", false, "run what lies in a working tree")
 	f.BoolVar(&r.list, "list", false, "list the jobs, and run none")
+	f.BoolVarP(&r.verbose, "verbose", "v", false, "print what the runner says of itself, too")
 	f.StringVarP(&r.file, "workflow", "W", "", "the one workflow `FILE` to run")
 	f.StringVarP(&r.job, "job", "j", "", "the one `JOB` to run, with those that it needs")
 	f.StringVar(&r.event, "event", "", "push, pull_request or workflow_dispatch (default: push, or workflow_dispatch with --input)")
@@ -110,7 +112,7 @@ func (a *app) secretValues(names []string) (map[string]string, error) {
 
 // ciDispatch asks the forge to run a workflow.
 func (a *app) ciDispatch(cmd *cobra.Command, r ciRun, rest []string) error {
-	for _, flag := range []string{"list", "workflow", "job", "event", "var", "secret"} {
+	for _, flag := range []string{"list", "verbose", "workflow", "job", "event", "var", "secret"} {
 		if cmd.Flags().Changed(flag) {
 			return usagef("--%s is of local runs: add --local", flag)
 		}

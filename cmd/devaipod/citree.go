@@ -161,14 +161,6 @@ func (t *workTree) snapshot(ctx context.Context, dir string, history bool) error
 	if err != nil {
 		return err
 	}
-	deleted, err := t.git(ctx, "ls-files", "-z", "--deleted")
-	if err != nil {
-		return err
-	}
-	gone := map[string]bool{}
-	for name := range strings.SplitSeq(deleted, "\x00") {
-		gone[name] = true
-	}
 	from, err := os.OpenRoot(t.top)
 	if err != nil {
 		return err
@@ -179,8 +171,9 @@ func (t *workTree) snapshot(ctx context.Context, dir string, history bool) error
 		return err
 	}
 	defer to.Close() //nolint:errcheck // a directory
+	inTree := map[string]bool{".": true}
 	for name := range strings.SplitSeq(all, "\x00") {
-		if name == "" || gone[name] {
+		if name == "" || !isDir(from, filepath.Dir(name), inTree) {
 			continue
 		}
 		if ctx.Err() != nil {
@@ -191,6 +184,20 @@ func (t *workTree) snapshot(ctx context.Context, dir string, history bool) error
 		}
 	}
 	return nil
+}
+
+// isDir tells whether name is a directory and no link leads there: below a link git knows
+// of files that are not there any more. known is what was found before.
+func isDir(root *os.Root, name string, known map[string]bool) bool {
+	is, ok := known[name]
+	if !ok {
+		if isDir(root, filepath.Dir(name), known) {
+			info, err := root.Lstat(name)
+			is = err == nil && info.IsDir()
+		}
+		known[name] = is
+	}
+	return is
 }
 
 // copyFile copies a file or a link. Of submodules and other repositories within, which

@@ -263,3 +263,52 @@ func CIMayUse(t *testing.T, settings map[string]any) func(image string) error {
 	}
 	return c.ciMayUse(images)
 }
+
+// LocalDirs are the directories of local runs of workflows.
+type LocalDirs struct{ a *app }
+
+// NewLocalDirs makes those of a service whose state is in dir.
+func NewLocalDirs(dir string) LocalDirs {
+	a := &app{}
+	a.cfg.StateDir = dir
+	return LocalDirs{a}
+}
+
+// Begin makes one, which lives until it is closed; one that was killed leaves its directory.
+func (l LocalDirs) Begin() (path string, task int64, end, killed func() error, err error) {
+	d, err := newLocalDir(l.a.cfg.file(localRunsDir))
+	if err != nil {
+		return "", 0, nil, nil, err
+	}
+	return d.path, d.task, d.close, d.locked.Close, nil
+}
+
+// Lives tells whether a task is of a run that lives.
+func (l LocalDirs) Lives(task int64) bool { return l.a.ofLocalRun(task) }
+
+// Sweep removes what killed ones left.
+func (l LocalDirs) Sweep() error { return sweepLocalRuns(l.a.cfg.file(localRunsDir)) }
+
+// Snapshot copies the working tree at dir.
+func Snapshot(ctx context.Context, dir, to string, history bool) error {
+	t, err := openTree(ctx, dir)
+	if err != nil {
+		return err
+	}
+	return t.snapshot(ctx, to, history)
+}
+
+// WorkflowsOf are those of the working tree at dir.
+func WorkflowsOf(ctx context.Context, dir, file string) (map[string][]byte, error) {
+	t, err := openTree(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return t.workflows(file)
+}
+
+// JobLines prints a line of a job's to w, as where there is no terminal.
+func JobLines(w io.Writer, job, line string) { newJobLines(&app{out: w}).of(job)(line) }
+
+// Together is what comes of a job by what came of its combinations.
+var Together = together
