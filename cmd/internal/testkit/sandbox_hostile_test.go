@@ -206,7 +206,15 @@ func TestASandboxOfAServiceThatWasKilled(t *testing.T) {
 	if err := cmd.Wait(); !ready || err == nil {
 		t.Fatalf("the process that was to be killed: ready %v, %v", ready, err)
 	}
+	cfg.Theirs = func(task int64) bool { return task == 31 } // of a process that lives
 	s, err := sandbox.New(ctx, cfg)
+	must(t, err)
+	must(t, s.Collect(ctx))
+	if theirs, err := world.client.Containers(ctx, map[string]string{sandbox.LabelInstance: "sbxkill", sandbox.LabelTask: "31"}); err != nil || len(theirs) != 2 {
+		t.Errorf("what another process has: %v, %v", theirs, err)
+	}
+	cfg.Theirs = nil
+	s, err = sandbox.New(ctx, cfg)
 	must(t, err)
 	living := openJob(t, s, 32)
 	here := living.run("job", nil, nil)
