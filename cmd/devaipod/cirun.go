@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"regexp"
 	"slices"
@@ -147,7 +148,10 @@ func (a *app) dispatch(ctx context.Context, repo forge.Repo, workflow, ref strin
 		}
 		ref = info.DefaultBranch
 	}
+	var said *forge.Error
 	switch err := client.DispatchWorkflow(ctx, repo, workflow, ref, inputs); {
+	case errors.As(err, &said) && said.Status == http.StatusNotFound && strings.Contains(said.Message, "page not found"):
+		return errors.New("this forge has no API to run workflows by (Forgejo has from version 7 on, Gitea from 1.24): run it on its Actions page")
 	case errors.Is(err, forge.ErrNotFound):
 		return fmt.Errorf("%s has no workflow %s on %s that the forge could run, or no such branch or tag: %w", repo, workflow, ref, err)
 	case err != nil:
