@@ -405,7 +405,7 @@ func left(v reflect.Value) string {
 // finish adds what is the same for each container of the job.
 func (s *Sandbox) finish(p *plan, name, image string, health *container.HealthConfig) {
 	g, yes, no := p.spec, true, false
-	g.Name, g.Labels, g.Image = s.prefix(s.task)+"c-"+name, s.labels(s.task), image
+	g.Name, g.Labels, g.Image, g.CgroupParent = s.prefix(s.task)+"c-"+name, s.labels(s.task), image, s.cgroup
 	g.NetNS = specgen.Namespace{NSMode: specgen.FromContainer, Value: s.holder}
 	g.Mounts = append(g.Mounts, s.hostFiles()...)
 	if g.Hostname == "" {

@@ -20,9 +20,9 @@
 //
 // Each container has the capabilities that are in caps, no new privileges (so sudo
 // does not work in a job; what needs root runs as root), the seccomp profile, and the
-// limits. The limits are each container's, and a job has few. Where podman can't
-// limit (rootless on cgroup v1) there are ulimits instead: processes are then counted
-// with all of the user's, and memory is not limited.
+// limits, which hold for all of the job's containers together (group.go). Where podman
+// can't limit (rootless on cgroup v1) there are ulimits instead: processes are then
+// counted with all of the user's, and memory is not limited.
 //
 // # What is left
 //

@@ -34,7 +34,7 @@ type Config struct {
 	Podman   string // path of the unix socket of podman's API
 	Tools    string // image that holds devaipod-pod at its root
 	Dir      string // directory of ours alone, absolute and short: sockets are in it
-	// Limits of each container: bytes, CPUs, processes. 0 is none.
+	// Limits of a job: bytes, CPUs, processes. 0 is none.
 	Memory int64
 	CPUs   float64
 	Pids   int64
@@ -101,6 +101,7 @@ type Sandbox struct {
 	task     int64
 	dir      string
 	holder   string // ID of the container
+	cgroup   string // that is above those of the job's containers, "" for podman's usual one
 	door     net.Listener
 	exceeded chan error
 	server   *http.Server
@@ -184,7 +185,7 @@ func (s *Sandbox) begin(ctx, background context.Context, ports []int, hosts []st
 		return err
 	}
 	s.door = netutil.LimitListener(door, maxConns)
-	if err := errors.Join(s.writeHosts(hosts), s.hold(ctx, door, ports)); err != nil {
+	if err := errors.Join(s.writeHosts(hosts), s.group(ctx), s.hold(ctx, door, ports)); err != nil {
 		return err
 	}
 	docker, err := listen(ctx, s.Socket())
@@ -246,11 +247,11 @@ func (s *Sandboxes) removeAll(ctx context.Context, task int64) error {
 	if err != nil {
 		return err
 	}
-	holder := s.prefix(task) + holderName
+	holder, infra := s.prefix(task)+holderName, s.prefix(task)+infraName // that goes with its pod
 	var wg sync.WaitGroup
 	errs := make([]error, len(found))
 	for i, c := range found {
-		if c.Name != holder {
+		if c.Name != holder && c.Name != infra {
 			wg.Go(func() { errs[i] = s.removeContainer(ctx, c.Name) })
 		}
 	}
@@ -258,7 +259,7 @@ func (s *Sandboxes) removeAll(ctx context.Context, task int64) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := s.removeContainer(ctx, holder); err != nil {
+	if err := errors.Join(s.client.RemovePod(ctx, s.prefix(task)+groupName), s.removeContainer(ctx, holder)); err != nil {
 		return err
 	}
 	volumes, err := s.client.Volumes(ctx, labels)
@@ -298,13 +299,17 @@ func (s *Sandboxes) Collect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	groups, err := s.client.Pods(ctx, own)
+	if err != nil {
+		return err
+	}
 	tasks := map[int64]bool{}
 	note := func(text string) {
 		if task, err := strconv.ParseInt(text, 10, 64); err == nil && task > 0 && strconv.FormatInt(task, 10) == text {
 			tasks[task] = true
 		}
 	}
-	for _, thing := range slices.Concat(containers, volumes) {
+	for _, thing := range slices.Concat(containers, volumes, groups) {
 		note(thing.Labels[LabelTask])
 	}
 	dirs, err := os.ReadDir(s.cfg.Dir)

@@ -97,7 +97,7 @@ func (j job) sh(id, script string) (out string, code int) {
 // nothingOf checks that podman has nothing with a label, and the directory nothing.
 func nothingOf(t *testing.T, instance string, task int64) {
 	t.Helper()
-	for _, args := range [][]string{{"ps", "--all", "--quiet"}, {"volume", "ls", "--quiet"}} {
+	for _, args := range [][]string{{"ps", "--all", "--quiet"}, {"pod", "ps", "--quiet"}, {"volume", "ls", "--quiet"}} {
 		out, err := world.Podman(t.Context(), append(args, "--filter", fmt.Sprintf("label=%s=%d", sandbox.LabelTask, task))...)
 		must(t, err)
 		if out != "" {
@@ -274,6 +274,78 @@ func TestWhatAJobsContainerIs(t *testing.T) {
 	}
 	other := j.run("other", nil, nil)
 	j.door(other)
+}
+
+// What a job's containers may have, they may have together.
+func TestTheLimitsAreTheJobs(t *testing.T) {
+	s := sandboxes(t, "sbx")
+	j := openJob(t, s, 14)
+	// Processes: 64, and some for podman's own.
+	forks := `i=0; while [ $i -lt 200 ]; do sleep 60 & i=$((i+1)); echo $i >/forks; done`
+	count := 0
+	var ids []string
+	for n := range 5 {
+		id := j.run(fmt.Sprint("box", n), nil, nil)
+		ids = append(ids, id)
+	}
+	for _, id := range ids {
+		if out, code := j.try(id, forks); code == 0 {
+			t.Errorf("200 processes: %q", out)
+		}
+		if made, _, err := j.docker.CopyFromContainer(t.Context(), id, "/forks"); err == nil {
+			count += number(t, made)
+		}
+	}
+	if count < 60 || count > 64+64 {
+		t.Errorf("%d containers have %d processes; 64, and 64 more at most, is what the job may have", len(ids), count)
+	}
+	must(t, j.Close(t.Context()))
+	nothingOf(t, "sbx", 14)
+
+	// Memory: 128 MiB, of which each of these fits alone. The kernel chooses which one goes.
+	j = openJob(t, s, 15)
+	first, second := j.run("first", nil, nil), j.run("second", nil, nil)
+	if out, code := j.try(first, `/bin/busybox dd if=/dev/zero bs=90M count=1 2>/dev/null | sleep 60 & while ! grep -q 'VmRSS:.* 9[0-9][0-9][0-9][0-9] kB' /proc/[0-9]*/status; do sleep 0.1; done`); code != 0 {
+		t.Fatalf("90 MiB: %d, %q", code, out)
+	}
+	_, code := j.try(second, "/bin/busybox dd if=/dev/zero of=/dev/null bs=90M count=1 2>&1")
+	_, gone := j.try(first, `grep -q 'VmRSS:.* 9[0-9][0-9][0-9][0-9] kB' /proc/[0-9]*/status`)
+	if code == 0 && gone == 0 {
+		t.Error("two containers have 90 MiB each; the job may have 128")
+	}
+	j.door(j.run("other", nil, nil)) // the holder is none of it
+}
+
+// try is sh for what the job's limits may keep podman from running: that is code 1.
+func (j job) try(id, script string) (out string, code int) {
+	j.t.Helper()
+	ctx := j.t.Context()
+	made, err := j.docker.ContainerExecCreate(ctx, id, container.ExecOptions{Cmd: []string{"/bin/sh", "-c", script}, AttachStdout: true, AttachStderr: true})
+	must(j.t, err)
+	stream, err := j.docker.ContainerExecAttach(ctx, made.ID, container.ExecStartOptions{})
+	if err != nil {
+		return err.Error(), 1
+	}
+	defer stream.Close()
+	var text bytes.Buffer
+	_, err = stdcopy.StdCopy(&text, &text, stream.Reader)
+	after, err2 := j.docker.ContainerExecInspect(ctx, made.ID)
+	if err := errors.Join(err, err2); err != nil {
+		return err.Error(), 1
+	}
+	return text.String(), after.ExitCode
+}
+
+// number is what the one file in an archive holds.
+func number(t *testing.T, archive io.ReadCloser) (n int) {
+	t.Helper()
+	defer archive.Close()
+	r := tar.NewReader(archive)
+	_, err := r.Next()
+	must(t, err)
+	_, err = fmt.Fscan(r, &n)
+	must(t, err)
+	return n
 }
 
 func TestAJobThatFillsTheDisk(t *testing.T) {
