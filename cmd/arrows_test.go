@@ -21,6 +21,7 @@ var allowed = map[string][]string{
 	"ci":               {"ci/job"},
 	"ci/cache":         {},
 	"ci/door":          {},
+	"ci/images":        {},
 	"ci/job":           {},
 	"ci/sandbox":       {"pods/podman", "pods/relay"},
 	"ci/worker":        {"ci/job", "mirror/gitproc"},

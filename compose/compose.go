@@ -5,6 +5,14 @@
 // podman.
 package compose
 
+import "embed"
+
+// Recipes is compose/images, as far as the image of jobs is built by it: images/build
+// with its recipes.
+//
+//go:embed images/build images/base images/ci
+var Recipes embed.FS
+
 // A Stack is what has to be there. Containers start in their order.
 type Stack struct {
 	Volumes    []Volume

@@ -161,29 +161,48 @@ func (m *Manager) source(ctx context.Context, s *Spec) error {
 	if s.Image == "" {
 		return nil
 	}
-	ok, err := m.images.ImageExists(ctx, s.Image)
-	large := m.tooLarge(s.Image)
+	if from.Build == nil {
+		return m.Have(ctx, s.Image, nil)
+	}
+	return m.Have(ctx, s.Image, func(ctx context.Context, say io.Writer) error {
+		if err := m.buildImage(ctx, s.Image, *from.Build, say); err != nil {
+			return fmt.Errorf("%w; its output is in %s", err, m.buildLog(s.Image))
+		}
+		return nil
+	})
+}
+
+// Have has an image here: it is built by build, or fetched, if it is not. That goes on
+// after Have has returned ErrPreparing.
+func (m *Manager) Have(ctx context.Context, ref string, build func(ctx context.Context, say io.Writer) error) error {
+	ok, err := m.images.ImageExists(ctx, ref)
+	large := m.tooLarge(ref)
 	switch {
 	case err != nil:
 		return err
 	case ok:
-		return m.usePulled(s.Image)
-	case from.Build != nil:
-		err = m.prepare(ctx, s.Image, "building", func(ctx context.Context, say io.Writer) error { return m.buildImage(ctx, s.Image, *from.Build, say) })
-	case m.cfg.ImageRules.NoPull || strings.HasPrefix(s.Image, "localhost/"):
-		return &ImageError{s.Image, errors.New("it is not here, and is not fetched (image.pull; names that begin with localhost/ never are); build it or fetch it with podman pull")}
+		return m.usePulled(ref)
+	case build != nil:
+		err = m.prepare(ctx, ref, "building", build)
+	case m.cfg.ImageRules.NoPull || strings.HasPrefix(ref, "localhost/"):
+		return &ImageError{ref, errors.New("it is not here, and is not fetched (image.pull; names that begin with localhost/ never are); build it or fetch it with podman pull")}
 	case large != nil:
-		return FetchError(s.Image, large)
+		return FetchError(ref, large)
 	default:
-		err = m.prepare(ctx, s.Image, "fetching", func(ctx context.Context, say io.Writer) error { return m.pull(ctx, s.Image, say) })
+		err = m.prepare(ctx, ref, "fetching", func(ctx context.Context, say io.Writer) error { return m.pull(ctx, ref, say) })
 	}
-	if err != nil && !errors.Is(err, ErrPreparing) && ctx.Err() == nil {
-		if from.Build == nil {
-			return FetchError(s.Image, err)
-		}
-		return &ImageError{s.Image, fmt.Errorf("%w; its output is in %s", err, m.buildLog(s.Image))}
+	switch {
+	case err == nil || errors.Is(err, ErrPreparing) || ctx.Err() != nil:
+		return err
+	case build == nil:
+		return FetchError(ref, err)
 	}
-	return err
+	return &ImageError{ref, err}
+}
+
+// Renew has build bring an image up to date that is here. It returns as Have does.
+func (m *Manager) Renew(ctx context.Context, ref string, build func(ctx context.Context, say io.Writer) error) error {
+	return m.prepare(ctx, ref, "building", build)
 }
 
 func (m *Manager) buildPrefix(repo int64) string {

@@ -41,6 +41,7 @@ func (s *service) apiHandler() http.Handler {
 	s.workspaceHandler(mux)
 	s.serveCI(mux)
 	mux.HandleFunc("GET /api/events", s.serveHappened)
+	mux.HandleFunc("GET /api/ci/images", s.serveCIImages)
 	mux.HandleFunc("POST /api/steer", s.steer)
 	mux.HandleFunc("POST /api/prune", s.prune)
 	mux.HandleFunc("POST /api/open", s.openPage)

@@ -28,6 +28,7 @@ import (
 	"codeberg.org/devaipod/devaipod/ci"
 	cicache "codeberg.org/devaipod/devaipod/ci/cache"
 	cidoor "codeberg.org/devaipod/devaipod/ci/door"
+	ciimages "codeberg.org/devaipod/devaipod/ci/images"
 	cijob "codeberg.org/devaipod/devaipod/ci/job"
 	"codeberg.org/devaipod/devaipod/ci/sandbox"
 	"codeberg.org/devaipod/devaipod/forge"
@@ -58,6 +59,7 @@ type ciRunner struct {
 	log       *slog.Logger
 	boxes     *sandbox.Sandboxes
 	images    map[string]string
+	ready     *ciimages.Set // the same, on this machine
 	forge     *url.URL
 	forgePort int
 	transport http.RoundTripper
@@ -102,6 +104,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if c.saved, err = openSaved(a); err != nil {
 		return nil, err
 	}
+	c.ready = s.newCIImages(a, c.images)
 	logBytes, err := parseBytes(a.cfg.CI.Log)
 	if err != nil {
 		return nil, err
@@ -228,6 +231,7 @@ func (c *ciRunner) run(ctx context.Context, detect *detector) {
 		beside.Go(func() { detect.run(ctx) })
 		defer beside.Wait()
 	}
+	go c.ready.Run(ctx)
 	git := egress.Server(c.git, c.log)
 	defer git.Close()        //nolint:errcheck // the service ends
 	go git.Serve(c.listener) //nolint:errcheck // with the service
@@ -276,6 +280,9 @@ func portInJob(forge *url.URL) int {
 func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) error {
 	services, err := serviceNames(j.Spec.Workflow)
 	if err != nil {
+		return err
+	}
+	if err := c.waitForImages(ctx, j.Spec.Workflow, events); err != nil {
 		return err
 	}
 	door := c.localDoor()
