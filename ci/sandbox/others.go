@@ -147,7 +147,7 @@ func (c call) pull() error {
 }
 
 func (c call) build(string) error {
-	return refused("building images is not possible in a job: actions that come as a Dockerfile don't run here")
+	return refused("building images is not possible in a job: actions that come as a Dockerfile don't run here (docs/ci.md says why); one that names an image does")
 }
 
 // Volumes.

@@ -66,6 +66,24 @@ func TestWhichServicesAJobHas(t *testing.T) {
 	}
 }
 
+func TestWhichLabelsAJobWantsAnImageOf(t *testing.T) {
+	for workflow, want := range map[string][]string{
+		"jobs: {a: {runs-on: box}}":                         {"box"},
+		"jobs: {a: {runs-on: [box, other]}}":                {"box", "other"},
+		"jobs: {a: {runs-on: box, container: {image: x}}}":  nil,
+		"jobs: {a: {runs-on: {group: g}}}":                  nil,
+		"jobs: {a: {steps: []}}":                            nil,
+		"x: &x box\njobs: {a: {runs-on: *x, container: ~}}": {"box"},
+	} {
+		if got, err := devaipod.LabelsOf([]byte(workflow)); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %q %v, not %q", workflow, got, err, want)
+		}
+	}
+	if _, err := devaipod.LabelsOf([]byte("jobs: [")); err == nil {
+		t.Error("what is no YAML has labels")
+	}
+}
+
 func TestWhichImagesJobsMayUse(t *testing.T) {
 	may := devaipod.CIMayUse(t, map[string]any{"state_dir": "/s", "mirror.dir": "/m", "ci.images": []string{"here=localhost/devaipod/ci:latest"}, "ci.registries": []string{"docker.io"}})
 	for image, want := range map[string]bool{

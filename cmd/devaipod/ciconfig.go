@@ -50,7 +50,7 @@ func ciDefaults() map[string]any {
 
 func (c config) validateCI() error {
 	if c.CI.Runner != runnerBuiltin && c.CI.Runner != runnerNone {
-		return fmt.Errorf("ci.runner = %q: want builtin (the service runs the forge's Actions) or none", c.CI.Runner)
+		return fmt.Errorf("ci.runner = %q: want builtin (the service runs the forge's Actions) or none (whatever runners you add to the forge run them)", c.CI.Runner)
 	}
 	if c.CI.Detect && (c.CI.Runner != runnerBuiltin || c.joined()) {
 		return fmt.Errorf("ci.detect wants ci.runner = %q, and a forge of devaipod's own", runnerBuiltin)

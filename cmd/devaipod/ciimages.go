@@ -138,7 +138,7 @@ func labelsOf(workflow []byte) ([]string, error) {
 	for _, j := range w.Jobs {
 		var one string
 		var several []string
-		if !j.Container.IsZero() {
+		if own := !j.Container.IsZero() && j.Container.Tag != "!!null"; own || j.RunsOn.IsZero() {
 			continue
 		}
 		if j.RunsOn.Decode(&one) == nil {

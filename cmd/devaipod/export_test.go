@@ -246,6 +246,7 @@ var (
 	PortInJob    = portInJob
 	Rebased      = rebased
 	ServiceNames = serviceNames
+	LabelsOf     = labelsOf
 	PassOn       = passOn
 	CacheScope   = cacheScope
 )
