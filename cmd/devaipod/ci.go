@@ -146,11 +146,11 @@ func (a *app) newBoxes(ctx context.Context, m *pods.Manager, tools string, image
 	if !ok {
 		return nil, fmt.Errorf("jobs need podman's unix socket, not %s", a.podmanURI)
 	}
-	memory, err := parseBytes(a.cfg.CI.Memory)
+	memory, err := parseLimit(a.cfg.CI.Memory)
 	if err != nil {
 		return nil, err
 	}
-	disk, err := parseBytes(a.cfg.CI.Disk)
+	disk, err := parseLimit(a.cfg.CI.Disk)
 	if err != nil {
 		return nil, err
 	}

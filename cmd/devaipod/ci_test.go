@@ -245,3 +245,15 @@ func saveCache(t *testing.T, store *cache.Store, scope cache.Scope, key string) 
 		}
 	}
 }
+
+func TestJobsMayHaveNoLimitButOneOfTheLog(t *testing.T) {
+	for _, c := range []struct {
+		memory, disk, log string
+		wrong             string // the key, "" for none
+	}{{"0", "0", "1MiB", ""}, {"1GiB", "2GiB", "1MiB", ""}, {"1GiB", "0", "0", "ci.log"}, {"1", "0", "1MiB", "ci.memory"}, {"0", "much", "1MiB", "ci.disk"}} {
+		err := devaipod.CILimits(c.memory, c.disk, c.log)
+		if (err != nil) != (c.wrong != "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+}

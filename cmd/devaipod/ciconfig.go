@@ -61,9 +61,12 @@ func (c config) validateCI() error {
 	if c.CI.Jobs < 1 || c.CI.Timeout < time.Second || c.CI.CPUs < 0 || c.CI.Processes < 0 {
 		return errors.New("ci.jobs wants 1 or more, ci.timeout 1s or more, ci.cpus and ci.processes 0 or more")
 	}
-	for key, text := range map[string]string{"ci.memory": c.CI.Memory, "ci.disk": c.CI.Disk, "ci.log": c.CI.Log} {
-		if _, err := parseBytes(text); err != nil {
-			return fmt.Errorf("%s: %w", key, err)
+	if _, err := parseBytes(c.CI.Log); err != nil {
+		return fmt.Errorf("ci.log: %w", err)
+	}
+	for key, text := range map[string]string{"ci.memory": c.CI.Memory, "ci.disk": c.CI.Disk} {
+		if _, err := parseLimit(text); err != nil {
+			return fmt.Errorf("%s: %w, or 0 for no limit", key, err)
 		}
 	}
 	if _, err := c.ciCache(); err != nil {

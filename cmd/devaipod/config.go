@@ -517,6 +517,14 @@ func (c config) file(name string) string {
 	return filepath.Join(c.StateDir, name)
 }
 
+// parseLimit reads a size, or 0 for no limit.
+func parseLimit(s string) (int64, error) {
+	if s == "0" {
+		return 0, nil
+	}
+	return parseBytes(s)
+}
+
 // parseBytes reads a size like 512MiB or 4GiB.
 func parseBytes(s string) (int64, error) {
 	units := []struct {

@@ -215,6 +215,9 @@ func (c *ciRunner) detected(ctx context.Context, task int64, info ci.Info, label
 	if err != nil {
 		return err
 	}
+	if err := c.waitForImages(ctx, workflow, events); err != nil {
+		return err
+	}
 	reads := c.repos.Reads(forgeAddress(info.Repo))
 	door := http.NewServeMux()
 	door.Handle("/repository.git/", reads)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/viper"
 
@@ -250,6 +251,13 @@ var (
 	PassOn       = passOn
 	CacheScope   = cacheScope
 )
+
+// CILimits says whether the configuration takes these.
+func CILimits(memory, disk, log string) error {
+	return config{CI: ciConfig{
+		Runner: runnerNone, Jobs: 1, Timeout: time.Hour, Memory: memory, Disk: disk, Log: log, Cache: "0", Images: []string{"a=b"},
+	}}.validateCI()
+}
 
 // CICache is how much jobs may save, by ci.cache.
 func CICache(text string) (int64, error) { return config{CI: ciConfig{Cache: text}}.ciCache() }
