@@ -230,8 +230,7 @@ func (c *ciRunner) detected(ctx context.Context, task int64, info ci.Info, label
 // The files that checks are detected by.
 var (
 	makefiles   = []string{"GNUmakefile", "makefile", "Makefile"}
-	workflows   = []string{".forgejo/workflows", ".gitea/workflows", ".github/workflows"}
-	detectPaths = append(append([]string{"go.mod", "package.json", "Cargo.toml", "pytest.ini", "pyproject.toml", "setup.cfg", "tox.ini"}, makefiles...), workflows...)
+	detectPaths = append(append([]string{"go.mod", "package.json", "Cargo.toml", "pytest.ini", "pyproject.toml", "setup.cfg", "tox.ini"}, makefiles...), workflowDirs...)
 
 	testTarget = regexp.MustCompile(`(?m)^(?:[^\s:=#]+[ \t]+)*test(?:[ \t]+[^\s:=#]+)*[ \t]*::?(?:[^=:]|$)`)
 )
@@ -239,7 +238,7 @@ var (
 // detect is the command that checks a repository with these files, "" for none. It is the
 // first of those that are there; nothing of the files gets into it.
 func detect(files map[string][]byte) string {
-	for _, folder := range workflows {
+	for _, folder := range workflowDirs {
 		if _, has := files[folder+"/"]; has {
 			return ""
 		}
