@@ -31,8 +31,12 @@ import (
 // script in testdata/script tells one promise. What happened is read from
 // podman, the forge and git.
 
-// patience is how long the whole suite may take before it ends itself, tidily.
-const patience = 55 * time.Minute
+const (
+	// patience is how long the whole suite may take before it ends itself, tidily.
+	patience = 55 * time.Minute
+	// scriptLimit is how long a script may take: the slowest needs 3 min on two cores.
+	scriptLimit = 9 * time.Minute
+)
 
 const (
 	person   = "ada" // made by forge up; site admin
@@ -201,7 +205,9 @@ func (s *suite) setup(env *testscript.Env) error {
 	} {
 		env.Setenv(k, v)
 	}
+	stop := s.limit(env)
 	env.Defer(func() {
+		stop()
 		s.endKeeper()
 		if tb, ok := env.T().(testing.TB); ok && tb.Failed() {
 			env.T().Log(s.dump(env.Getenv("REPO")))

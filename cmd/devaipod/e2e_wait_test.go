@@ -73,10 +73,10 @@ func (c *call) always() error {
 	return nil
 }
 
-// until asks cond until it holds, for ten minutes (a machine may be slow); its
+// until asks cond until it holds, for five minutes (a machine may be slow); its
 // errors are passing ones until then.
 func (c *call) until(what string, cond func() (bool, error)) error {
-	const limit = 10 * time.Minute
+	const limit = 5 * time.Minute
 	for end := time.Now().Add(limit); ; {
 		ok, err := cond()
 		if ok && err == nil {
