@@ -2,7 +2,6 @@ package ci_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -40,7 +39,7 @@ func TestRunnersWithNothingToDoAskSeldom(t *testing.T) {
 			})
 			rs, err := ci.NewRunners(ci.Config{
 				Forge: "http://forge.test", HTTP: &http.Client{Transport: inMemory{count}}, Dir: t.TempDir(), Name: "x", Labels: []string{"x"},
-				Timeout: time.Minute, Token: f.token, Executor: &fakeExecutor{}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Timeout: time.Minute, Token: f.token, Executor: &fakeExecutor{}, Log: slog.New(slog.DiscardHandler),
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -3,12 +3,17 @@ package main_test
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/cookiejar"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,23 +42,8 @@ const firstOutput = "out-of-a"
 // with git push; theirs has no forge, and begins with act.
 func BenchmarkCI(b *testing.B) {
 	s := bench(b)
-	repo := s.benchRepo(b, "ci")
 	act := buildAct(b)
-	s.serveWith(b, "DEVAIPOD_CI_RUNNER=builtin", "DEVAIPOD_CI_IMAGES=here="+testkit.AgentImage)
-	b.Cleanup(func() { s.serveWith(b) })
-	remote, err := url.Parse(s.ForgeURL())
-	if err != nil {
-		b.Fatal(err)
-	}
-	remote.User = url.UserPassword(person, s.password)
-	clone := filepath.Join(b.TempDir(), "clone")
-	s.benchGit(b, "/", "clone", "-q", remote.String()+"/"+repo+".git", clone)
-	if err := os.MkdirAll(filepath.Join(clone, ".gitea/workflows"), 0o755); err != nil {
-		b.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(clone, ".gitea/workflows/ci.yml"), []byte(fiveJobs), 0o600); err != nil {
-		b.Fatal(err)
-	}
+	_, clone := s.benchWorkflow(b, "ci", fiveJobs)
 	var first, whole [2][]float64
 	for round := range 1 + rounds {
 		s.benchCommit(b, clone, 0)
@@ -70,6 +60,29 @@ func BenchmarkCI(b *testing.B) {
 		"s-first": median(first[0]), "act-s-first": median(first[1]), "ratio-first": median(first[0]) / median(first[1]),
 		"s-all": median(whole[0]), "act-s-all": median(whole[1]), "ratio-all": median(whole[0]) / median(whole[1]),
 	})
+}
+
+// benchWorkflow makes a repository with a workflow that is not pushed yet, and has the service
+// run jobs until the benchmark's end.
+func (s *suite) benchWorkflow(b *testing.B, name, text string) (repo, clone string) {
+	b.Helper()
+	repo = s.benchRepo(b, name)
+	s.serveWith(b, "DEVAIPOD_CI_RUNNER=builtin", "DEVAIPOD_CI_IMAGES=here="+testkit.AgentImage)
+	b.Cleanup(func() { s.serveWith(b) })
+	remote, err := url.Parse(s.ForgeURL())
+	if err != nil {
+		b.Fatal(err)
+	}
+	remote.User = url.UserPassword(person, s.password)
+	clone = filepath.Join(b.TempDir(), "clone")
+	s.benchGit(b, "/", "clone", "-q", remote.String()+"/"+repo+".git", clone)
+	if err := os.MkdirAll(filepath.Join(clone, ".gitea/workflows"), 0o755); err != nil {
+		b.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(clone, ".gitea/workflows/ci.yml"), []byte(text), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return repo, clone
 }
 
 // buildAct makes act's command line, of the release in go.mod.
@@ -107,30 +120,38 @@ func (s *suite) serveWith(b *testing.B, env ...string) {
 // when the last job had ended.
 func (s *suite) oursOfFive(b *testing.B, clone string) (first, whole float64) {
 	b.Helper()
-	head, err := exec.Command("git", "-C", clone, "rev-parse", "HEAD").Output()
-	if err != nil {
-		b.Fatal(err)
-	}
-	commit := strings.TrimSpace(string(head))
 	start := time.Now()
-	s.benchGit(b, clone, "push", "-q", "origin", "HEAD:main")
 	store := ci.OpenStore(filepath.Join(s.StateDir, "ci"))
-	var jobs []ci.Record
-	s.wait(b, "five jobs of "+commit, func() (bool, error) {
-		all, err := store.List()
-		jobs = slices.DeleteFunc(all, func(r ci.Record) bool { return r.Commit != commit })
-		return len(jobs) == 5, err
-	})
-	for _, j := range jobs {
-		if j.Result != "success" {
-			b.Fatalf("%s: %s %s", j.Job, j.Result, j.Reason)
-		}
+	for _, j := range s.benchJobs(b, clone, 5) {
 		whole = max(whole, j.Ended.Sub(start).Seconds())
 		if j.Job == "a" {
 			first = outputAt(b, store.LogFile(j.Task)).Sub(start).Seconds()
 		}
 	}
 	return first, whole
+}
+
+// benchJobs pushes, and waits until n jobs have succeeded.
+func (s *suite) benchJobs(b *testing.B, clone string, n int) (jobs []ci.Record) {
+	b.Helper()
+	head, err := exec.Command("git", "-C", clone, "rev-parse", "HEAD").Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	commit := strings.TrimSpace(string(head))
+	s.benchGit(b, clone, "push", "-q", "origin", "HEAD:main")
+	store := ci.OpenStore(filepath.Join(s.StateDir, "ci"))
+	s.wait(b, "jobs of "+commit, func() (bool, error) {
+		all, err := store.List()
+		jobs = slices.DeleteFunc(all, func(r ci.Record) bool { return r.Commit != commit })
+		return len(jobs) == n, err
+	})
+	for _, j := range jobs {
+		if j.Result != "success" {
+			b.Fatalf("%s: %s %s", j.Job, j.Result, j.Reason)
+		}
+	}
+	return jobs
 }
 
 // outputAt is when the first step's output got into a log.
@@ -183,4 +204,145 @@ func (s *suite) actOfFive(b *testing.B, act, clone string) (first, whole float64
 		b.Fatalf("act: %v\n%s", err, &said)
 	}
 	return first, time.Since(start).Seconds()
+}
+
+// clock is a workflow whose step prints the time, four times a second.
+const clock = `on: push
+jobs:
+  clock: {runs-on: here, steps: [{run: "for i in $(seq 60); do date +%s.%N; sleep 0.25; done"}]}
+`
+
+// BenchmarkCILog is the time from a line's being printed in a job to when the forge gives it to the
+// page of the job's run, which asks once a second; here it is asked twenty times a second.
+func BenchmarkCILog(b *testing.B) {
+	s := bench(b)
+	repo, clone := s.benchWorkflow(b, "ci-log", clock)
+	page := s.runPage(b, repo, 1)
+	s.benchCommit(b, clone, 0)
+	ended := make(chan struct{})
+	var late []float64
+	go func() {
+		defer close(ended)
+		seen := map[string]bool{}
+		for len(seen) < 60 && b.Context().Err() == nil {
+			for _, line := range page() {
+				at, err := strconv.ParseFloat(line, 64)
+				if err != nil || seen[line] {
+					continue
+				}
+				seen[line] = true
+				late = append(late, float64(time.Now().UnixNano())/1e6-at*1e3)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}()
+	s.benchJobs(b, clone, 1)
+	<-ended
+	report(b, map[string]float64{"ms-line-median": median(late), "ms-line-max": slices.Max(late), "lines": float64(len(late))})
+}
+
+// runPage logs in to the forge, and gives what asks as the page of a run does for the lines of the
+// first job's first step; none while there is no such run.
+func (s *suite) runPage(b *testing.B, repo string, run int) func() []string {
+	b.Helper()
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	forge, err := url.Parse(s.ForgeURL())
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := &http.Client{Jar: jar}
+	csrf := func() string {
+		for _, c := range jar.Cookies(forge) {
+			if v, err := url.QueryUnescape(c.Value); c.Name == "_csrf" && err == nil {
+				return v
+			}
+		}
+		return ""
+	}
+	login := s.ForgeURL() + "/user/login"
+	for _, ask := range []func() (*http.Response, error){
+		func() (*http.Response, error) { return c.Get(login) },
+		func() (*http.Response, error) {
+			return c.PostForm(login, url.Values{"user_name": {person}, "password": {s.password}, "_csrf": {csrf()}})
+		},
+	} {
+		resp, err := ask()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusOK {
+			b.Fatalf("%s answered %s", login, resp.Status)
+		}
+	}
+	return func() (lines []string) {
+		body := strings.NewReader(`{"logCursors":[{"step":0,"cursor":null,"expanded":true},{"step":1,"cursor":null,"expanded":true}]}`)
+		req, err := http.NewRequestWithContext(s.ctx, http.MethodPost, fmt.Sprintf("%s/%s/actions/runs/%d/jobs/0", s.ForgeURL(), repo, run), body)
+		if err != nil {
+			b.Error(err)
+			return nil
+		}
+		req.Header.Set("X-Csrf-Token", csrf())
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := c.Do(req)
+		if err != nil {
+			b.Error(err)
+			return nil
+		}
+		defer resp.Body.Close()
+		var v struct {
+			Logs struct {
+				StepsLog []struct {
+					Lines []struct {
+						Message string `json:"message"`
+					} `json:"lines"`
+				} `json:"stepsLog"`
+			} `json:"logs"`
+		}
+		if resp.StatusCode != http.StatusOK {
+			return nil // the push has made no run yet
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
+			b.Error(err)
+		}
+		for _, step := range v.Logs.StepsLog {
+			for _, l := range step.Lines {
+				lines = append(lines, l.Message)
+			}
+		}
+		return lines
+	}
+}
+
+// cached is a workflow that makes 100 MB, in which a sleep stands for twenty seconds of fetching and
+// compiling, unless they are in the cache.
+const cached = `on: push
+jobs:
+  deps:
+    runs-on: here
+    steps:
+      - run: |
+          cache=${ACTIONS_CACHE_URL}_apis/artifactcache
+          found=$(curl -sSf "$cache/cache?keys=deps&version=v" | jq -r .archiveLocation)
+          if [ "$found" ]; then curl -sSf "$found" >deps; test $(stat -c %s deps) = 104857600; exit; fi
+          sleep 20
+          head -c 100M /dev/urandom >deps
+          id=$(curl -sSf -d '{"key":"deps","version":"v"}' "$cache/caches" | jq .cacheId)
+          curl -sSf -X PATCH -H 'Content-Range: bytes 0-104857599/*' --data-binary @deps "$cache/caches/$id"
+          curl -sSf -d '{"size":104857600}' "$cache/caches/$id"
+`
+
+// BenchmarkCICached is the time of a job that saves into the cache, and of the next, which restores.
+func BenchmarkCICached(b *testing.B) {
+	s := bench(b)
+	_, clone := s.benchWorkflow(b, "ci-cached", cached)
+	var took [2]float64
+	for i := range took {
+		s.benchCommit(b, clone, 0)
+		j := s.benchJobs(b, clone, 1)[0]
+		took[i] = j.Ended.Sub(j.Started).Seconds()
+	}
+	report(b, map[string]float64{"s-first": took[0], "s-second": took[1], "ratio": took[1] / took[0]})
 }
