@@ -41,8 +41,9 @@ build: modules ## compile bin/devaipod, -pod and -box, static
 	@$(BUILD) -o bin/ ./cmd/devaipod ./cmd/devaipod-box ./cmd/devaipod-pod
 
 .PHONY: images
-images: install ## build the forge's and the agent's image into the cache
+images: install ## build the images of forge, agent and local CI into the cache
 	@compose/images/build agent </dev/null >/dev/null
+	@compose/images/build ci </dev/null >/dev/null
 	@compose/images/build forge </dev/null >/dev/null
 
 .PHONY: test
