@@ -203,8 +203,8 @@ func (r *runner) get(after int64) (run wire.Run) {
 func (r *runner) ended(id string) wire.Run {
 	r.t.Helper()
 	var run wire.Run
-	eventually(r.t, id+" has ended", func() bool { run = r.get(0); return run.ID == id && !run.Running })
-	return run
+	eventually(r.t, id+" has ended", func() bool { run = r.get(run.Total); return run.ID == id && !run.Running })
+	return r.get(0)
 }
 
 func TestAPlainProgramRunsOnceForAMessage(t *testing.T) {
