@@ -372,10 +372,6 @@ func TestHoweverAnExecutorEndsTheJobEnds(t *testing.T) {
 		"nothing":  {func(context.Context, ci.Job, func(job.Event)) error { return nil }, "Job failed: the job ended without a result"},
 		"too late": {func(ctx context.Context, _ ci.Job, _ func(job.Event)) error { <-ctx.Done(); return nil }, "Job failed: the job took too long"},
 		"never":    {func(context.Context, ci.Job, func(job.Event)) error { time.Sleep(3 * time.Second); return nil }, "Job failed: the job took too long"},
-		"success, then an": {func(_ context.Context, _ ci.Job, e func(job.Event)) error {
-			oneStep(e, job.Success)
-			return errors.New("x")
-		}, "Job failed: the job could not be run to its end: x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeForge(t)
@@ -390,6 +386,62 @@ func TestHoweverAnExecutorEndsTheJobEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAJobsEndIsToldWhileWhatItHadIsRemoved(t *testing.T) {
+	f := newFakeForge(t)
+	removed := make(chan struct{})
+	ex := &fakeExecutor{run: func(_ context.Context, _ ci.Job, e func(job.Event)) error {
+		oneStep(e, job.Success)
+		<-removed
+		return errors.New("it can't be removed")
+	}}
+	cfg := config(t, f.URL, f.token, "x", ex)
+	cfg.Jobs = 1
+	r, _ := start(t, cfg)
+	f.add(t, 1, nil)
+	f.add(t, 2, nil)
+	r.Kick()
+	if rows, st := f.ended(t, r, 1); st.Result != runnerv1.Result_RESULT_SUCCESS || rows[len(rows)-1] != "Job succeeded" {
+		t.Errorf("%v %q", st.Result, rows)
+	}
+	r.Kick()
+	time.Sleep(100 * time.Millisecond) // in which the next would begin, if it could
+	if n := len(ex.seen()); n != 1 {
+		t.Errorf("%d jobs have a slot, want 1", n)
+	}
+	close(removed)
+	f.ended(t, r, 2)
+	f.with(func() {
+		if f.finals[1] != 1 {
+			t.Errorf("it was told %d times", f.finals[1])
+		}
+	})
+}
+
+func TestALineIsOfItsStepWhileThatRuns(t *testing.T) {
+	f := newFakeForge(t)
+	end := make(chan struct{})
+	cfg := config(t, f.URL, f.token, "x", &fakeExecutor{run: func(_ context.Context, _ ci.Job, e func(job.Event)) error {
+		e(job.Event{Step: 0, Began: true})
+		time.Sleep(time.Second) // the state is told
+		e(line(0, "one"))
+		<-end
+		e(job.Event{Result: job.Success})
+		return nil
+	}})
+	cfg.Heartbeat = time.Hour
+	r, _ := start(t, cfg)
+	f.add(t, 1, nil)
+	r.Kick()
+	eventually(t, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		st := f.states[1]
+		return st != nil && len(st.Steps) == 1 && st.Steps[0].LogLength == 1
+	})
+	close(end)
+	f.ended(t, r, 1)
 }
 
 func TestAStateThatIsDamagedIsStillToldOfOnce(t *testing.T) {

@@ -229,6 +229,7 @@ func (p *reporter) write(text string) {
 	p.rows++
 	if p.current >= 0 {
 		p.st.Progress[p.current].Length++
+		p.dirty = true // the forge shows no line of a step before it knows that length
 	}
 	p.tail = append(append(p.tail, text...), '\n')
 	if len(p.tail) > 2*maxTail {
@@ -271,12 +272,12 @@ func (p *reporter) wakeUp() {
 	}
 }
 
-// finish says that the job is over. Only the first call counts.
-func (p *reporter) finish(result, reason string, outputs map[string]string) {
+// finish says that the job is over, and whether it was not before: only the first call counts.
+func (p *reporter) finish(result, reason string, outputs map[string]string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.st.Result != "" {
-		return
+		return false
 	}
 	reason = cutLine(p.masks.Replace(Clean(reason)))
 	p.st.Outputs = p.outputs(outputs)
@@ -301,6 +302,7 @@ func (p *reporter) finish(result, reason string, outputs map[string]string) {
 	p.write(line)
 	p.save()
 	p.keep()
+	return true
 }
 
 // outputs leaves out what the forge would not take, and what has secrets in it.

@@ -244,9 +244,9 @@ func (r *Runner) sleep(ctx context.Context, d time.Duration) bool {
 	return false
 }
 
-// Times between two questions: soon after a Kick, as the forge sends its webhook before
-// it queues the task.
-const soon = 250 * time.Millisecond
+// Times between two questions: soon after a Kick, as the forge sends its webhook, and ends
+// a job, before it queues the next task.
+const soon = 50 * time.Millisecond
 
 // askAnew is how many questions with the last seen version are asked between two that
 // make the forge look for tasks in any case.
@@ -349,15 +349,14 @@ func (r *Runner) execute(ctx context.Context, t *Task, v Verdict, rep *reporter,
 		return
 	}
 	rep.mask(j.Door)
-	var last job.Event // has the result; guarded by rep.event's order, read after ended
 	ended := make(chan error, 1)
 	go func() {
 		defer release()
 		ended <- r.call(ctx, j, func(e job.Event) {
+			// It has ended here: what needs it need not wait until all is removed.
 			if rep.event(e) {
-				rep.mu.Lock()
-				last = e
-				rep.mu.Unlock()
+				result, reason := outcome(context.Cause(ctx), nil, e)
+				rep.finish(result, reason, e.Outputs)
 			}
 		})
 	}()
@@ -370,11 +369,10 @@ func (r *Runner) execute(ctx context.Context, t *Task, v Verdict, rep *reporter,
 			err = fmt.Errorf("what runs it has not ended %s later", r.Grace)
 		}
 	}
-	rep.mu.Lock()
-	e := last
-	rep.mu.Unlock()
-	result, reason := outcome(context.Cause(ctx), err, e)
-	rep.finish(result, reason, e.Outputs)
+	result, reason := outcome(context.Cause(ctx), err, job.Event{})
+	if !rep.finish(result, reason, nil) && err != nil {
+		rep.log.Warn("ending a job whose result was told", "err", err)
+	}
 }
 
 // call runs the executor, whose panic is an error.

@@ -55,6 +55,7 @@ func (p *reporter) send(ctx context.Context, cancel context.CancelCauseFunc) {
 			p.mu.Lock()
 			p.forget(ctx)
 			p.mu.Unlock()
+			p.r.Kick() // the forge gives the jobs now that need this one
 			return
 		case err != nil && gone(err):
 			p.log.Warn("the forge does not know a job any more", "err", err)
