@@ -6,6 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 
 	"github.com/containers/podman/v5/pkg/specgen"
 )
@@ -61,4 +66,25 @@ func (s *Sandbox) group(ctx context.Context) error {
 	}
 	s.cgroup = pod.CgroupPath
 	return nil
+}
+
+// endWatchers ends podman's processes that have watched the job's execs: they stay for five
+// minutes, to tell how those ended. Podman, where it makes cgroups itself, waits three seconds for
+// them when it removes the pod, and then does the same. What can't be read here is left to it.
+func (s *Sandboxes) endWatchers(ctx context.Context, task int64) {
+	var pod struct{ CgroupPath string }
+	if err := s.get(ctx, libpod+"/pods/"+s.prefix(task)+groupName+"/json", "", &pod); err != nil || pod.CgroupPath == "" {
+		return
+	}
+	for _, root := range []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup"} { // v1, v2
+		all, err := os.ReadFile(filepath.Join(root, pod.CgroupPath, "conmon", "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for _, text := range strings.Fields(string(all)) {
+			if pid, err := strconv.Atoi(text); err == nil && pid > 1 {
+				_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended by now
+			}
+		}
+	}
 }

@@ -259,6 +259,7 @@ func (s *Sandboxes) removeAll(ctx context.Context, task int64) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	s.endWatchers(ctx, task)
 	if err := errors.Join(s.client.RemovePod(ctx, s.prefix(task)+groupName), s.removeContainer(ctx, holder)); err != nil {
 		return err
 	}
