@@ -115,7 +115,7 @@ func Forge(cfg Config) Stack {
 // `forge up`, so nobody can register; the only webhook target is the relay on
 // the pod's own loopback.
 func settings(cfg Config) map[string]string {
-	return map[string]string{
+	all := map[string]string{
 		"FORGEJO__DEFAULT__APP_NAME":                   "devaipod forge",
 		"FORGEJO__server__ROOT_URL":                    cfg.URL,
 		"FORGEJO__server__HTTP_PORT":                   "3000",
@@ -135,4 +135,14 @@ func settings(cfg Config) map[string]string {
 		"FORGEJO__log__LEVEL":                          "Info",
 		"FORGEJO__cron_0X2E_update_checker__ENABLED":   "false",
 	}
+	for _, queue := range direct {
+		all["FORGEJO__queue_0X2E_"+queue+"__TYPE"] = "channel"
+	}
+	return all
 }
+
+// direct are the forge's queues on the way from a push to what comes of it: jobs, webhooks, the
+// state of a pull request. By default each is a database into which the forge looks up to two
+// seconds later. A kill of the forge loses what it is working on either way, and here also what
+// waits behind that; webhooks it has in its own database as well.
+var direct = []string{"push_update", "webhook_sender", "actions_ready_job", "pr_patch_checker"}
