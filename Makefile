@@ -84,7 +84,7 @@ demo-down: ## remove all that make demo made
 	@go run $(GOTAGS) ./cmd/internal/demo down </dev/null
 
 .PHONY: bench
-bench: install images build ## the speed of the whole program, the git cache, the proxies, the pages and the SSH server, beside baselines (about 21 min)
+bench: install images build ## the speed of the whole program, the git cache, the proxies, the pages, local CI and the SSH server, beside baselines (about 26 min)
 	@.ci/install bench </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./mirror/cache </dev/null
 	@CGO_ENABLED=0 go test $(GOTAGS) -run '^$$' -bench . -timeout 20m ./pods/egress ./pods/gate </dev/null
