@@ -23,7 +23,9 @@ type Config struct {
 	// Preparing and says how far it is. It may be called concurrently.
 	Have      func(ctx context.Context, image string) error
 	Preparing error
-	Log       *slog.Logger
+	// Later says that nothing is had before the first Wait, for any image.
+	Later bool
+	Log   *slog.Logger
 }
 
 // States of an image.
@@ -47,15 +49,25 @@ type Image struct {
 type Set struct {
 	cfg Config
 
+	asked func() // closes first: it is time to have them
+	first chan struct{}
+
 	mu   sync.Mutex
 	seen map[string]Image // by image, without a label
 }
 
 // New looks at nothing yet.
 func New(cfg Config) *Set {
-	s := &Set{cfg: cfg, seen: map[string]Image{}}
+	s := &Set{cfg: cfg, first: make(chan struct{}), seen: map[string]Image{}}
+	s.asked = sync.OnceFunc(func() { close(s.first) })
+	why := ""
+	if cfg.Later {
+		why = "no job has asked for one yet"
+	} else {
+		s.asked()
+	}
 	for _, image := range cfg.Labels {
-		s.seen[image] = Image{Image: image, State: Unknown}
+		s.seen[image] = Image{Image: image, State: Unknown, Why: why}
 	}
 	return s
 }
@@ -82,6 +94,11 @@ const (
 
 // Run keeps all images here until ctx ends.
 func (s *Set) Run(ctx context.Context) {
+	select {
+	case <-s.first:
+	case <-ctx.Done():
+		return
+	}
 	var all sync.WaitGroup
 	for _, image := range slices.Compact(slices.Sorted(maps.Values(s.cfg.Labels))) {
 		all.Go(func() { s.keep(ctx, image) })
@@ -145,6 +162,7 @@ func (s *Set) look(ctx context.Context, image string) error {
 // Wait returns nil once the image is here: one that is being prepared is waited for, and
 // say told so, in a line. What can't be had is an error at once.
 func (s *Set) Wait(ctx context.Context, image string, say func(line string)) error {
+	s.asked()
 	for told := false; ; {
 		err := s.look(ctx, image)
 		if !errors.Is(err, s.cfg.Preparing) {

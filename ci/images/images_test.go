@@ -63,6 +63,27 @@ func running(t *testing.T, s *images.Set) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
+// Until a job asks for one, nothing is fetched where that was said; then all are.
+func TestImagesAreHadLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, st, _ := newSet(nil)
+		s := images.New(images.Config{Labels: map[string]string{"a": "x:1", "b": "x:2"}, Later: true, Have: st.have, Preparing: errPreparing, Log: slog.New(slog.DiscardHandler)})
+		defer running(t, s)()
+		time.Sleep(images.LookEvery + time.Second)
+		synctest.Wait()
+		if got := s.All()[0]; len(st.asked) != 0 || got.State != images.Unknown || got.Why != "no job has asked for one yet" {
+			t.Errorf("asked for %v; %v", st.asked, got)
+		}
+		if err := s.Wait(t.Context(), "x:1", func(string) {}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got := s.All(); !reflect.DeepEqual(got, []images.Image{{"a", "x:1", images.Here, ""}, {"b", "x:2", images.Here, ""}}) {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
 func TestAnImageIsLookedAtAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, st, log := newSet(map[string]string{"b": "x:1", "a": "x:1"})

@@ -80,7 +80,7 @@ type ciRunner struct {
 
 // newCI makes the runner, where the configuration wants one.
 func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
-	if a.cfg.CI.Runner == runnerNone {
+	if !a.cfg.runsActions() {
 		return nil, nil
 	}
 	c := &ciRunner{cfg: a.cfg, log: a.log, repos: s.cache, changed: make(chan struct{}, 1), ended: make(chan struct{})}
@@ -104,7 +104,9 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if c.saved, err = openSaved(a); err != nil {
 		return nil, err
 	}
-	c.ready = s.newCIImages(a, c.images)
+	if c.ready, err = s.newCIImages(a, c.images); err != nil {
+		return nil, err
+	}
 	logBytes, err := parseBytes(a.cfg.CI.Log)
 	if err != nil {
 		return nil, err

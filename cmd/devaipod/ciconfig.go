@@ -13,6 +13,7 @@ import (
 
 // The runners of ci.runner.
 const (
+	runnerAuto    = "auto" // builtin on a forge of our own, none on one that was joined
 	runnerBuiltin = "builtin"
 	runnerNone    = "none"
 )
@@ -37,7 +38,7 @@ type ciConfig struct {
 
 func ciDefaults() map[string]any {
 	return map[string]any{
-		"ci.wait": "30m", "ci.max_rounds": 3, "ci.detect": false, "ci.runner": runnerNone, "ci.jobs": 2, "ci.timeout": "1h",
+		"ci.wait": "30m", "ci.max_rounds": 3, "ci.detect": false, "ci.runner": runnerAuto, "ci.jobs": 2, "ci.timeout": "1h",
 		"ci.memory": "4GiB", "ci.cpus": 0.0, "ci.processes": 4096, "ci.disk": "10GiB", "ci.log": "64MiB", "ci.cache": "10GiB",
 		"ci.images": []string{
 			"ubuntu-latest=docker.io/library/node:22-bookworm", "debian-latest=docker.io/library/node:22-bookworm",
@@ -48,12 +49,17 @@ func ciDefaults() map[string]any {
 	}
 }
 
+// runsActions tells whether the service is the runner of the forge's Actions.
+func (c config) runsActions() bool {
+	return c.CI.Runner == runnerBuiltin || c.CI.Runner == runnerAuto && !c.joined()
+}
+
 func (c config) validateCI() error {
-	if c.CI.Runner != runnerBuiltin && c.CI.Runner != runnerNone {
-		return fmt.Errorf("ci.runner = %q: want builtin (the service runs the forge's Actions) or none (whatever runners you add to the forge run them)", c.CI.Runner)
+	if !slices.Contains([]string{runnerAuto, runnerBuiltin, runnerNone}, c.CI.Runner) {
+		return fmt.Errorf("ci.runner = %q: want auto (builtin, but none on a forge that was joined), builtin (the service runs the forge's Actions) or none (whatever runners you add to the forge run them)", c.CI.Runner)
 	}
-	if c.CI.Detect && (c.CI.Runner != runnerBuiltin || c.joined()) {
-		return fmt.Errorf("ci.detect wants ci.runner = %q, and a forge of devaipod's own", runnerBuiltin)
+	if c.CI.Detect && (!c.runsActions() || c.joined()) {
+		return errors.New("ci.detect wants a service that runs the forge's Actions (ci.runner), and a forge of devaipod's own")
 	}
 	if c.CI.Rounds < 0 {
 		return fmt.Errorf("ci.max_rounds = %d: want 0 or more", c.CI.Rounds)

@@ -12,6 +12,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/ci"
 	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
 // ciPort is the forge, as CI needs it.
@@ -99,6 +100,16 @@ func (p ciPort) ChangesWorkflows(ctx context.Context, repo int64, commit string)
 	return slices.ContainsFunc(workflowFolders, func(f string) bool { return theirs[f] != ours[f] }), nil
 }
 
+// ciSoon tells whether a commit may get its first status a moment after it was pushed: where
+// it has workflows, and if that can't be told.
+func (s *service) ciSoon(ctx context.Context, k reconcile.Key, commit string) bool {
+	if !s.cfg.runsActions() || s.cfg.CI.Detect {
+		return s.cfg.CI.Detect
+	}
+	entries, err := s.forge.RootEntries(ctx, repoOf(k), commit)
+	return err != nil || slices.ContainsFunc(workflowFolders, func(f string) bool { return entries[f] != "" })
+}
+
 func (p ciPort) Rerun(ctx context.Context, repo, run int64) error {
 	info, err := p.repo(ctx, repo)
 	if err != nil {
@@ -126,7 +137,7 @@ func (s *service) serveCI(mux *http.ServeMux) {
 				http.Error(w, "not the number of a job: "+r.PathValue("job"), http.StatusBadRequest)
 				return
 			case s.ci == nil:
-				http.Error(w, `the service runs no jobs: ci.runner is "none"`, http.StatusConflict)
+				http.Error(w, "the service runs no jobs: ci.runner is "+s.cfg.CI.Runner, http.StatusConflict)
 				return
 			}
 			switch err := act(r.Context(), task); {

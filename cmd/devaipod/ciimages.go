@@ -29,17 +29,22 @@ import (
 // ownCIImage is the image for jobs that the service builds itself, where ci.images names it.
 const ownCIImage = "localhost/devaipod/ci:latest"
 
-// newCIImages makes what has the images of jobs here.
-func (s *service) newCIImages(a *app, labels map[string]string) *ciimages.Set {
+// newCIImages makes what has the images of jobs here: before a job asks for them, unless
+// nobody said that there are to be jobs, and there has never been one.
+func (s *service) newCIImages(a *app, labels map[string]string) (*ciimages.Set, error) {
+	jobs, err := a.ciJobs()
+	if err != nil {
+		return nil, err
+	}
 	own := &ownImage{manager: s.pods.manager, dir: a.cfg.file("ci/recipes"), podman: a.podmanURI, warn: func(err error) {
 		a.log.Warn("the image for jobs is not brought up to date", "image", ownCIImage, "err", err)
 	}}
-	return ciimages.New(ciimages.Config{Labels: labels, Preparing: pods.ErrPreparing, Log: a.log, Have: func(ctx context.Context, image string) error {
+	return ciimages.New(ciimages.Config{Labels: labels, Later: a.cfg.CI.Runner == runnerAuto && len(jobs) == 0, Preparing: pods.ErrPreparing, Log: a.log, Have: func(ctx context.Context, image string) error {
 		if image == ownCIImage {
 			return own.have(ctx)
 		}
 		return s.pods.manager.Have(ctx, image, nil)
-	}})
+	}}), nil
 }
 
 // An ownImage is built by compose/images/build, of which this program has a copy.

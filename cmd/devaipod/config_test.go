@@ -55,6 +55,30 @@ func load(t *testing.T, file string, environ []string, args ...string) (config, 
 	return loadConfig(f, environ)
 }
 
+// The forge that was joined has runners of its own.
+func TestWhereTheServiceRunsTheForgesActions(t *testing.T) {
+	joined := "[forge]\nurl = \"https://forge.example.org\"\n"
+	for _, c := range []struct {
+		file string
+		want bool
+	}{
+		{"", true},
+		{joined, false},
+		{joined + "[ci]\nrunner = \"builtin\"\n", true},
+		{"[ci]\nrunner = \"none\"\n", false},
+		{"[ci]\nrunner = \"auto\"\ndetect = true\n", true},
+	} {
+		if got, err := load(t, c.file, nil); err != nil || got.runsActions() != c.want {
+			t.Errorf("%q: runs them %t %v, want %t", c.file, got.runsActions(), err, c.want)
+		}
+	}
+	for _, file := range []string{"[ci]\nrunner = \"mine\"\n", "[ci]\nrunner = \"none\"\ndetect = true\n", joined + "[ci]\ndetect = true\n"} {
+		if _, err := load(t, file, nil); err == nil || !strings.Contains(err.Error(), "ci.") {
+			t.Errorf("%q: %v", file, err)
+		}
+	}
+}
+
 func TestFlagBeatsEnvironmentBeatsFileBeatsDefault(t *testing.T) {
 	file := "instance = \"file\"\n[model]\nname = \"filemodel\"\nkey = \"filekey\"\n"
 	c, err := load(t, file, []string{"DEVAIPOD_INSTANCE=env", "DEVAIPOD_MODEL_NAME=envmodel"}, "--instance", "flag")

@@ -56,12 +56,12 @@ func (c *CI) red() (red, people []CIJob) {
 }
 
 // waits tells whether there may be more to come of CI soon.
-func (l *Loop) waits(pod Pod, sum Summary, ev *Evidence) bool {
+func (l *Loop) waits(ctx context.Context, pod Pod, sum Summary, ev *Evidence) bool {
 	switch ended := since(sum, pod); ev.CI.State {
 	case CIPending:
 		return l.elapsed(pod.Key, "pending "+ev.Commit, ended) < l.cfg.CIWait
 	case CINone:
-		return l.cfg.CISoon && ev.Draft && l.elapsed(pod.Key, "none "+ev.Commit, ended) < min(nothingFor, l.cfg.CIWait)
+		return l.cfg.CISoon != nil && ev.Draft && l.elapsed(pod.Key, "none "+ev.Commit, ended) < min(nothingFor, l.cfg.CIWait) && l.cfg.CISoon(ctx, pod.Key, ev.Commit)
 	}
 	return false
 }
@@ -70,7 +70,7 @@ func (l *Loop) waits(pod Pod, sum Summary, ev *Evidence) bool {
 // view says what came of it.
 func (l *Loop) judgeCI(ctx context.Context, pod Pod, v *View, sum Summary, ev *Evidence) error {
 	red, people := ev.CI.red()
-	switch waits := l.waits(pod, sum, ev); {
+	switch waits := l.waits(ctx, pod, sum, ev); {
 	case waits && ev.Draft:
 		v.State, v.Activity = Checking, "waits for CI on "+short(ev.Commit)
 		v.lookAt(l.cfg.Uptime() + ciLook)

@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -79,15 +80,25 @@ func TestAnAgentIsToldNothingWhileJobsRun(t *testing.T) {
 	}
 }
 
-// A commit may get its first status a moment after its agent was done.
+// A commit may get its first status a moment after its agent was done; where nothing runs
+// any CI it is not waited for.
 func TestCIThatHasNotBegunIsWaitedFor(t *testing.T) {
 	w := doneWorld(t)
 	c := w.config()
-	c.CIWait, c.CISoon = 30*time.Minute, true
+	c.CIWait = 30 * time.Minute
+	c.CISoon = func(_ context.Context, k reconcile.Key, commit string) bool {
+		return k == w.issue.Key && commit == head
+	}
 	if v := w.with(t, c, func(*reconcile.Loop) {}); v.State != reconcile.Checking || !w.text.Draft {
 		t.Errorf("%+v", v)
 	}
 	w.now = w.now.Add(10 * time.Second)
+	if v := w.with(t, c, func(*reconcile.Loop) {}); v.State != reconcile.Review || w.text.Draft {
+		t.Errorf("%+v", v)
+	}
+	w = doneWorld(t)
+	c = w.config()
+	c.CIWait, c.CISoon = 30*time.Minute, func(context.Context, reconcile.Key, string) bool { return false }
 	if v := w.with(t, c, func(*reconcile.Loop) {}); v.State != reconcile.Review || w.text.Draft {
 		t.Errorf("%+v", v)
 	}

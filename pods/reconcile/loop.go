@@ -35,8 +35,8 @@ type Config struct {
 	// is pending.
 	CIWait time.Duration
 	// CISoon says that a commit may get its first status a moment after it is pushed, as
-	// where the service runs CI.
-	CISoon bool
+	// where the service runs CI and there are workflows; nil is never.
+	CISoon func(ctx context.Context, k Key, commit string) bool
 	// CIRounds is how often in a row an agent is told that CI failed, until a person says
 	// something.
 	CIRounds int
