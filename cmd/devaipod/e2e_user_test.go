@@ -62,9 +62,13 @@ func TestRootless(t *testing.T) {
 	t.Run("both", func(t *testing.T) {
 		t.Run("demo", func(t *testing.T) {
 			t.Parallel()
-			for _, verb := range []string{"up", "down"} {
-				runAs(ctx, t, user, "tree", "", filepath.Join(user.Dir, "tree/bin/demo"), verb)
+			out := runAs(ctx, t, user, "tree", "", filepath.Join(user.Dir, "tree/bin/demo"), "up")
+			for _, seen := range []string{` untrusted +success`, `its check +http://\S+ \(Tests / test \(push\): success\)`} {
+				if !regexp.MustCompile(seen).MatchString(out) {
+					t.Errorf("the demo did not show %s:\n%s", seen, out)
+				}
 			}
+			runAs(ctx, t, user, "tree", "", filepath.Join(user.Dir, "tree/bin/demo"), "down")
 		})
 		t.Run("scripts", func(t *testing.T) {
 			t.Parallel()
@@ -115,7 +119,7 @@ func newUser(ctx context.Context, t *testing.T) *testkit.OSUser {
 		self: "e2e.test", filepath.Join(root, "compose/images"): "tree/compose/images",
 		filepath.Join(root, "cmd/devaipod/testdata"): "tree/cmd/devaipod/testdata",
 	}
-	for _, image := range []string{"agent", "forge"} {
+	for _, image := range []string{"agent", "forge", "ci"} {
 		out, err := exec.CommandContext(ctx, filepath.Join(root, "compose/images/build"), image).Output()
 		if err != nil {
 			t.Fatalf("the %s image: %v", image, err)

@@ -17,6 +17,20 @@ var sampleFiles = map[string]string{
 	"AGENTS.md": "# For agents\n\n- Plain POSIX sh, no bashisms.\n- `sh test.sh` must pass before you commit.\n- One commit for one thing, with a subject that says what it does.\n",
 	"hello.sh":  "#!/bin/sh\n# Greets somebody.\nprintf 'Hello, %s!\\n' \"${1:-World}\"\n",
 	"test.sh":   "#!/bin/sh\nset -eu\n[ \"$(sh hello.sh Ada)\" = 'Hello, Ada!' ]\necho ok\n",
+	// It fetches no action, as the demo also works without the internet.
+	".github/workflows/test.yaml": `name: Tests
+on: push
+jobs:
+  test:
+    runs-on: ubuntu-latest
+    steps:
+      - name: Get the commit
+        run: |
+          git clone --quiet "${GITHUB_SERVER_URL/:\/\//://x:${{ github.token }}@}/$GITHUB_REPOSITORY" .
+          git checkout --quiet "$GITHUB_SHA"
+      - name: Test it
+        run: sh test.sh
+`,
 }
 
 // sample makes the repository on disk, once.
@@ -25,10 +39,10 @@ func (d *demo) sample(ctx context.Context) (string, error) {
 	if err := os.RemoveAll(dir); err != nil { // what an interrupted run left
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
 	for name, text := range sampleFiles {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			return "", err
+		}
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return "", err
 		}
@@ -57,13 +71,44 @@ func (d *demo) issue(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	check, err := d.check(ctx, api, pull)
+	if err != nil {
+		return err
+	}
 	d.say("Fetching %s from the forge by git, and looking for the sha256 of the nonce in it", pull.Head.Ref)
 	diff, err := proof.Verify(ctx, d.stack, api, repo, pull.Base.Ref, pull.Head.Ref)
 	if err != nil && d.model.scripted {
 		return err
 	}
-	d.show(issue, pull, diff, proof, err == nil)
+	d.show(issue, pull, check, diff, proof, err == nil)
 	return nil
+}
+
+// A check is what the forge tells of one of a commit's jobs of CI.
+type check struct {
+	Name  string `json:"context"`
+	State string `json:"status"`
+	URL   string `json:"target_url"`
+}
+
+// check is what came of the workflow on a pull request's head, which is ready for review by
+// then. It also lists the jobs.
+func (d *demo) check(ctx context.Context, api *testkit.API, pull testkit.Pull) (check, error) {
+	d.say("devaipod ci list")
+	if err := d.devaipod(ctx, "", "ci", "list"); err != nil {
+		return check{}, err
+	}
+	var all struct {
+		State string  `json:"state"`
+		Each  []check `json:"statuses"`
+	}
+	if err := api.Get(ctx, "/repos/"+repo+"/commits/"+pull.Head.SHA+"/status", &all); err != nil {
+		return check{}, err
+	}
+	if len(all.Each) == 0 || d.model.scripted && all.State != "success" {
+		return check{}, fmt.Errorf("the workflow has not succeeded on %s: %+v", pull.Head.SHA, all)
+	}
+	return all.Each[0], nil
 }
 
 // follow waits for the pull request that is ready for review.
@@ -136,14 +181,15 @@ func (d *demo) command() string {
 }
 
 // show is the end: where everything is, and what of it is not the real thing.
-func (d *demo) show(issue testkit.Issue, pull testkit.Pull, diff string, proof testkit.Proof, proven bool) {
+func (d *demo) show(issue testkit.Issue, pull testkit.Pull, check check, diff string, proof testkit.Proof, proven bool) {
 	w := d.out
 	fmt.Fprintf(w, "\nThe pull request is ready for review.\n\n")
 	fmt.Fprintf(w, "  forge          %s\n", d.stack.ForgeURL())
 	fmt.Fprintf(w, "  log in         %s / %s\n", person, d.saved.Password)
 	fmt.Fprintf(w, "  issue          %s\n", issue.URL)
 	fmt.Fprintf(w, "  pull request   %s\n", pull.URL)
-	fmt.Fprintf(w, "  its diff       %s/files\n\n", pull.URL)
+	fmt.Fprintf(w, "  its diff       %s/files\n", pull.URL)
+	fmt.Fprintf(w, "  its check      %s%s (%s: %s)\n\n", d.stack.ForgeURL(), check.URL, printable(check.Name, 60), check.State)
 	shown := 0
 	for line := range strings.Lines(diff) {
 		if shown++; shown > 16 {

@@ -166,6 +166,7 @@ func (d *demo) configure() (err error) {
 	d.stack, err = testkit.NewStack(d.world, testkit.StackConfig{
 		Instance: instance, Root: d.root, Bin: filepath.Join(d.root, "bin"), Person: person,
 		ForgeListen: d.saved.Forge, ServiceListen: d.saved.Service, Resync: "1m", Memory: "4GiB",
+		CI:       "[ci]\nrunner = \"builtin\"\nimages = [\"ubuntu-latest=localhost/devaipod/ci:latest\"]\n\n", // built in the background
 		ModelAPI: d.model.api, ModelURL: d.model.url, ModelName: d.model.name, ModelKey: secret,
 	})
 	return err

@@ -40,6 +40,7 @@ type StackConfig struct {
 	Nested string // a repository in agent.nested, "" for none
 	Person string // the person's account on the forge
 	Agents string // more of the configuration: tables of agents
+	CI     string // the same: the table of CI
 }
 
 // A Stack is devaipod in a world of its own.
@@ -80,13 +81,13 @@ nested = [%s]
 [agents.second]
 model = "second-model"
 
-%s[model]
+%s%s[model]
 api = %q
 url = %q
 name = %q
 key = %q
 `, c.Instance, s.StateDir, c.ServiceListen, c.Resync, ForgeImage, c.ForgeListen, "localhost"+s.Upstreams()+"/*", AgentImage, c.Memory, "localhost"+s.Upstreams()+"/open/*", nested,
-		c.Agents, c.ModelAPI, c.ModelURL, c.ModelName, c.ModelKey)
+		c.Agents, c.CI, c.ModelAPI, c.ModelURL, c.ModelName, c.ModelKey)
 	if err := os.WriteFile(s.ConfigFile, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
