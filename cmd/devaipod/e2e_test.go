@@ -197,13 +197,15 @@ func (s *suite) setup(env *testscript.Env) error {
 		env.Setenv(k, v)
 	}
 	env.Setenv("HOME", home)
-	if os.Getenv("DEVAIPOD_CACHE") == "" { // of images: the machine's, not one in that home
+	images := os.Getenv("DEVAIPOD_CACHE")
+	if images == "" { // the machine's, not one in that home
 		cache, err := os.UserCacheDir()
 		if err != nil {
 			return err
 		}
-		env.Setenv("DEVAIPOD_CACHE", filepath.Join(cache, "devaipod"))
+		images = filepath.Join(cache, "devaipod")
 	}
+	env.Setenv("DEVAIPOD_CACHE", images)
 	env.Setenv("PATH", s.Bin+":"+os.Getenv("PATH"))
 	for k, v := range map[string]string{
 		"FORGE": s.ForgeURL(), "SERVICE": s.ServiceURL(), "SERVICE_ADDR": s.ServiceListen, "INSTANCE": s.Instance, "STATE": s.StateDir, "UPSTREAMS": s.Upstreams(),
