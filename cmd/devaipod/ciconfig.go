@@ -51,7 +51,7 @@ func ciDefaults() map[string]any {
 
 // runsActions tells whether the service is the runner of the forge's Actions.
 func (c config) runsActions() bool {
-	return c.CI.Runner == runnerBuiltin || c.CI.Runner == runnerAuto && !c.joined()
+	return c.CI.Runner != runnerNone && (c.CI.Runner != runnerAuto || !c.joined())
 }
 
 func (c config) validateCI() error {
