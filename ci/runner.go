@@ -85,7 +85,8 @@ type Job struct {
 	// Spec lacks what the runner does not know: Docker, Actions, Images, Env.
 	Spec job.Spec
 	// Token and Runtime are the forge's own for this job (GITHUB_TOKEN, and the one of
-	// artifacts). Door, of untrusted jobs, is what stands in their place all over Spec.
+	// artifacts). Door, of untrusted jobs, is what stands in their place all over Spec;
+	// in that of Runtime, it follows what Runtime claims, and a dot.
 	Token, Runtime, Door string
 	// Secrets says that its workflow reads secrets, or wants a token that may write.
 	Secrets bool

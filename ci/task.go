@@ -155,7 +155,12 @@ func (t *Task) job(tier Tier, timeout time.Duration) (Job, error) {
 		return Job{}, fmt.Errorf("making a token: %w", err)
 	}
 	j.Door = hex.EncodeToString(b[:])
-	swap := swapper(t.tokens(), j.Door)
+	swap := swapper(t.tokens(), func(token string) string {
+		if token == j.Runtime {
+			return withClaims(token, j.Door)
+		}
+		return j.Door
+	})
 	j.Spec.Secrets = map[string]string{}
 	for _, name := range ownTokens {
 		if _, has := t.Secrets[name]; has {
@@ -179,11 +184,18 @@ func branchRef(branch string) string {
 	return "refs/heads/" + strings.TrimPrefix(branch, "refs/heads/")
 }
 
-// swapper puts another token in the place of tokens, the longest first.
-func swapper(tokens []string, by string) *strings.Replacer {
+// withClaims is a token that says what another one does, and has a signature that means
+// nothing to the forge: clients of artifacts read in it which run they are in.
+func withClaims(token, signature string) string {
+	i := strings.LastIndexByte(token, '.')
+	return token[:i+1] + signature
+}
+
+// swapper puts others in the place of tokens, the longest first.
+func swapper(tokens []string, by func(string) string) *strings.Replacer {
 	pairs := []string{}
 	for _, s := range sortedByLength(tokens) {
-		pairs = append(pairs, s, by)
+		pairs = append(pairs, s, by(s))
 	}
 	return strings.NewReplacer(pairs...)
 }

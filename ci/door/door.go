@@ -27,15 +27,17 @@ import (
 
 // A Config says what one job may reach.
 type Config struct {
-	// Forge is its address, Transport carries what goes there.
+	// Forge is its address, Transport carries what goes there, and Here is the address by
+	// which the job reaches it, without a slash at its end.
 	Forge     *url.URL
 	Transport http.RoundTripper
+	Here      string
 	// Repo is OWNER/NAME of the job's repository.
 	Repo string
 	// Trusted lets the job's requests pass as they are.
 	Trusted bool
 	// Given is what a job that is not trusted has in the place of the forge's own tokens:
-	// the task's, and the one for its artifacts.
+	// the task's, and the one for its artifacts; there with something and a dot before it.
 	Given          string
 	Token, Runtime string
 	// Git serves /git/HOST/OWNER/NAME.git, read-only; Proxy the requests to other hosts;
@@ -48,12 +50,9 @@ type Config struct {
 func New(cfg Config) http.Handler {
 	d := &door{cfg: cfg}
 	d.forge = &httputil.ReverseProxy{
-		Rewrite:   d.rewrite,
-		Transport: cfg.Transport,
-		ModifyResponse: func(r *http.Response) error {
-			r.Header.Del("Set-Cookie")
-			return nil
-		},
+		Rewrite:        d.rewrite,
+		Transport:      cfg.Transport,
+		ModifyResponse: d.answered,
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if r.Context().Err() == nil {
 				cfg.Log.Info("a job's request to the forge", "path", r.URL.Path, "err", err)
@@ -249,6 +248,7 @@ func (d *door) swap(r *http.Request) bool {
 }
 
 func (d *door) given(token string) bool {
+	token = token[strings.LastIndexByte(token, '.')+1:]
 	return d.cfg.Given != "" && subtle.ConstantTimeCompare([]byte(d.cfg.Given), []byte(token)) == 1
 }
 
@@ -265,4 +265,31 @@ func (d *door) rewrite(p *httputil.ProxyRequest) {
 	p.SetURL(d.cfg.Forge)
 	p.Out.Host = d.cfg.Forge.Host
 	p.Out.Header.Del("Cookie")
+}
+
+// maxAnswer is how long an answer about artifacts may be in which addresses are changed, bytes.
+const maxAnswer = 8 << 20
+
+// answered takes cookies out of what the forge answers, and puts the door in the place of
+// the forge in the addresses that it names for artifacts: those of version 3 and of version
+// 4 are sent where an earlier answer says.
+func (d *door) answered(r *http.Response) error {
+	r.Header.Del("Set-Cookie")
+	forge, p := strings.TrimSuffix(d.cfg.Forge.String(), "/"), strings.TrimPrefix(r.Request.URL.Path, strings.TrimSuffix(d.cfg.Forge.Path, "/"))
+	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	file := strings.HasSuffix(p, "/download") || strings.HasSuffix(p, "/DownloadArtifact")
+	if d.cfg.Here == forge || kind != "application/json" || !ofArtifacts(p) || file {
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxAnswer+1))
+	if err = errors.Join(err, r.Body.Close()); err == nil && len(body) > maxAnswer {
+		err = fmt.Errorf("the answer has more than %d bytes", maxAnswer)
+	}
+	if err != nil {
+		return err
+	}
+	body = bytes.ReplaceAll(body, []byte(`"`+forge+"/"), []byte(`"`+d.cfg.Here+"/"))
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	r.Header.Set("Content-Length", fmt.Sprint(len(body)))
+	return nil
 }

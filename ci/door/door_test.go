@@ -113,6 +113,8 @@ func TestWhatAJobThatIsNotTrustedMayAsk(t *testing.T) {
 		{"a page", "GET", "/ada/app/settings", "token " + job, "", 403},
 		{"a runner", "POST", "/api/actions/runner.v1.RunnerService/Register", "token " + job, "{}", 403},
 		{"artifacts", "POST", "/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts", "Bearer " + job, "{}", 200},
+		{"artifacts, with a token that says which run it is of", "GET", "/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts", "Bearer aaa.bbb." + job, "", 200},
+		{"artifacts, with the token's claims alone", "GET", "/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts", "Bearer aaa.bbb.", "", 401},
 		{"artifacts of version 4", "POST", "/twirp/github.actions.results.api.v1.ArtifactService/CreateArtifact", "Bearer " + job, "{}", 200},
 		{"another token", "GET", "/api/v1/repos/ada/app", "token abc", "", 401},
 		{"the real token, guessed", "GET", "/api/v1/repos/ada/app", "token " + real, "", 401},
@@ -184,6 +186,65 @@ func TestTheCacheAndOtherHosts(t *testing.T) {
 			t.Errorf("%q %v", text2, err)
 		}
 		res.Body.Close()
+	}
+}
+
+// What a client of artifacts is told to ask next is the forge as the job reaches it; what
+// was uploaded stays as it is.
+func TestWhereArtifactsAreSent(t *testing.T) {
+	t.Parallel()
+	const here = "http://127.0.0.1:8098"
+	mux, own := http.NewServeMux(), ""
+	forge := httptest.NewServer(mux)
+	t.Cleanup(forge.Close)
+	for path, kind := range map[string]string{
+		"/git/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts":                "application/json;charset=utf-8",
+		"/git/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts/1/download":     "application/json",
+		"/git/twirp/github.actions.results.api.v1.ArtifactService/CreateArtifact":        "application/json",
+		"/git/twirp/github.actions.results.api.v1.ArtifactService/DownloadArtifact":      "application/json",
+		"/git/twirp/github.actions.results.api.v1.ArtifactService/GetSignedArtifactURL":  "text/plain",
+		"/git/api/v1/repos/ada/app/contents/a.json":                                      "application/json",
+		"/git/twirp/github.actions.results.api.v1.ArtifactService/ListArtifacts":         "application/json",
+		"/git/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts/1/download_url": "application/json",
+	} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", kind)
+			pad := ""
+			if strings.HasSuffix(path, "/ListArtifacts") {
+				pad = strings.Repeat("x", 9<<20)
+			}
+			fmt.Fprintf(w, `{"url":"%s/a?b=c","other":"%sx/","text":"see %[1]s/"}%[3]s`, own, own, pad)
+		})
+	}
+	own = forge.URL + "/git"
+	u, err := url.Parse(own + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, trusted := range []bool{true, false} {
+		d := httptest.NewServer(door.New(door.Config{
+			Forge: u, Here: here, Transport: http.DefaultTransport, Repo: "ada/app", Trusted: trusted, Given: job, Token: real, Runtime: runtime,
+			Log: slog.New(slog.DiscardHandler),
+		}))
+		t.Cleanup(d.Close)
+		kept := fmt.Sprintf(`{"url":"%s/a?b=c","other":"%sx/","text":"see %[1]s/"}`, own, own)
+		changed := strings.Replace(kept, `"`+own+"/", `"`+here+"/", 1)
+		for path, want := range map[string]string{
+			"/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts":                changed,
+			"/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts/1/download_url": changed,
+			"/api/actions_pipeline/_apis/pipelines/workflows/7/artifacts/1/download":     kept,
+			"/twirp/github.actions.results.api.v1.ArtifactService/CreateArtifact":        changed,
+			"/twirp/github.actions.results.api.v1.ArtifactService/DownloadArtifact":      kept,
+			"/twirp/github.actions.results.api.v1.ArtifactService/GetSignedArtifactURL":  kept,
+			"/api/v1/repos/ada/app/contents/a.json":                                      kept,
+		} {
+			if code, text := ask(t, d, "GET", path, "", ""); code != 200 || text != want {
+				t.Errorf("%s: %d %s", path, code, text)
+			}
+		}
+		if code, _ := ask(t, d, "GET", "/twirp/github.actions.results.api.v1.ArtifactService/ListArtifacts", "", ""); code != 502 {
+			t.Errorf("an answer without end: %d", code)
+		}
 	}
 }
 

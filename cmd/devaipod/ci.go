@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -349,16 +348,19 @@ func cacheScope(j ci.Job) (cicache.Scope, bool) {
 // door is what a job reaches.
 func (c *ciRunner) door(j ci.Job) cidoor.Config {
 	return cidoor.Config{
-		Forge: c.forge, Transport: c.transport, Repo: j.Repo, Trusted: j.Tier == ci.Trusted, Given: j.Door, Token: j.Token, Runtime: j.Runtime,
+		Forge: c.forge, Here: c.forgeInJob(), Transport: c.transport, Repo: j.Repo, Trusted: j.Tier == ci.Trusted, Given: j.Door, Token: j.Token, Runtime: j.Runtime,
 		Git: c.git, Proxy: c.proxy, Log: c.log.With("task", j.Task),
 	}
 }
+
+// forgeInJob is the forge's address in a job, without a slash at its end.
+func (c *ciRunner) forgeInJob() string { return fmt.Sprintf("http://127.0.0.1:%d", c.forgePort) }
 
 // spec is what the worker is told of a job.
 func (c *ciRunner) spec(j ci.Job, docker string, services []string) cijob.Spec {
 	s := j.Spec
 	s.Docker, s.Actions, s.Images = docker, c.actions, c.images
-	here := fmt.Sprintf("http://127.0.0.1:%d", c.forgePort)
+	here := c.forgeInJob()
 	if from := strings.TrimSuffix(c.forge.String(), "/"); from != here {
 		s.Github, _ = rebased(s.Github, from, here).(map[string]any)
 	}
@@ -371,7 +373,8 @@ func (c *ciRunner) spec(j ci.Job, docker string, services []string) cijob.Spec {
 		s.Env = map[string]string{}
 	}
 	if !c.local {
-		s.Env["ACTIONS_RUNTIME_URL"], s.Env["ACTIONS_RESULTS_URL"], s.Env["ACTIONS_RUNTIME_TOKEN"] = here+"/api/actions_pipeline/", here, cmp.Or(j.Door, j.Runtime)
+		runtime, _ := s.Github["gitea_runtime_token"].(string)
+		s.Env["ACTIONS_RUNTIME_URL"], s.Env["ACTIONS_RESULTS_URL"], s.Env["ACTIONS_RUNTIME_TOKEN"] = here+"/api/actions_pipeline/", here, runtime
 	}
 	if _, ok := cacheScope(j); ok && c.saved != nil {
 		s.Env["ACTIONS_CACHE_URL"] = jobCacheURL

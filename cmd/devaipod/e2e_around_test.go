@@ -61,16 +61,22 @@ var csrfField = regexp.MustCompile(`name="_csrf" value="([^"]+)"`)
 
 // lock does what the button in the browser does: the forge's API has no call.
 func (c *call) lock() error {
-	jar, err := cookiejar.New(nil)
+	browser, err := c.browser()
 	if err != nil {
-		return err
-	}
-	browser := &http.Client{Jar: jar}
-	if err := c.submit(browser, "/user/login", "/user/login", url.Values{"user_name": {person}, "password": {c.password}}); err != nil {
 		return err
 	}
 	issue := "/" + c.env("REPO") + "/issues/" + c.env("ISSUE")
 	return c.submit(browser, issue, issue+"/lock", url.Values{"reason": {"Spam"}})
+}
+
+// browser is one in which the person is logged in.
+func (c *call) browser() (*http.Client, error) {
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		return nil, err
+	}
+	browser := &http.Client{Jar: jar}
+	return browser, c.submit(browser, "/user/login", "/user/login", url.Values{"user_name": {person}, "password": {c.password}})
 }
 
 // submit fills in the form on a page and sends it to action.

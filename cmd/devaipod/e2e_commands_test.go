@@ -59,6 +59,8 @@ func commands() map[string]func(*call) error {
 		"second":     (*call).second,     // second [WEBHOOK]: another devaipod, which joins the forge at $FRONT
 		"hookrelay":  (*call).hookRelay,  // hookrelay PORT: the forge's way to its webhook
 		"account":    (*call).account,    // account NAME [admin]: makes one on the forge
+		"kit":        (*call).kit,        // kit [away]: serves actions by git; sets $KIT (its host), $KIT_COMMIT
+		"dispatch":   (*call).dispatch,   // dispatch WORKFLOW NAME=VALUE…: runs one, in the browser
 		"mint":       (*call).mint,       // mint NAME FILE SCOPE…: a token of an account
 		"waitfor":    (*call).waitfor,    // waitfor PATTERN COMMAND ARG…: until it prints that
 		"always":     (*call).always,     // always DURATION PATTERN COMMAND ARG…: that, all the time

@@ -83,6 +83,8 @@ type suite struct {
 	script   *scriptedmodel.Server
 	keeper   *keeper // while a script survives
 	fronted  *front  // of the script that joins
+	// kitServer is the one of the script that has a kit.
+	kitServer *http.Server
 }
 
 // running is the suite once a test needed it.
@@ -126,7 +128,7 @@ var (
 // were lent; podman's pods, which take no further container), and the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"killed-between-steps", "killed-at-random", "agent-dies", "restart-service", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-local", "ci-back", "disk-full"}
+	alone = []string{"killed-between-steps", "killed-at-random", "agent-dies", "restart-service", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-more", "ci-local", "ci-back", "disk-full"}
 	last  = []string{"podman-back", "reboot", "purge"}
 )
 
