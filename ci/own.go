@@ -57,10 +57,16 @@ func (s *Store) EndLeft(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	left, err := s.underWay()
+	return errors.Join(err, r.endLeft(ctx, left, Lost))
+}
+
+// endLeft puts tasks on record as failed, those that have not ended, and forgets them: nobody
+// else is told.
+func (r *Runner) endLeft(ctx context.Context, left []state, reason string) (err error) {
 	for _, st := range left {
-		rep, e := openReporter(r, st, log)
+		rep, e := openReporter(r, st, r.Log)
 		if e == nil {
-			rep.finish(job.Failure, Lost, nil)
+			rep.finish(job.Failure, reason, nil)
 			rep.forget(ctx)
 			e = rep.file.Close()
 		}

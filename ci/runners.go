@@ -3,14 +3,12 @@ package ci
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"codeberg.org/devaipod/devaipod/ci/job"
 )
 
 // Runners are a runner for each repository. They share the slots of Config.Jobs, and take
@@ -62,7 +60,7 @@ func (rs *Runners) Run(ctx context.Context, repos <-chan map[int64]string) {
 			if !first {
 				continue
 			}
-			if err := rs.endLost(all); err != nil {
+			if err := rs.endLost(ctx, all); err != nil {
 				rs.cfg.Log.Warn("ending jobs of repositories that are gone", "err", err)
 			}
 		}
@@ -122,28 +120,10 @@ func (rs *Runners) forget(id int64) {
 
 // endLost ends, on record alone, what was under way in an earlier process of repositories that
 // are gone since: the forge can't be told.
-func (rs *Runners) endLost(repos map[int64]string) error {
+func (rs *Runners) endLost(ctx context.Context, repos map[int64]string) error {
 	left, err := rs.store.underWay()
-	if err != nil {
-		return err
-	}
-	var errs error
-	for _, st := range left {
-		if _, there := repos[st.RepoID]; there {
-			continue
-		}
-		if st.Result == "" {
-			st.Result, st.Reason, st.Ended = job.Failure, "the service ended while this job ran, and its repository is gone", time.Now()
-			if err := writeJSON(rs.store.record(st.Task), st.toRecord()); err != nil {
-				errs = errors.Join(errs, err)
-				continue
-			}
-		}
-		if err := os.Remove(rs.store.stateFile(st.Task)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = errors.Join(errs, fmt.Errorf("removing a job's state: %w", err))
-		}
-	}
-	return errs
+	left = slices.DeleteFunc(left, func(st state) bool { _, there := repos[st.RepoID]; return there })
+	return errors.Join(err, newRunner(rs.cfg, rs.store, nil).endLeft(ctx, left, "the service ended while this job ran, and its repository is gone"))
 }
 
 // Kick says that there may be a task of a repository (OWNER/NAME) now.
