@@ -18,7 +18,7 @@ import (
 var ErrNoSession = errors.New("the bot's account is not of our making, so we don't log in with it")
 
 // A Web does what the forge's pages do and its API does not: running a run of Actions
-// again, and cancelling one. It logs in as the bot, whose password it sets to a random one,
+// again, cancelling one, and on old forges running a workflow. It logs in as the bot, whose password it sets to a random one,
 // kept nowhere, whenever it has no session. Its methods are safe for concurrent use.
 //
 // Source: routers/web/web.go of Forgejo and its sibling. The pages of the latter want a
@@ -37,36 +37,86 @@ func NewWeb(c *Client, ours bool) *Web { return &Web{client: c, ours: ours} }
 
 // Rerun runs all jobs of a repository's run (by its number there) that have ended again.
 func (w *Web) Rerun(ctx context.Context, r Repo, run int64) error {
-	return w.post(ctx, r, run, "rerun")
+	return w.press(ctx, r, run, "rerun")
 }
 
 // Cancel ends all jobs of a run that have not ended.
 func (w *Web) Cancel(ctx context.Context, r Repo, run int64) error {
-	return w.post(ctx, r, run, "cancel")
+	return w.press(ctx, r, run, "cancel")
 }
 
-// post does what a button of a run's page does. A session that the forge does not know any
-// more looks like a page that is not there, or like a missing right: so after a refusal
+// press does what a button of a run's page does.
+func (w *Web) press(ctx context.Context, r Repo, run int64, button string) error {
+	return w.post(ctx, fmt.Sprintf("to %s run %d of %s", button, run, r), r, fmt.Sprintf("runs/%d/%s", run, button), nil)
+}
+
+// Dispatch is [Client.DispatchWorkflow] by the form of the page; ref is the whole name of a
+// branch or tag. The workflow is the one of the default branch. The page answers with another
+// page, which has what went wrong in a cookie.
+func (w *Web) Dispatch(ctx context.Context, r Repo, workflow, ref string, inputs map[string]string) error {
+	form := url.Values{}
+	for name, value := range inputs {
+		form.Set(name, value)
+	}
+	form.Set("ref", ref)
+	form.Set("workflow", workflow)
+	err := w.post(ctx, fmt.Sprintf("to run %s of %s", workflow, r), r, "run", form)
+	var e *Error
+	if errors.As(err, &e) && e.Status == http.StatusSeeOther {
+		return w.flash()
+	}
+	return err
+}
+
+// flash is the error that the last page had to tell, nil for none.
+func (w *Web) flash() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	base, err := url.Parse(w.client.base + "/")
+	if err != nil || w.session == nil {
+		return err
+	}
+	for _, cookie := range w.session.Jar.Cookies(base) {
+		if !strings.HasSuffix(cookie.Name, "_flash") {
+			continue
+		}
+		text, err := url.QueryUnescape(cookie.Value)
+		if err != nil {
+			return fmt.Errorf("reading the forge's cookie: %w", err)
+		}
+		said, err := url.ParseQuery(text)
+		if err != nil {
+			return fmt.Errorf("reading the forge's cookie: %w", err)
+		}
+		if wrong := said.Get("error"); wrong != "" {
+			return fmt.Errorf("the forge says: %.500q", wrong)
+		}
+	}
+	return nil
+}
+
+// post sends a form to a page of a repository's Actions. A session that the forge does not know
+// any more looks like a page that is not there, or like a missing right: so after a refusal
 // it is tried once with a new one.
-func (w *Web) post(ctx context.Context, r Repo, run int64, button string) error {
+func (w *Web) post(ctx context.Context, what string, r Repo, page string, form url.Values) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	path := fmt.Sprintf("/%s/%s/actions/runs/%d/%s", url.PathEscape(r.Owner), url.PathEscape(r.Name), run, button)
+	path := fmt.Sprintf("/%s/%s/actions/%s", url.PathEscape(r.Owner), url.PathEscape(r.Name), page)
 	fresh := w.session == nil
 	for {
 		if w.session == nil {
 			if err := w.login(ctx); err != nil {
-				return fmt.Errorf("logging in at the forge as %s, to %s run %d of %s: %w", w.client.cfg.BotUser, button, run, r, err)
+				return fmt.Errorf("logging in at the forge as %s, %s: %w", w.client.cfg.BotUser, what, err)
 			}
 		}
 		if w.client.cfg.Fault != nil {
 			w.client.cfg.Fault("forge: POST " + path)
 		}
-		err := w.send(ctx, http.MethodPost, path, nil)
+		err := w.send(ctx, http.MethodPost, path, form)
 		var e *Error
-		if fresh || !errors.As(err, &e) || e.Status >= 500 {
+		if fresh || !errors.As(err, &e) || e.Status >= 500 || e.Status == http.StatusSeeOther {
 			return err
 		}
 		w.session, fresh = nil, true

@@ -148,9 +148,14 @@ func (a *app) dispatch(ctx context.Context, repo forge.Repo, workflow, ref strin
 		}
 		ref = info.DefaultBranch
 	}
+	err = client.DispatchWorkflow(ctx, repo, workflow, ref, inputs)
 	var said *forge.Error
-	switch err := client.DispatchWorkflow(ctx, repo, workflow, ref, inputs); {
-	case errors.As(err, &said) && said.Status == http.StatusNotFound && strings.Contains(said.Message, "page not found"):
+	if errors.As(err, &said) && said.Status == http.StatusNotFound && strings.Contains(said.Message, "page not found") {
+		// It has no API for that, but a page.
+		err = a.dispatchByPage(ctx, client, creds, repo, workflow, ref, inputs)
+	}
+	switch {
+	case errors.Is(err, forge.ErrNoSession):
 		return errors.New("this forge has no API to run workflows by (Forgejo has from version 7 on, Gitea from 1.24): run it on its Actions page")
 	case errors.Is(err, forge.ErrNotFound):
 		return fmt.Errorf("%s has no workflow %s on %s that the forge could run, or no such branch or tag: %w", repo, workflow, ref, err)
@@ -159,4 +164,19 @@ func (a *app) dispatch(ctx context.Context, repo forge.Repo, workflow, ref strin
 	}
 	a.step("asked    the forge to run %s of %s on %s; devaipod ci list has its jobs once they began", workflow, repo, ref)
 	return nil
+}
+
+func (a *app) dispatchByPage(ctx context.Context, client *forge.Client, creds credentials, repo forge.Repo, workflow, ref string, inputs map[string]string) error {
+	if !strings.HasPrefix(ref, "refs/") {
+		_, branch, err := client.Branch(ctx, repo, ref)
+		if err != nil {
+			return err
+		}
+		kind := "refs/tags/"
+		if branch {
+			kind = "refs/heads/"
+		}
+		ref = kind + ref
+	}
+	return forge.NewWeb(client, creds.BotMade || !a.cfg.joined()).Dispatch(ctx, repo, workflow, ref, inputs)
 }
