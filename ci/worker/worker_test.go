@@ -99,6 +99,19 @@ func TestAJobThatTheForgeTurnsOutNotToWant(t *testing.T) {
 	}
 }
 
+// The forge does not tell the job itself which ones it waited for.
+func TestAJobThatAsksWhatItNeeded(t *testing.T) {
+	for want, result := range map[string]string{job.Skipped: "no", job.Failure: "yes"} { // without a Docker it fails
+		last := runs(t, &job.Spec{
+			Workflow: []byte("on: push\njobs: {b: {runs-on: box, if: needs.a.outputs.word == 'yes' && needs.a.result == 'success', steps: [{run: x}]}}"),
+			Images:   map[string]string{"box": "image"}, Needs: map[string]job.Need{"a": {Result: job.Success, Outputs: map[string]string{"word": result}}},
+		})
+		if last.Result != want {
+			t.Errorf("%s: %s %q", result, last.Result, last.Reason)
+		}
+	}
+}
+
 func TestTheForgesNamesForTheContext(t *testing.T) {
 	for in, want := range map[string]string{
 		"echo ${{ gitea.actor }} gitea.actor":                "echo ${{ github.actor }} gitea.actor",
@@ -114,6 +127,28 @@ func TestTheForgesNamesForTheContext(t *testing.T) {
 		got, err := worker.Read(&job.Spec{Workflow: fmt.Appendf(nil, "on: push\njobs: {b: {runs-on: box, steps: [{run: %s}]}}", quoted)})
 		if err != nil || got != want {
 			t.Errorf("%s became %s, want %s (%v)", in, got, want, err)
+		}
+	}
+}
+
+// This is how the forge writes a job down for its runners.
+func TestNumbersAndTruthsThatTheForgeWritesAsText(t *testing.T) {
+	const text = `"on": push
+jobs:
+  b:
+    name: b
+    runs-on: box
+    steps:
+      - run: echo
+        env: {timeout-minutes: "7"}
+        timeout-minutes: "%[1]s"
+    timeout-minutes: '%[1]s'
+    strategy: {fail-fast: "%[2]s", max-parallel: "%[1]s", matrix: {a: [x]}}
+`
+	for _, c := range [][3]string{{"5", "false", ""}, {"0.5", "true", ""}, {"${{ 5 }}", "false", ""}, {"five", "false", "line 10"}, {"5", "maybe", "line 11"}} {
+		_, err := worker.Read(&job.Spec{Workflow: fmt.Appendf(nil, text, c[0], c[1])})
+		if (err == nil) != (c[2] == "") {
+			t.Errorf("%q: %v", c, err)
 		}
 	}
 }

@@ -68,6 +68,7 @@ func parse(workflow []byte) (*yaml.Node, error) {
 	}
 	expand(&doc)
 	rename(&doc)
+	retype(&doc)
 	return &doc, nil
 }
 
@@ -121,6 +122,20 @@ func rename(node *yaml.Node) {
 	}
 }
 
+// typed are the keys of jobs, steps and strategies that the forge knows as text, and writes so
+// into what it gives to a runner (Job, Step and Strategy of its jobparser).
+var typed = []string{"timeout-minutes", "fail-fast", "max-parallel"}
+
+// retype makes numbers and truths of them again.
+func retype(node *yaml.Node) {
+	for i, c := range node.Content {
+		if node.Kind == yaml.MappingNode && i%2 == 1 && c.Kind == yaml.ScalarNode && slices.Contains(typed, node.Content[i-1].Value) && !strings.Contains(c.Value, "${{") {
+			c.Tag, c.Style = "", 0
+		}
+		retype(c)
+	}
+}
+
 func renamed(name string) string {
 	if strings.EqualFold(name, "gitea") || strings.EqualFold(name, "forgejo") {
 		return "github"
@@ -160,8 +175,14 @@ func checkSteps(id string, j *model.Job, local bool) error {
 	return nil
 }
 
-// addNeeds puts what came of the jobs that this one needs beside it, where act looks.
+// addNeeds puts what came of the jobs that this one needs beside it, where act looks. The forge
+// takes their names out of the job once it has waited for them.
 func addNeeds(w *model.Workflow, id string, needs map[string]job.Need) error {
+	if raw := &w.Jobs[id].RawNeeds; raw.IsZero() && len(needs) > 0 {
+		if err := raw.Encode(slices.Sorted(maps.Keys(needs))); err != nil {
+			return err
+		}
+	}
 	for _, name := range w.Jobs[id].Needs() {
 		need, ok := needs[name]
 		switch {
