@@ -112,6 +112,7 @@ LEVEL = warn
 ROOT_PATH = %[4]s/log
 [actions]
 ENABLED = true
+ZOMBIE_TASK_TIMEOUT = 2s
 [webhook]
 ALLOWED_HOST_LIST = loopback
 `, me.Username, port, f.URL, f.dir)

@@ -203,6 +203,68 @@ func TestACancelOnTheForgeEndsTheJob(t *testing.T) {
 	}
 }
 
+// Concurrency groups are the forge's affair. This one knows none, but ends what an older push
+// of the same workflow to the same branch has under way, and the key is no reason to refuse it.
+func TestANewerPushEndsTheJobsOfAnOlderOne(t *testing.T) {
+	t.Parallel()
+	f := realForge(t)
+	began, ended := make(chan string, 5), make(chan error, 5)
+	ex := &fakeExecutor{run: func(ctx context.Context, j ci.Job, _ func(job.Event)) error {
+		began <- j.Commit
+		<-ctx.Done()
+		ended <- context.Cause(ctx)
+		return nil
+	}}
+	r, _ := start(t, config(t, f.URL, f.token, "newer", ex))
+	repo := f.repo(t, "newer")
+	first := f.push(t, "person", repo, "main", flow("concurrency: {group: one, cancel-in-progress: true}\n"+single, "newer"))
+	r.Kick()
+	if c := <-began; c != first {
+		t.Errorf("the job is of %s", c)
+	}
+	second := f.push(t, "person", repo, "main", map[string]string{"more": "x"})
+	r.Kick()
+	if c := <-began; c != second {
+		t.Errorf("the next job is of %s", c)
+	}
+	if err := <-ended; !errors.Is(err, ci.ErrCancelled) {
+		t.Errorf("the older job was ended since %v", err)
+	}
+}
+
+// Not parallel: the forge looks for all jobs that it has not heard of.
+func TestALostHeartbeatEndsTheJobHereAndThere(t *testing.T) {
+	f := realForge(t)
+	causes := make(chan error, 1)
+	ex := &fakeExecutor{run: func(ctx context.Context, _ ci.Job, events func(job.Event)) error {
+		events(job.Event{Step: 0, Began: true})
+		<-ctx.Done()
+		causes <- context.Cause(ctx)
+		return nil
+	}}
+	way := &killable{}
+	c := config(t, f.URL, f.token, "unheard", ex)
+	c.HTTP = &http.Client{Transport: way}
+	r, _ := start(t, c)
+	b, repo := f.browser(t), f.repo(t, "unheard")
+	f.push(t, "person", repo, "main", flow(single, "unheard"))
+	r.Kick()
+	eventually(t, func() bool { return b.view(repo, 1, 0, 1).State.Run.Status == "running" })
+	way.dead.Store(true)
+	eventually(t, func() bool {
+		f.api(t, "person", "POST", "/admin/cron/stop_zombie_tasks", nil, nil)
+		return b.view(repo, 1, 0, 1).State.Run.Status == "failure"
+	})
+	way.dead.Store(false)
+	if err := <-causes; !errors.Is(err, ci.ErrGone) {
+		t.Errorf("the job was ended since %v", err)
+	}
+	eventually(t, func() bool { recs, err := r.Store().List(); return err == nil && len(recs) == 1 })
+	if recs, err := r.Store().List(); err != nil || len(recs) != 1 || recs[0].Result != job.Failure || !strings.Contains(recs[0].Reason, "does not know this task") {
+		t.Errorf("on record: %+v %v", recs, err)
+	}
+}
+
 func TestAServiceThatIsKilledTellsOfTheJobWhenItIsBack(t *testing.T) {
 	t.Parallel()
 	f := realForge(t)

@@ -3,6 +3,7 @@ package ci_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -187,5 +188,66 @@ func TestALabelThatNobodyTakesIsSaidOnTheForge(t *testing.T) {
 	page := f.browser(t).get("/" + repo + "/actions?workflow=b.yml")
 	if !strings.Contains(page, "No matching online runner with label: unheard-of") {
 		t.Error("the page does not say it")
+	}
+}
+
+// bomb is a workflow of some lines that have nine to the tenth values.
+func bomb() string {
+	text := "on: push\na: &a [x, x, x, x, x, x, x, x, x]\n"
+	for c := 'b'; c <= 'j'; c++ {
+		text += fmt.Sprintf("%c: &%[1]c [%s]\n", c, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*%c, ", c-1), 9), ", "))
+	}
+	return text + "jobs: {one: {runs-on: LABEL, env: {A: *j}, steps: [{run: x}]}}\n"
+}
+
+// The forge reads workflows before we do. None of these is given to us, and none holds up others.
+func TestWhatTheForgeMakesOfBadWorkflows(t *testing.T) {
+	t.Parallel()
+	f := realForge(t)
+	repo := f.repo(t, "bad")
+	names := map[int64]string{f.id(t, repo): repo}
+	ran := make(chan ci.Job, 5)
+	c := f.config(t, "bad", names, &fakeExecutor{run: func(_ context.Context, j ci.Job, events func(job.Event)) error {
+		oneStep(events, job.Success)
+		ran <- j
+		return nil
+	}})
+	r, repos, _ := startAll(t, c)
+	repos <- names
+	files := map[string]string{
+		"circle.yml": "on: push\njobs:\n  a: {runs-on: LABEL, needs: b, steps: [{run: x}]}\n  b: {runs-on: LABEL, needs: a, steps: [{run: x}]}\n",
+		"broken.yml": "on: push\njobs: [\n", "bomb.yml": bomb(), "good.yml": oneJob,
+	}
+	all := map[string]string{}
+	for name, text := range files {
+		all[".gitea/workflows/"+name] = strings.ReplaceAll(text, "LABEL", "bad")
+	}
+	f.push(t, "person", repo, "main", all)
+	j := <-ran
+	if j.Workflow != "good.yml" {
+		t.Errorf("%s has run", j.Workflow)
+	}
+	b := f.browser(t)
+	for name, want := range map[string]string{
+		"circle.yml": "The workflow must contain at least one job without dependencies", "broken.yml": "Workflow config file is invalid",
+	} {
+		if page := b.get("/" + repo + "/actions?workflow=" + name); !strings.Contains(page, want) {
+			t.Errorf("the page of %s does not say it", name)
+		}
+	}
+	good, err := strconv.Atoi(j.Run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := b.ended(repo, good); v.State.Run.Status != "success" {
+		t.Errorf("the good one's run is %s", v.State.Run.Status)
+	}
+	for run := range 4 { // the jobs in a circle wait there, and their page says why
+		if s := b.view(repo, run+1, 0, 0).State.Run.Status; run+1 != good && s != "" && s != "waiting" {
+			t.Errorf("run %d is %s", run+1, s)
+		}
+	}
+	if all, err := r.Store().List(); err != nil || len(all) != 1 {
+		t.Errorf("on record: %v, %v", all, err)
 	}
 }
