@@ -93,13 +93,12 @@ func buildKit() (string, error) {
 	}
 	for _, args := range [][]string{
 		{"npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"},
-		{"node_modules/.bin/esbuild", "cache/main.mjs", "artifact/main.mjs", "--bundle", "--minify", "--platform=node", "--target=node18", "--outbase=.", "--outdir=.",
-			"--log-level=warning", "--define:import.meta.url=here", `--banner:js=const here = require("url").pathToFileURL(__filename).href`},
+		{"npm", "run", "build"},
 	} {
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Dir = dir
 		if said, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%s, to make actions for jobs: %w\n%s", args[0], err, said)
+			return "", fmt.Errorf("npm %s, to make actions for jobs: %w\n%s", args[1], err, said)
 		}
 	}
 	return out, errors.Join(os.RemoveAll(filepath.Join(dir, "node_modules")), os.Rename(dir, out))
