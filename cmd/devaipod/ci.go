@@ -112,7 +112,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	}
 	ours := []string{s.creds.Bot, s.creds.Service}
 	c.web = forge.NewWeb(s.forge, s.creds.BotMade || !a.cfg.joined())
-	port := ciPort{client: s.forge, web: c.web, ours: ours}
+	port := ciPort{client: s.forge, web: c.web, ours: ours, queued: func(repo string) { c.Kick(repo) }}
 	c.repositories = port.repositories
 	c.approver = ci.NewApprover(ci.OpenStore(a.cfg.file("ci")), port, a.log)
 	c.Runners, err = ci.NewRunners(ci.Config{

@@ -20,6 +20,9 @@ type ciPort struct {
 	client *forge.Client
 	web    *forge.Web
 	ours   []string // accounts that approve nothing
+	// queued is told of a repository (OWNER/NAME) that has jobs now: no webhook tells of a run
+	// that is run again.
+	queued func(repo string)
 }
 
 func (p ciPort) repo(ctx context.Context, id int64) (forge.RepoInfo, error) {
@@ -115,7 +118,11 @@ func (p ciPort) Rerun(ctx context.Context, repo, run int64) error {
 	if err != nil {
 		return err
 	}
-	return p.web.Rerun(ctx, info.Repo, run)
+	if err := p.web.Rerun(ctx, info.Repo, run); err != nil {
+		return err
+	}
+	p.queued(info.Repo.String())
+	return nil
 }
 
 func (p ciPort) Answer(ctx context.Context, repo, issue int64, text string) error {
@@ -171,5 +178,9 @@ func (c *ciRunner) press(ctx context.Context, task int64, button func(context.Co
 	if err != nil {
 		return err
 	}
-	return button(ctx, repo, run)
+	if err := button(ctx, repo, run); err != nil {
+		return err
+	}
+	c.Kick(info.Repo)
+	return nil
 }
