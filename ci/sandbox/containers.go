@@ -63,7 +63,7 @@ func (c call) createContainer(string) error {
 	}
 	m := &made{name: name, image: p.image}
 	if p.health != nil {
-		m.health = &health{interval: p.health.Interval, timeout: p.health.Timeout, status: container.Starting}
+		m.health = &health{HealthConfig: *p.health, status: container.Starting}
 	}
 	for _, v := range p.volumes {
 		if err := c.ensureVolume(ctx, v); err != nil {
@@ -166,23 +166,35 @@ func (c call) inspectContainer(name string) error {
 }
 
 // check runs the container's health check, unless it has run within its interval, and
-// returns its status.
+// returns its status. Podman tells of each run that fails; how many may, says the check.
 func (c call) check(m *made, running bool) string {
 	h := m.health
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !running || time.Since(h.checked) < h.interval {
+	if !running {
+		return container.Unhealthy
+	}
+	if h.began.IsZero() {
+		h.began = time.Now()
+	}
+	if time.Since(h.checked) < h.Interval {
 		return h.status
 	}
-	ctx, cancel := context.WithTimeout(c.r.Context(), h.timeout+time.Second)
+	ctx, cancel := context.WithTimeout(c.r.Context(), h.Timeout+time.Second)
 	defer cancel()
 	var result struct{ Status string }
-	if err := c.get(ctx, libpod+"/containers/"+m.id+"/healthcheck", "", &result); err != nil {
-		c.cfg.Log.Debug("running a health check", "task", c.task, "container", m.name, "err", err)
-	} else {
-		h.status = result.Status
-	}
+	err := c.get(ctx, libpod+"/containers/"+m.id+"/healthcheck", "", &result)
 	h.checked = time.Now()
+	switch {
+	case err != nil:
+		c.cfg.Log.Debug("running a health check", "task", c.task, "container", m.name, "err", err)
+	case result.Status == container.Healthy:
+		h.status, h.failed = container.Healthy, 0
+	case h.status == container.Healthy || h.checked.Sub(h.began) >= h.StartPeriod:
+		if h.failed++; h.failed >= h.Retries {
+			h.status = container.Unhealthy
+		}
+	}
 	return h.status
 }
 

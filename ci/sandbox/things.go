@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/docker/docker/api/types/container"
 )
 
 // Bounds on what a job has at a time, and on execs in all.
@@ -33,10 +35,12 @@ type made struct {
 }
 
 type health struct {
-	interval, timeout time.Duration
-	mu                sync.Mutex
-	checked           time.Time
-	status            string
+	container.HealthConfig // without zeros, but for StartPeriod
+
+	mu             sync.Mutex
+	began, checked time.Time
+	failed         int // in a row
+	status         string
 }
 
 func (t *things) init() {

@@ -124,8 +124,8 @@ func TestAJobInItsSandbox(t *testing.T) {
 	}
 	// A service, found by its name, that says how it is.
 	j.run("service", &container.Config{
-		Image: box, Entrypoint: []string{"/bin/sh", "-c", "touch /up; while :; do echo from-db | /bin/busybox nc -l -p 5432; done"},
-		Healthcheck: &container.HealthConfig{Test: []string{"CMD", "/bin/ls", "/up"}, Interval: time.Second},
+		Image: box, Entrypoint: []string{"/bin/sh", "-c", "sleep 1; touch /up; while :; do echo from-db | /bin/busybox nc -l -p 5432; done"},
+		Healthcheck: &container.HealthConfig{Test: []string{"CMD", "/bin/ls", "/up"}, Interval: time.Second, Retries: 30},
 	}, &container.HostConfig{NetworkMode: "job-network"})
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		c, err := j.docker.ContainerInspect(ctx, "service")
@@ -133,7 +133,7 @@ func TestAJobInItsSandbox(t *testing.T) {
 		if c.State.Health.Status == container.Healthy {
 			break
 		}
-		if time.Now().After(deadline) {
+		if c.State.Health.Status != container.Starting || time.Now().After(deadline) {
 			t.Fatalf("the service is %q", c.State.Health.Status)
 		}
 	}
