@@ -300,6 +300,7 @@ func (c *ciRunner) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) 
 
 // inBox runs a job that reaches door at the ports; spec is told the socket of its Docker API.
 func (c *ciRunner) inBox(ctx context.Context, task int64, ports []int, services []string, door http.Handler, events func(cijob.Event), spec func(docker string) cijob.Spec) (err error) {
+	asked := ctx
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	box, err := c.boxes.Open(ctx, task, ports, services)
@@ -317,7 +318,13 @@ func (c *ciRunner) inBox(ctx context.Context, task int64, ports []int, services 
 		case <-ctx.Done():
 		}
 	}()
-	err = c.work(ctx, spec(box.Socket()), filepath.Join(c.cfg.file("ci/run"), fmt.Sprint(task)), events)
+	err = c.work(ctx, spec(box.Socket()), filepath.Join(c.cfg.file("ci/run"), fmt.Sprint(task)), func(e cijob.Event) {
+		// Ended by us, it has failed, and says why.
+		if why := context.Cause(ctx); e.Result != "" && e.Result != cijob.Success && why != nil && asked.Err() == nil {
+			e.Result, e.Reason = cijob.Failure, why.Error()
+		}
+		events(e)
+	})
 	if why := context.Cause(ctx); why != nil && err == nil {
 		err = why
 	}
