@@ -19,6 +19,7 @@ const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_no
 // ones by the longest prefix that is listed. cmd may import everything.
 var allowed = map[string][]string{
 	"ci":               {"ci/job"},
+	"ci/broker":        {"ci", "ci/job"},
 	"ci/cache":         {},
 	"ci/door":          {},
 	"ci/images":        {},

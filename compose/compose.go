@@ -5,7 +5,12 @@
 // podman.
 package compose
 
-import "embed"
+import (
+	"embed"
+	"net"
+	"strconv"
+	"strings"
+)
 
 // Recipes is compose/images, as far as the image of jobs is built by it: images/build
 // with its recipes.
@@ -70,6 +75,18 @@ type Config struct {
 	HostPort   uint16
 	URL        string // of the forge, as people see it, with the last slash
 	RelayDir   string // directory of the host with the service's socket
+	Runner     Runner // its Image is "" for none
+}
+
+// A Runner of Actions that is not part of the service, in a container beside the forge.
+type Runner struct {
+	Image    string
+	Command  []string // nil for the image's own
+	Port     uint16   // of its loopback, at which it finds service and forge
+	Labels   []string // LABEL:WHERE
+	RelayDir string   // directory of the host with the socket of what is served there, s.sock
+	TokenDir string   // of the host, with the registration token
+	Podman   string   // socket of the host that the runner gets; "" for none
 }
 
 // Forge is the stack of one local forge: its container and, in the same pod,
@@ -81,7 +98,7 @@ func Forge(cfg Config) Stack {
 	labels := func(role string) map[string]string {
 		return map[string]string{"devaipod.instance": cfg.Instance, "devaipod.role": role}
 	}
-	return Stack{
+	s := Stack{
 		ForgeContainer: name,
 		Volumes: []Volume{
 			{Name: name + "-data", Labels: labels("forge-data")},
@@ -109,6 +126,40 @@ func Forge(cfg Config) Stack {
 			},
 		},
 	}
+	if cfg.Runner.Image != "" {
+		addRunner(&s, cfg, labels)
+	}
+	return s
+}
+
+// RunnerPod is the name of the pod with an instance's runner.
+func RunnerPod(instance string) string { return instance + "-runner-pod" }
+
+// addRunner adds the runner, in a pod whose relay leads to the service. Its variables have the
+// names that act_runner's own image reads.
+func addRunner(s *Stack, cfg Config, labels func(role string) map[string]string) {
+	r, name := cfg.Runner, cfg.Instance+"-runner"
+	listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(r.Port)))
+	env := map[string]string{
+		"GITEA_INSTANCE_URL": "http://" + listen, "GITEA_RUNNER_NAME": name, "GITEA_RUNNER_LABELS": strings.Join(r.Labels, ","),
+		"GITEA_RUNNER_REGISTRATION_TOKEN_FILE": "/run/registration/token",
+	}
+	mounts := []Mount{{Bind: true, Source: r.TokenDir, Target: "/run/registration", ReadOnly: true}}
+	if r.Podman != "" {
+		env["DOCKER_HOST"], env["GITEA_RUNNER_NETWORK"] = "unix:///run/podman.sock", "container:"+name
+		mounts = append(mounts, Mount{Bind: true, Source: r.Podman, Target: "/run/podman.sock"})
+	}
+	s.Pods = append(s.Pods, Pod{Name: RunnerPod(cfg.Instance), Labels: labels("runner-pod")})
+	s.Containers = append(s.Containers, Container{
+		Name: name + "-relay", Role: "runner-relay", Pod: RunnerPod(cfg.Instance), Image: cfg.ToolsImage, Labels: labels("runner-relay"),
+		Entrypoint: []string{"/devaipod-pod"}, Command: []string{"relay", "--listen", listen, "--to", "/run/service/s.sock"},
+		DropCaps: true, NoNewPrivs: true, SELinuxDisable: true, Restart: "always",
+		Mounts: []Mount{{Bind: true, Source: r.RelayDir, Target: "/run/service"}},
+	}, Container{
+		// Its user can read the token, and talk to the podman of whoever runs the service.
+		Name: name, Role: "runner", Pod: RunnerPod(cfg.Instance), Image: r.Image, Labels: labels("runner"), Entrypoint: r.Command, User: "0",
+		Env: env, Mounts: mounts, NoNewPrivs: true, SELinuxDisable: true, Restart: "always",
+	})
 }
 
 // settings of the forge, by Forgejo's config cheat sheet. Accounts are made by

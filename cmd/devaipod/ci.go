@@ -68,6 +68,7 @@ type ciRunner struct {
 	proxy     http.Handler
 	listener  net.Listener
 	saved     *cicache.Store // what jobs have saved; nil for none
+	external  *external      // who runs trusted jobs; nil for this machine's sandbox
 	approver  *ci.Approver
 	web       *forge.Web
 	// repositories lists those that have Actions; changed says that they may be others.
@@ -106,6 +107,9 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if c.ready, err = s.newCIImages(a, c.images); err != nil {
 		return nil, err
 	}
+	if c.external, err = c.newExternal(); err != nil {
+		return nil, err
+	}
 	logBytes, err := parseBytes(a.cfg.CI.Log)
 	if err != nil {
 		return nil, err
@@ -118,7 +122,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	c.Runners, err = ci.NewRunners(ci.Config{
 		Forge: a.cfg.forgeURL(), HTTP: &http.Client{Transport: c.transport, Timeout: time.Minute}, Dir: a.cfg.file("ci"),
 		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: slices.Sorted(maps.Keys(c.images)), Jobs: a.cfg.CI.Jobs,
-		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: port.token, Executor: c,
+		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: port.token, Executor: c.executor(),
 		Rules: ci.Rules{Agents: ours, Branches: "agent/", Approved: c.approver.Approved, ChangesWorkflows: port.ChangesWorkflows},
 		Ended: func(r ci.Record) { c.approver.Kick(); s.jobEnded(r) }, Log: a.log,
 	})
@@ -236,6 +240,9 @@ func (c *ciRunner) run(ctx context.Context, detect *detector) {
 	git := egress.Server(c.git, c.log)
 	defer git.Close()        //nolint:errcheck // the service ends
 	go git.Serve(c.listener) //nolint:errcheck // with the service
+	if c.external != nil {
+		defer c.external.serve()()
+	}
 	go c.approver.Run(ctx, c.cfg.Service.Resync)
 	repos := make(chan map[int64]string)
 	go c.listAll(ctx, repos)

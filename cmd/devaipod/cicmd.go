@@ -24,7 +24,7 @@ func (a *app) ciCmd() *cobra.Command {
 		Use: "ci", Short: "Run workflows, and see the jobs that the service ran", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd(), a.ciRunCmd(), a.ciCacheCmd(), a.ciApproveCmd(), a.ciCancelCmd(), a.ciRerunCmd(), a.ciImagesCmd())
+	cmd.AddCommand(a.ciListCmd(), a.ciLogsCmd(), a.ciRunCmd(), a.ciCacheCmd(), a.ciApproveCmd(), a.ciCancelCmd(), a.ciRerunCmd(), a.ciImagesCmd(), a.ciExternalCmd())
 	return cmd
 }
 

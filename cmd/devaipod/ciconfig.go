@@ -13,9 +13,10 @@ import (
 
 // The runners of ci.runner.
 const (
-	runnerAuto    = "auto" // builtin on a forge of our own, none on one that was joined
-	runnerBuiltin = "builtin"
-	runnerNone    = "none"
+	runnerAuto     = "auto" // builtin on a forge of our own, none on one that was joined
+	runnerBuiltin  = "builtin"
+	runnerExternal = "external"
+	runnerNone     = "none"
 )
 
 type ciConfig struct {
@@ -34,6 +35,11 @@ type ciConfig struct {
 	Images     []string      `mapstructure:"images"`
 	Registries []string      `mapstructure:"registries"`
 	Actions    []string      `mapstructure:"actions"`
+
+	ExternalListen  string   `mapstructure:"external_listen"`
+	ExternalImage   string   `mapstructure:"external_image"`
+	ExternalCommand []string `mapstructure:"external_command"`
+	ExternalPodman  string   `mapstructure:"external_podman"`
 }
 
 func ciDefaults() map[string]any {
@@ -46,6 +52,9 @@ func ciDefaults() map[string]any {
 		},
 		"ci.registries": []string{"docker.io", "ghcr.io", "quay.io", "codeberg.org", "data.forgejo.org"},
 		"ci.actions":    []string{"github.com", "code.forgejo.org", "data.forgejo.org", "codeberg.org"},
+
+		"ci.external_listen": "127.0.0.1:8091", "ci.external_image": "", "ci.external_podman": "",
+		"ci.external_command": []string{"sh", "-ec", forgejoRunner},
 	}
 }
 
@@ -55,11 +64,14 @@ func (c config) runsActions() bool {
 }
 
 func (c config) validateCI() error {
-	if !slices.Contains([]string{runnerAuto, runnerBuiltin, runnerNone}, c.CI.Runner) {
-		return fmt.Errorf("ci.runner = %q: want auto (builtin, but none on a forge that was joined), builtin (the service runs the forge's Actions) or none (whatever runners you add to the forge run them)", c.CI.Runner)
+	if !slices.Contains([]string{runnerAuto, runnerBuiltin, runnerExternal, runnerNone}, c.CI.Runner) {
+		return fmt.Errorf("ci.runner = %q: want auto (builtin, but none on a forge that was joined), builtin (the service runs the forge's Actions), external (the same, but a runner of yours runs trusted jobs) or none (whatever runners you add to the forge run them)", c.CI.Runner)
 	}
 	if c.CI.Detect && (!c.runsActions() || c.joined()) {
 		return errors.New("ci.detect wants a service that runs the forge's Actions (ci.runner), and a forge of devaipod's own")
+	}
+	if err := c.validateExternal(); err != nil {
+		return err
 	}
 	if c.CI.Rounds < 0 {
 		return fmt.Errorf("ci.max_rounds = %d: want 0 or more", c.CI.Rounds)

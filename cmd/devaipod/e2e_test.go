@@ -128,7 +128,7 @@ var (
 // were lent; podman's pods, which take no further container), and the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"killed-between-steps", "killed-at-random", "agent-dies", "restart-service", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-more", "ci-local", "ci-back", "disk-full"}
+	alone = []string{"killed-between-steps", "killed-at-random", "agent-dies", "restart-service", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-more", "ci-external", "ci-local", "ci-back", "disk-full"}
 	last  = []string{"podman-back", "reboot", "purge"}
 )
 
@@ -210,7 +210,7 @@ func (s *suite) setup(env *testscript.Env) error {
 	env.Setenv("DEVAIPOD_CACHE", images)
 	env.Setenv("PATH", s.Bin+":"+os.Getenv("PATH"))
 	for k, v := range map[string]string{
-		"FORGE": s.ForgeURL(), "SERVICE": s.ServiceURL(), "SERVICE_ADDR": s.ServiceListen, "INSTANCE": s.Instance, "STATE": s.StateDir, "UPSTREAMS": s.Upstreams(),
+		"FORGE": s.ForgeURL(), "SERVICE": s.ServiceURL(), "SERVICE_ADDR": s.ServiceListen, "INSTANCE": s.Instance, "STATE": s.StateDir, "UPSTREAMS": s.Upstreams(), "BIN": s.Bin,
 		"PERSON": person, "STRANGER": stranger, "BOT": s.Instance + "-bot",
 		"OWNER": person, "NAME": name, "REPO": person + "/" + name,
 	} {
@@ -311,7 +311,7 @@ func (s *suite) build(ctx context.Context) error {
 	if dir := os.Getenv("TEST_BIN"); dir != "" {
 		return os.CopyFS(s.Bin, os.DirFS(dir))
 	}
-	return compile(ctx, s.Root, s.Bin, "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod")
+	return compile(ctx, s.Root, s.Bin, "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/standin")
 }
 
 // compile does as the Makefile does, but with fault points.

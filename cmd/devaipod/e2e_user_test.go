@@ -132,7 +132,7 @@ func newUser(ctx context.Context, t *testing.T) *testkit.OSUser {
 			t.Fatal(err)
 		}
 	}
-	if err := compile(ctx, root, filepath.Join(user.Dir, "tree/bin"), "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/demo"); err != nil {
+	if err := compile(ctx, root, filepath.Join(user.Dir, "tree/bin"), "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/demo", "./cmd/internal/standin"); err != nil {
 		t.Fatal(err)
 	}
 	if err := user.Own(); err != nil {

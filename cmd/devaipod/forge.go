@@ -338,6 +338,9 @@ func (a *app) stopStack(ctx context.Context, p *podman.Client) error {
 	if err != nil {
 		return err
 	}
+	if err := a.removeRunner(ctx, p); err != nil {
+		return err
+	}
 	var names []string
 	for _, c := range stack.Containers {
 		names = append(names, c.Name)
@@ -371,8 +374,8 @@ func (a *app) forgeOpenCmd() *cobra.Command {
 func (a *app) forgeLogsCmd() *cobra.Command {
 	var follow bool
 	cmd := &cobra.Command{
-		Use: "logs [forge|relay|service]", Short: "Print the logs of the forge, its relay or the service (default)",
-		Args: args(cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs)), ValidArgs: []string{"forge", "relay", "service"},
+		Use: "logs [forge|relay|runner|service]", Short: "Print the logs of the forge, its relay, a runner beside it (ci.external_image) or the service (default)",
+		Args: args(cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs)), ValidArgs: []string{"forge", "relay", "runner", "service"},
 		RunE: func(cmd *cobra.Command, rest []string) error {
 			if len(rest) == 0 || rest[0] == "service" {
 				return a.printFile(cmd.Context(), a.cfg.file("service.log"), follow)

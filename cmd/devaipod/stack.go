@@ -87,7 +87,7 @@ func (a *app) stack(tools string) (compose.Stack, error) {
 	}
 	return compose.Forge(compose.Config{
 		Instance: a.cfg.Instance, Image: a.cfg.Forge.Image, ToolsImage: tools,
-		HostIP: host, HostPort: uint16(n), URL: a.cfg.forgeURL() + "/", RelayDir: a.cfg.file("relay"),
+		HostIP: host, HostPort: uint16(n), URL: a.cfg.forgeURL() + "/", RelayDir: a.cfg.file("relay"), Runner: a.cfg.externalRunner(uint16(n)),
 	}), nil
 }
 
@@ -114,6 +114,9 @@ func (a *app) needPorts(ctx context.Context, p *podman.Client, s compose.Stack) 
 // applyStack makes and starts what the stack names; what is there stays.
 func (a *app) applyStack(ctx context.Context, p *podman.Client, s compose.Stack) error {
 	if err := a.ensureImage(ctx, p, a.cfg.Forge.Image); err != nil {
+		return err
+	}
+	if err := a.readyRunner(ctx, p); err != nil {
 		return err
 	}
 	for _, v := range s.Volumes {
