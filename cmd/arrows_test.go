@@ -20,10 +20,11 @@ const tags = "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_no
 var allowed = map[string][]string{
 	"ci":               {"ci/job"},
 	"ci/cache":         {},
+	"ci/dockerfile":    {},
 	"ci/door":          {},
 	"ci/images":        {},
 	"ci/job":           {},
-	"ci/sandbox":       {"pods/podman", "pods/relay"},
+	"ci/sandbox":       {"ci/dockerfile", "ci/job", "pods/podman", "pods/relay"},
 	"ci/worker":        {"ci/job", "mirror/gitproc"},
 	"compose":          {},
 	"forge":            {},
