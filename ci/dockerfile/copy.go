@@ -45,7 +45,13 @@ func (c *copying) owner() (o owner, err error) {
 	return o, nil
 }
 
+// maxSources is how many sources a COPY may name.
+const maxSources = 256
+
 func (s *stage) copy(ctx context.Context, c copying) error {
+	if n := len(c.SourcePaths) + len(c.SourceContents); n > maxSources {
+		return fmt.Errorf("it names %d sources; at most %d are copied", n, maxSources)
+	}
 	if err := c.ExpandRaw(s.raw(s.Env, s.args)); err != nil {
 		return err
 	}
@@ -73,7 +79,7 @@ func (s *stage) copy(ctx context.Context, c copying) error {
 	}
 	var found []string
 	for _, source := range c.SourcePaths {
-		names, err := s.files.find(source)
+		names, err := s.files.find(ctx, source)
 		if err != nil {
 			return err
 		}

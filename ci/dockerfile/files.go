@@ -154,10 +154,13 @@ func (f *Files) resolve(name string) (string, error) {
 }
 
 // find is what a source of a COPY names.
-func (f *Files) find(source string) ([]string, error) {
+func (f *Files) find(ctx context.Context, source string) ([]string, error) {
 	if !strings.ContainsAny(source, "*?[") {
 		name, err := f.resolve(source)
 		return []string{name}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
 	var found []string
 	pattern := clean(source)
