@@ -53,6 +53,10 @@ const (
 	Complete = -2
 )
 
+// BuildLine begins what the service tells, by act, of the build of an action's image: act
+// logs it among what is for itself alone.
+const BuildLine = "Dockerfile: "
+
 // An Event is one thing that happened. Exactly one of Line, Began, Ended, Summary and
 // Result is set.
 type Event struct {

@@ -20,8 +20,10 @@ import (
 const lasting = 2 * time.Minute
 
 // detach is the request's context without its end.
-func (c call) detach() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(c.r.Context()), lasting)
+func (c call) detach() (context.Context, context.CancelFunc) { return lastingly(c.r.Context()) }
+
+func lastingly(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), lasting)
 }
 
 // network tells whether a container may ask for that one.
@@ -36,6 +38,10 @@ func (s *Sandbox) network(mode string) bool {
 	return ok || mode == "" || mode == "default" || mode == "bridge" || mode == "none"
 }
 
+func (s *Sandbox) rules() rules {
+	return rules{s.prefix(s.task) + "v-", s.cfg.Memory, s.cfg.CPUs, s.cfg.Pids, s.network}
+}
+
 func (c call) createContainer(string) error {
 	var req createRequest
 	if err := c.json(&req); err != nil {
@@ -48,7 +54,7 @@ func (c call) createContainer(string) error {
 	if !thingName.MatchString(name) || hexID.MatchString(name) {
 		return bad("%.200q is no name of a container", name)
 	}
-	p, err := rewrite(req, rules{c.prefix(c.task) + "v-", c.cfg.Memory, c.cfg.CPUs, c.cfg.Pids, c.network})
+	p, err := rewrite(req, c.rules())
 	if err != nil {
 		return err
 	}
@@ -56,6 +62,9 @@ func (c call) createContainer(string) error {
 	defer cancel()
 	image, err := c.image(ctx, p.image)
 	if err != nil {
+		return err
+	}
+	if err := c.asBuilt(p); err != nil {
 		return err
 	}
 	if p.health, err = healthOf(p.health, image.Config.Healthcheck); err != nil {

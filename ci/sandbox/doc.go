@@ -24,6 +24,9 @@
 // can't limit (rootless on cgroup v1) there are ulimits instead: processes are then
 // counted with all of the user's, and memory is not limited.
 //
+// A Dockerfile is run by [codeberg.org/devaipod/devaipod/ci/dockerfile] in containers of
+// that kind, and never by podman's own build (build.go).
+//
 // # What is left
 //
 // All that is made carries two labels, the instance's and the task's ([LabelTask]).

@@ -152,36 +152,44 @@ const streamBegins = 2 * time.Minute
 // stream asks podman for a connection that is no more HTTP's, and joins it with the
 // client's. What podman refuses is answered as usual.
 func (c call) stream(path string, q url.Values, body []byte) error {
-	ctx := c.r.Context()
-	req, err := c.request(ctx, http.MethodPost, path, q.Encode(), bytes.NewReader(body))
+	far, err := c.connect(c.r.Context(), path, q, body)
 	if err != nil {
 		return err
+	}
+	defer far.Close()
+	return c.join(far)
+}
+
+// connect asks podman for such a connection, which ends with ctx.
+func (s *Sandbox) connect(ctx context.Context, path string, q url.Values, body []byte) (_ buffered, err error) {
+	req, err := s.request(ctx, http.MethodPost, path, q.Encode(), bytes.NewReader(body))
+	if err != nil {
+		return buffered{}, err
 	}
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", "tcp")
-	far, err := new(net.Dialer).DialContext(ctx, "unix", c.cfg.Podman)
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", s.cfg.Podman)
 	if err != nil {
-		return fmt.Errorf("asking podman: %w", err)
+		return buffered{}, fmt.Errorf("asking podman: %w", err)
 	}
-	defer far.Close()
-	stop := context.AfterFunc(ctx, func() { far.Close() })
-	defer stop()
-	if err := errors.Join(far.SetDeadline(time.Now().Add(streamBegins)), req.Write(far)); err != nil {
-		return fmt.Errorf("asking podman: %w", err)
+	context.AfterFunc(ctx, func() { conn.Close() })
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	if err := errors.Join(conn.SetDeadline(time.Now().Add(streamBegins)), req.Write(conn)); err != nil {
+		return buffered{}, fmt.Errorf("asking podman: %w", err)
 	}
-	reader := bufio.NewReader(far)
-	resp, err := http.ReadResponse(reader, req)
+	reader := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(reader, req) //nolint:bodyclose // what follows is the stream
 	if err != nil {
-		return fmt.Errorf("asking podman: %w", err)
+		return buffered{}, fmt.Errorf("asking podman: %w", err)
 	}
-	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusSwitchingProtocols && resp.StatusCode != http.StatusOK {
-		return answerError(resp)
+		return buffered{}, answerError(resp)
 	}
-	if err := far.SetDeadline(time.Time{}); err != nil {
-		return err
-	}
-	return c.join(buffered{far, reader})
+	return buffered{conn, reader}, conn.SetDeadline(time.Time{})
 }
 
 // join answers the client as Docker does and copies both ways until both are done, or

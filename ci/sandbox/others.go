@@ -53,6 +53,7 @@ type image struct {
 		WorkingDir  string                  `json:",omitempty"`
 		Labels      map[string]string       `json:",omitempty"`
 		Healthcheck *container.HealthConfig `json:",omitempty"`
+		OnBuild     []string                `json:",omitempty"`
 	}
 }
 
@@ -74,6 +75,9 @@ func (s *Sandbox) image(ctx context.Context, ref string) (*image, error) {
 	name, err := fullName(ref)
 	if err != nil {
 		return nil, err
+	}
+	if builtName.MatchString(name) {
+		return s.built(name)
 	}
 	if err := s.cfg.Use(name); err != nil {
 		return nil, refused("image %s: %v", name, err)
@@ -127,27 +131,31 @@ func (c call) pull() error {
 	if err != nil {
 		return err
 	}
-	if err := c.cfg.Use(name); err != nil {
-		return refused("image %s: %v", name, err)
-	}
-	if c.cfg.Pull == nil {
-		return refused("image %s: images are not fetched for jobs here", name)
-	}
-	if err := c.cfg.Pull(name); err != nil {
-		return refused("fetching image %s: %v", name, err)
-	}
 	if auth := c.r.Header.Get("X-Registry-Auth"); auth != "" && auth != "e30=" { // {}
 		return refused("image %s: a job's credentials for a registry are not used: what they fetch would be there for other jobs, too", name)
 	}
-	resp, err := c.ask(c.r.Context(), http.MethodPost, compat+"/images/create", url.Values{"fromImage": {name}}.Encode(), nil)
+	resp, err := c.fetch(c.r.Context(), name)
 	if err != nil {
 		return err
 	}
 	return c.pass(resp, maxPull)
 }
 
-func (c call) build(string) error {
-	return refused("building images is not possible in a job: actions that come as a Dockerfile don't run here (docs/ci.md says why); one that names an image does")
+// fetch has podman fetch an image by its full name, if jobs may have it fetched.
+func (s *Sandbox) fetch(ctx context.Context, name string) (*http.Response, error) {
+	if builtName.MatchString(name) {
+		return nil, notFound("image", name)
+	}
+	if err := s.cfg.Use(name); err != nil {
+		return nil, refused("image %s: %v", name, err)
+	}
+	if s.cfg.Pull == nil {
+		return nil, refused("image %s: images are not fetched for jobs here", name)
+	}
+	if err := s.cfg.Pull(name); err != nil {
+		return nil, refused("fetching image %s: %v", name, err)
+	}
+	return s.ask(ctx, http.MethodPost, compat+"/images/create", url.Values{"fromImage": {name}}.Encode(), nil)
 }
 
 // Volumes.

@@ -49,6 +49,9 @@ type Config struct {
 	Use func(image string) error
 	// Pull decides whether an image that jobs may use may be fetched for them; nil is never.
 	Pull func(image string) error
+	// Build is the environment of a Dockerfile's commands beside their own: how they reach
+	// what the door gives.
+	Build map[string]string
 	// Theirs, where it is set, tells whether a task is of another process, which may have
 	// it open: Collect leaves those alone.
 	Theirs func(task int64) bool
@@ -108,6 +111,7 @@ type Sandbox struct {
 	stop     context.CancelFunc
 	running  sync.WaitGroup // the server, streams and requests, the watch
 	once     sync.Once
+	building sync.Mutex // one Dockerfile at a time
 	things   things
 }
 
@@ -272,7 +276,13 @@ func (s *Sandboxes) removeAll(ctx context.Context, task int64) error {
 			return err
 		}
 	}
-	return os.RemoveAll(filepath.Join(s.cfg.Dir, strconv.FormatInt(task, 10)))
+	dir := filepath.Join(s.cfg.Dir, strconv.FormatInt(task, 10))
+	if _, err := os.Lstat(filepath.Join(dir, imagesFile)); err == nil {
+		if err := s.removeImages(ctx, task); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir)
 }
 
 // removeContainer kills and removes one at once; one that is not there is no error.
@@ -313,6 +323,17 @@ func (s *Sandboxes) Collect(ctx context.Context) error {
 	for _, thing := range slices.Concat(containers, volumes, groups) {
 		note(thing.Labels[LabelTask])
 	}
+	images, err := s.client.LabeledImages(ctx, own)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		for _, name := range i.Names {
+			rest, _ := strings.CutPrefix(name, imagePrefix+s.cfg.Instance+"-ci-")
+			task, _, _ := strings.Cut(rest, ":")
+			note(task)
+		}
+	}
 	dirs, err := os.ReadDir(s.cfg.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -346,5 +367,8 @@ func (s *Sandboxes) collect(ctx context.Context, task int64) error {
 		delete(s.open, task)
 	}()
 	s.cfg.Log.Info("removing what was left of a job", "task", task)
-	return s.removeAll(ctx, task)
+	if err := s.removeAll(ctx, task); err != nil {
+		return err
+	}
+	return s.removeImages(ctx, task) // without its directory nothing told of them
 }

@@ -6,14 +6,17 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
+
+	"codeberg.org/devaipod/devaipod/ci/dockerfile"
 )
 
-// Bounds on what a job has at a time, and on execs in all.
+// Bounds on what a job has at a time, and on execs and images in all.
 const (
 	maxContainers = 24
 	maxVolumes    = 64
 	maxNetworks   = 64
 	maxExecs      = 20_000
+	maxImages     = 500
 )
 
 // things are what the job has made, by the names that it knows.
@@ -22,8 +25,11 @@ type things struct {
 	closed     bool
 	containers map[string]*made // by name
 	volumes    map[string]bool
-	networks   map[string]string // IDs, by name
-	execs      map[string]bool   // by ID
+	networks   map[string]string            // IDs, by name
+	execs      map[string]bool              // by ID
+	images     map[string]*dockerfile.Image // by the name that the job gave
+	committed  int                          // images that were made
+	disk       int64                        // bytes that they have beside those that they are made of
 }
 
 // made is a container of the job.
@@ -45,6 +51,7 @@ type health struct {
 
 func (t *things) init() {
 	t.containers, t.volumes, t.networks, t.execs = map[string]*made{}, map[string]bool{}, map[string]string{}, map[string]bool{}
+	t.images = map[string]*dockerfile.Image{}
 }
 
 // container finds one by its name or its whole ID.

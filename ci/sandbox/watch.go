@@ -60,7 +60,8 @@ func (s *Sandbox) look(ctx context.Context) (exceeded, err error) {
 	return fmt.Errorf("the job has %d MiB on the disk and may have %d (ci.disk)", used>>20, s.cfg.Disk>>20), nil
 }
 
-// disk is what the job's containers have written, and its volumes have, in bytes.
+// disk is what the job's containers have written, its volumes have, and its images beside
+// those that they are made of, in bytes.
 func (s *Sandbox) disk(ctx context.Context) (used int64, err error) {
 	containers, err := s.client.Containers(ctx, s.labels(s.task))
 	if err != nil {
@@ -80,7 +81,9 @@ func (s *Sandbox) disk(ctx context.Context) (used int64, err error) {
 	for _, v := range volumes {
 		used += all.Volumes[v.Name]
 	}
-	return used, nil
+	s.things.mu.Lock()
+	defer s.things.mu.Unlock()
+	return used + s.things.disk, nil
 }
 
 func (s *Sandboxes) gives(controller string) bool {

@@ -117,6 +117,8 @@ func (r *report) Fire(e *logrus.Entry) error {
 		r.command(e, command, within)
 	case e.Level <= logrus.ErrorLevel:
 		r.fault(e.Time, e.Message)
+	case strings.HasPrefix(e.Message, job.BuildLine):
+		r.line(e.Time, strings.TrimPrefix(e.Message, job.BuildLine))
 	case e.Message == "Failed but continue next step":
 		r.line(e.Time, "::warning::The step failed, and the job goes on (continue-on-error)")
 	case e.Level <= logrus.InfoLevel && (r.at == job.SetUp || r.at == job.Complete):

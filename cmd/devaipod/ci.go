@@ -166,7 +166,7 @@ func (a *app) newBoxes(ctx context.Context, m *pods.Manager, tools string, image
 	use := a.cfg.ciMayUse(images)
 	return sandbox.New(ctx, sandbox.Config{
 		Instance: a.cfg.Instance, Podman: socket, Tools: tools, Dir: a.cfg.file("ci/run"),
-		Memory: memory, CPUs: a.cfg.CI.CPUs, Pids: a.cfg.CI.Processes, Disk: disk, Seccomp: profile, Use: use, Pull: use, Theirs: theirs, Log: a.log,
+		Memory: memory, CPUs: a.cfg.CI.CPUs, Pids: a.cfg.CI.Processes, Disk: disk, Seccomp: profile, Use: use, Pull: use, Build: doorEnv(nil), Theirs: theirs, Log: a.log,
 	})
 }
 
@@ -393,15 +393,22 @@ func (c *ciRunner) spec(j ci.Job, docker string, services []string) cijob.Spec {
 	if _, ok := cacheScope(j); ok && c.saved != nil {
 		s.Env["ACTIONS_CACHE_URL"] = jobCacheURL
 	}
+	maps.Copy(s.Env, doorEnv(services))
+	return s
+}
+
+// doorEnv is how programs in a job find what the door gives.
+func doorEnv(services []string) map[string]string {
+	env := map[string]string{}
 	proxy := fmt.Sprintf("127.0.0.1:%d", jobProxyPort)
 	for name, value := range egress.ProxyEnv(proxy, "", "") {
 		if strings.EqualFold(name, "no_proxy") {
 			value = strings.Join(append([]string{value}, services...), ",")
 		}
-		s.Env[name] = value
+		env[name] = value
 	}
-	s.Env["GIT_CONFIG_COUNT"], s.Env["GIT_CONFIG_KEY_0"], s.Env["GIT_CONFIG_VALUE_0"] = "1", "url.http://"+proxy+"/git/.insteadOf", "https://"
-	return s
+	env["GIT_CONFIG_COUNT"], env["GIT_CONFIG_KEY_0"], env["GIT_CONFIG_VALUE_0"] = "1", "url.http://"+proxy+"/git/.insteadOf", "https://"
+	return env
 }
 
 // rebased changes all URLs of one server to those of another, in values of JSON.

@@ -96,7 +96,12 @@ func (c *Client) ImageRemove(ctx context.Context, ref string) error {
 func (c *Client) LabeledImages(ctx context.Context, labels map[string]string) ([]backend.ImageThing, error) {
 	conn, cancel := c.with(ctx)
 	defer cancel()
-	found, err := whole(conn, images.List, new(images.ListOptions).WithFilters(filter(labels)))
+	// Podman 4 finds none by two labels. One is enough to leave out most.
+	one := map[string]string{}
+	for k, v := range labels {
+		one = map[string]string{k: v}
+	}
+	found, err := whole(conn, images.List, new(images.ListOptions).WithFilters(filter(one)))
 	if err != nil {
 		return nil, fmt.Errorf("listing images: %w", err)
 	}

@@ -112,7 +112,7 @@ func busybox(more ...string) ([]byte, error) {
 	if _, err := w.Write(data); err != nil {
 		return nil, err
 	}
-	for _, applet := range []string{"sh", "cat", "ls", "sleep", "grep", "id", "touch", "mkdir", "mkfifo", "env", "seq"} {
+	for _, applet := range []string{"sh", "cat", "ls", "sleep", "tail", "grep", "id", "touch", "mkdir", "mkfifo", "env", "seq"} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox"}); err != nil {
 			return nil, err
 		}

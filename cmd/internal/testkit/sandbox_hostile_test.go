@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -172,7 +173,7 @@ const sandboxChild = "TEST_SANDBOX_CHILD"
 // opens a sandbox and starts a container in it.
 func TestSandboxChild(t *testing.T) {
 	config := os.Getenv(sandboxChild)
-	if config == "" {
+	if config == "" || config == workerChild {
 		return // it is not that process
 	}
 	var instance, socket, tools, dir, seccomp string
@@ -182,6 +183,9 @@ func TestSandboxChild(t *testing.T) {
 	must(t, err)
 	j := openJob(t, s, 31)
 	j.run("job", nil, &container.HostConfig{Binds: []string{"data:/data"}})
+	if said, failed := j.build(t.Context(), "FROM localhost/box\nRUN touch /a\nRUN touch /b", nil); failed != "" {
+		t.Fatal(failed, said)
+	}
 	fmt.Fprintln(os.Stdout, "\nready")
 	time.Sleep(10 * time.Minute)
 }
@@ -213,6 +217,15 @@ func TestASandboxOfAServiceThatWasKilled(t *testing.T) {
 	if theirs, err := world.client.Containers(ctx, map[string]string{sandbox.LabelInstance: "sbxkill", sandbox.LabelTask: "31"}); err != nil || len(theirs) != 3 { // its holder, its limits, its job
 		t.Errorf("what another process has: %v, %v", theirs, err)
 	}
+	images := func(want int) {
+		t.Helper()
+		left, err := world.client.LabeledImages(ctx, map[string]string{sandbox.LabelInstance: "sbxkill", sandbox.LabelTask: "31"})
+		if err != nil || len(left) != want {
+			t.Errorf("images: %v, %v; want %d", left, err, want)
+		}
+	}
+	images(2)
+	must(t, os.RemoveAll(filepath.Join(cfg.Dir, "31"))) // its labels are enough
 	cfg.Theirs = nil
 	s, err = sandbox.New(ctx, cfg)
 	must(t, err)
@@ -223,6 +236,7 @@ func TestASandboxOfAServiceThatWasKilled(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("%v, %v", left, err)
 	}
+	images(0)
 	volumes, err := world.client.Volumes(ctx, map[string]string{sandbox.LabelInstance: "sbxkill"})
 	if err != nil || len(volumes) > 0 {
 		t.Errorf("%v, %v", volumes, err)

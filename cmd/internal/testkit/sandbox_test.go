@@ -38,6 +38,7 @@ func sandboxConfig(t testing.TB, instance string) sandbox.Config {
 	return sandbox.Config{
 		Instance: instance, Podman: filepath.Join(world.Dir, "podman.sock"), Tools: tools, Dir: filepath.Join(world.Dir, instance, "run"),
 		Memory: 128 << 20, CPUs: 1, Pids: 64, Disk: 64 << 20, Seccomp: seccomp, Log: world.log,
+		Build: map[string]string{"NET": "by the door"},
 		Use: func(image string) error {
 			if image == "localhost/not-for-jobs:latest" {
 				return errors.New("it is another repository's")
@@ -97,7 +98,7 @@ func (j job) sh(id, script string) (out string, code int) {
 // nothingOf checks that podman has nothing with a label, and the directory nothing.
 func nothingOf(t *testing.T, instance string, task int64) {
 	t.Helper()
-	for _, args := range [][]string{{"ps", "--all", "--quiet"}, {"pod", "ps", "--quiet"}, {"volume", "ls", "--quiet"}} {
+	for _, args := range [][]string{{"ps", "--all", "--quiet"}, {"pod", "ps", "--quiet"}, {"volume", "ls", "--quiet"}, {"images", "--all", "--quiet"}} {
 		out, err := world.Podman(t.Context(), append(args, "--filter", fmt.Sprintf("label=%s=%d", sandbox.LabelTask, task))...)
 		must(t, err)
 		if out != "" {
