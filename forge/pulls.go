@@ -266,9 +266,17 @@ func (c *Client) EnsurePull(ctx context.Context, r Repo, spec PullSpec) (p Pull,
 	if found.Title == spec.Title && found.Draft == spec.Draft && strings.TrimSpace(found.Body) == strings.TrimSpace(body) {
 		return found, false, nil
 	}
+	edits := []map[string]string{{"title": title, "body": body}}
+	if found.Draft && !spec.Draft { // the forge changes the title first, and with it says that the text is for reading
+		edits = []map[string]string{{"body": body}, edits[0]}
+	}
 	var got pullJSON
-	err = c.do(ctx, call{method: http.MethodPatch, path: r.path("/pulls/%d", found.Number), body: map[string]string{"title": title, "body": body}, bot: true}, &got)
-	return pullOf(got), err == nil, err
+	for _, edit := range edits {
+		if err := c.do(ctx, call{method: http.MethodPatch, path: r.path("/pulls/%d", found.Number), body: edit, bot: true}, &got); err != nil {
+			return Pull{}, false, err
+		}
+	}
+	return pullOf(got), true, nil
 }
 
 // RequestReview asks somebody for a review, as the bot. Asking again somebody

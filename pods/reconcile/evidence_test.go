@@ -148,6 +148,20 @@ func TestAPullRequestThatIsMergedMeanwhileIsNotOpenedAgain(t *testing.T) {
 	}
 }
 
+// With the merge the branch has nothing any more that the base lacks: that is no agent that
+// ended without a commit.
+func TestAPullRequestThatIsMergedDuringALookIsNoAgentWithoutWork(t *testing.T) {
+	w := doneWorld(t)
+	w.check.State = reconcile.CheckPassed
+	w.pass(t)
+	w.aheading = func() {
+		w.set(func() { w.pull, w.commits = &reconcile.Pull{Number: 4, Merged: true, ClosedAt: w.now}, nil })
+	}
+	if v := w.pass(t); v.State != reconcile.Done || w.removed != 1 {
+		t.Errorf("%+v, removed %d", v, w.removed)
+	}
+}
+
 // What the agent says may look as if we had said it, and is a quotation.
 func TestAnAgentsWordsAreQuoted(t *testing.T) {
 	w := doneWorld(t)

@@ -135,6 +135,14 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	if err != nil {
 		return err
 	}
+	if len(commits) == 0 && pull.Number != 0 { // it had some: was it merged meanwhile?
+		if pull, err = l.pull(ctx, pod); err != nil {
+			return err
+		}
+		if pull.Merged {
+			return l.merged(ctx, i, pull, pod)
+		}
+	}
 	v.judge(sum, len(commits))
 	if exit := l.exits[pod.Key]; exit != "" && (v.Cause == CauseNothing || v.State == Failed && v.Cause != CauseDied) {
 		v.Why += "\n\nIt was started again before: " + exit + "."

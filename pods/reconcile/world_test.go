@@ -48,6 +48,7 @@ type world struct {
 	task     reconcile.Task
 	begun    int
 	during   func() // what happens while a pod is made or stopped
+	aheading func() // before the forge tells of commits
 	saying   func() // and while a comment is written
 	beginErr error
 	removed  int
@@ -262,6 +263,9 @@ func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bo
 func (w *world) Ahead(context.Context, reconcile.Key, string, string) ([]reconcile.Commit, error) {
 	if err := w.up(); err != nil {
 		return nil, err
+	}
+	if w.aheading != nil {
+		w.aheading()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
