@@ -131,17 +131,9 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	if err != nil {
 		return err
 	}
-	commits, err := l.cfg.Forge.Ahead(ctx, i.Key, pod.Base, pod.Branch)
-	if err != nil {
+	commits, over, err := l.ahead(ctx, i, pod, pull)
+	if over || err != nil {
 		return err
-	}
-	if len(commits) == 0 && pull.Number != 0 { // it had some: was it merged meanwhile?
-		if pull, err = l.pull(ctx, pod); err != nil {
-			return err
-		}
-		if pull.Merged {
-			return l.merged(ctx, i, pull, pod)
-		}
 	}
 	v.judge(sum, len(commits))
 	if exit := l.exits[pod.Key]; exit != "" && (v.Cause == CauseNothing || v.State == Failed && v.Cause != CauseDied) {
@@ -156,6 +148,19 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		return err
 	}
 	return l.show(ctx, i, v)
+}
+
+// ahead is what the branch has that its base lacks. Where a pull request has nothing any more, it
+// is looked at again: if it was merged meanwhile, all is over.
+func (l *Loop) ahead(ctx context.Context, i Issue, pod Pod, pull Pull) (commits []Commit, over bool, err error) {
+	commits, err = l.cfg.Forge.Ahead(ctx, i.Key, pod.Base, pod.Branch)
+	if err != nil || len(commits) > 0 || pull.Number == 0 {
+		return commits, false, err
+	}
+	if pull, err = l.pull(ctx, pod); err != nil || !pull.Merged {
+		return commits, false, err
+	}
+	return nil, true, l.merged(ctx, i, pull, pod)
 }
 
 // nothingFor is how long an agent must have ended without a commit before a person is
