@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // limit ends a script's commands, all of them, when it takes too long: one that hangs fails by
@@ -45,6 +46,10 @@ func endAll(work string) string {
 // not the service and podman's, which have sessions of their own.
 func processesOf(work string) map[int]string {
 	found := map[int]string{}
+	ours, err := unix.Getsid(0)
+	if err != nil {
+		panic(err) // it always works
+	}
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		panic(err) // the pattern is wrong
@@ -55,7 +60,10 @@ func processesOf(work string) map[int]string {
 			continue // it has ended, or is somebody else's
 		}
 		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || sessionOf(pid) != sessionOf(os.Getpid()) {
+		if err != nil {
+			continue
+		}
+		if session, err := unix.Getsid(pid); err != nil || session != ours {
 			continue
 		}
 		command, err := os.ReadFile(dir + "/cmdline")
@@ -65,22 +73,6 @@ func processesOf(work string) map[int]string {
 		found[pid] = string(bytes.ReplaceAll(command, []byte{0}, []byte{' '}))
 	}
 	return found
-}
-
-// sessionOf is the sixth field of proc(5)'s stat, 0 for a process that has ended.
-func sessionOf(pid int) int {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := strings.Cut(string(stat[max(0, bytes.LastIndexByte(stat, ')')):]), " ")
-	if fields := strings.Fields(rest); len(fields) > 3 {
-		n, err := strconv.Atoi(fields[3])
-		if err == nil {
-			return n
-		}
-	}
-	return 0
 }
 
 func TestAScriptThatHangsIsEndedWithAllThatItStarted(t *testing.T) {
