@@ -46,17 +46,19 @@ type Port struct {
 	Host, Container uint16
 }
 
-// A Container of a pod.
+// A Container of a pod, or without one; Network is then the name of the container before it
+// whose network it has, or "" for one of its own.
 type Container struct {
-	Name, Role, Pod, Image string
-	Entrypoint, Command    []string
-	Env                    map[string]string
-	Labels                 map[string]string
-	User                   string
-	Mounts                 []Mount
-	DropCaps, NoNewPrivs   bool
-	SELinuxDisable         bool
-	Restart                string // podman's restart policy
+	Name, Role, Image    string
+	Pod, Network         string
+	Entrypoint, Command  []string
+	Env                  map[string]string
+	Labels               map[string]string
+	User                 string
+	Mounts               []Mount
+	DropCaps, NoNewPrivs bool
+	SELinuxDisable       bool
+	Restart              string // podman's restart policy
 }
 
 // A Mount is a named volume, or with Bind a directory of the host.
@@ -132,13 +134,14 @@ func Forge(cfg Config) Stack {
 	return s
 }
 
-// RunnerPod is the name of the pod with an instance's runner.
-func RunnerPod(instance string) string { return instance + "-runner-pod" }
+// RunnerRelay is the name of the container whose network an instance's runner has.
+func RunnerRelay(instance string) string { return instance + "-runner-relay" }
 
-// addRunner adds the runner, in a pod whose relay leads to the service. Its variables have the
-// names that act_runner's own image reads.
+// addRunner adds the runner, in the network of its relay, which leads to the service. They are in
+// no pod, since podman lets only containers of the same pod have the network of one in a pod, and the
+// runner's jobs are to have it. Its variables have the names that act_runner's own image reads.
 func addRunner(s *Stack, cfg Config, labels func(role string) map[string]string) {
-	r, name := cfg.Runner, cfg.Instance+"-runner"
+	r, name, relay := cfg.Runner, cfg.Instance+"-runner", RunnerRelay(cfg.Instance)
 	listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(r.Port)))
 	env := map[string]string{
 		"GITEA_INSTANCE_URL": "http://" + listen, "GITEA_RUNNER_NAME": name, "GITEA_RUNNER_LABELS": strings.Join(r.Labels, ","),
@@ -146,18 +149,17 @@ func addRunner(s *Stack, cfg Config, labels func(role string) map[string]string)
 	}
 	mounts := []Mount{{Bind: true, Source: r.TokenDir, Target: "/run/registration", ReadOnly: true}}
 	if r.Podman != "" {
-		env["DOCKER_HOST"], env["GITEA_RUNNER_NETWORK"] = "unix:///run/podman.sock", "container:"+name
+		env["DOCKER_HOST"], env["GITEA_RUNNER_NETWORK"] = "unix:///run/podman.sock", "container:"+relay
 		mounts = append(mounts, Mount{Bind: true, Source: r.Podman, Target: "/run/podman.sock"})
 	}
-	s.Pods = append(s.Pods, Pod{Name: RunnerPod(cfg.Instance), Labels: labels("runner-pod")})
 	s.Containers = append(s.Containers, Container{
-		Name: name + "-relay", Role: "runner-relay", Pod: RunnerPod(cfg.Instance), Image: cfg.ToolsImage, Labels: labels("runner-relay"),
+		Name: relay, Role: "runner-relay", Image: cfg.ToolsImage, Labels: labels("runner-relay"),
 		Entrypoint: []string{"/devaipod-pod"}, Command: []string{"relay", "--listen", listen, "--to", "/run/service/s.sock"},
 		DropCaps: true, NoNewPrivs: true, SELinuxDisable: true, Restart: "always",
 		Mounts: []Mount{{Bind: true, Source: r.RelayDir, Target: "/run/service"}},
 	}, Container{
 		// Its user can read the token, and talk to the podman of whoever runs the service.
-		Name: name, Role: "runner", Pod: RunnerPod(cfg.Instance), Image: r.Image, Labels: labels("runner"), Entrypoint: r.Command, User: "0",
+		Name: name, Role: "runner", Network: relay, Image: r.Image, Labels: labels("runner"), Entrypoint: r.Command, User: "0",
 		Env: env, Mounts: mounts, NoNewPrivs: true, SELinuxDisable: true, Restart: "always",
 	})
 }

@@ -18,7 +18,7 @@ func TestARunnerBesideTheForgeHasWhatItNeedsAndAPodmanOnlyIfOneIsGiven(t *testin
 	}
 	s := compose.Forge(c)
 	i := slices.IndexFunc(s.Containers, func(c compose.Container) bool { return c.Role == "runner" })
-	if i < 0 || s.Pods[1].Name != compose.RunnerPod("x") {
+	if i < 1 || s.Containers[i-1].Name != compose.RunnerRelay("x") {
 		t.Fatalf("%+v", s)
 	}
 	r := s.Containers[i]
@@ -29,12 +29,12 @@ func TestARunnerBesideTheForgeHasWhatItNeedsAndAPodmanOnlyIfOneIsGiven(t *testin
 	if !reflect.DeepEqual(r.Env, env) || len(r.Mounts) != 1 || !r.Mounts[0].ReadOnly || r.Mounts[0].Source != "/state/registration" || !r.NoNewPrivs {
 		t.Errorf("%+v", r)
 	}
-	if r.Pod != compose.RunnerPod("x") || slices.ContainsFunc(s.Containers[:2], func(c compose.Container) bool { return c.Pod == r.Pod }) {
-		t.Error("it is in the forge's pod")
+	if relay := s.Containers[i-1]; r.Network != relay.Name || r.Pod+relay.Pod+relay.Network != "" || len(s.Pods) != 1 {
+		t.Errorf("it has the network of %+v", relay) // which its jobs could not have, were it in a pod
 	}
 	c.Runner.Podman = "/run/user/1000/podman/podman.sock"
 	r = compose.Forge(c).Containers[i]
-	if m := r.Mounts[len(r.Mounts)-1]; m.Source != c.Runner.Podman || r.Env["DOCKER_HOST"] != "unix://"+m.Target || r.Env["GITEA_RUNNER_NETWORK"] != "container:x-runner" {
+	if m := r.Mounts[len(r.Mounts)-1]; m.Source != c.Runner.Podman || r.Env["DOCKER_HOST"] != "unix://"+m.Target || r.Env["GITEA_RUNNER_NETWORK"] != "container:x-runner-relay" {
 		t.Errorf("%+v", r)
 	}
 	for _, c := range compose.Forge(c).Containers {

@@ -76,7 +76,7 @@ func (c config) validateExternal() error {
 }
 
 // readyRunner has here what the runner's container needs to start, or removes one that is not
-// wanted any more.
+// wanted any more, with its jobs' containers.
 func (a *app) readyRunner(ctx context.Context, p *podman.Client) error {
 	if a.cfg.CI.ExternalImage == "" {
 		return a.removeRunner(ctx, p)
@@ -90,18 +90,10 @@ func (a *app) readyRunner(ctx context.Context, p *podman.Client) error {
 	return a.ensureImage(ctx, p, a.cfg.CI.ExternalImage)
 }
 
-// removeRunner removes the runner's container, which has nothing that is not made again.
+// removeRunner removes the runner's containers, which have nothing that is not made again, and those
+// of its jobs: all that have the relay's network.
 func (a *app) removeRunner(ctx context.Context, p *podman.Client) error {
-	st, err := p.State(ctx, compose.RunnerPod(a.cfg.Instance)+"-infra")
-	if err != nil || !st.Exists {
-		return err
-	}
-	for _, role := range []string{"runner", "runner-relay"} { // with what the image keeps in volumes
-		if err := p.RemoveContainer(ctx, a.cfg.Instance+"-"+role); err != nil {
-			return err
-		}
-	}
-	return p.RemovePod(ctx, compose.RunnerPod(a.cfg.Instance))
+	return p.RemoveContainer(ctx, compose.RunnerRelay(a.cfg.Instance))
 }
 
 // external is the way to a runner that is not part of the service.

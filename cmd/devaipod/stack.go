@@ -149,6 +149,9 @@ func containerOf(c compose.Container) podman.Container {
 		Name: c.Name, Pod: c.Pod, Image: c.Image, Entrypoint: c.Entrypoint, Command: c.Command, Env: c.Env,
 		Labels: c.Labels, User: c.User, DropCaps: c.DropCaps, NoNewPrivs: c.NoNewPrivs, Restart: c.Restart, SELinuxDisable: c.SELinuxDisable,
 	}
+	if c.Network != "" {
+		out.Network = podman.NetworkOf(c.Network)
+	}
 	for _, m := range c.Mounts {
 		kind := podman.Volume
 		if m.Bind {

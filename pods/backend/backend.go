@@ -137,8 +137,8 @@ type Container struct {
 	Labels              map[string]string
 	User                string
 	WorkDir             string
-	// Network is [NoNetwork], in a pod [Egress], elsewhere a network's name, or "" for
-	// the pod's.
+	// Network is [NoNetwork], in a pod [Egress], elsewhere a network's name (or another
+	// container's, as the backend writes it), or "" for the pod's.
 	Network        string
 	Mounts         []Mount
 	DropCaps       bool // all of them

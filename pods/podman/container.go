@@ -81,6 +81,12 @@ func (c *Client) EnsureContainer(ctx context.Context, want Container) (created b
 	return true, nil
 }
 
+const networkOf = "container:"
+
+// NetworkOf is the [Container.Network] of one that has another container's, which goes
+// when that is removed.
+func NetworkOf(container string) string { return networkOf + container }
+
 func specOf(c Container) *specgen.SpecGenerator {
 	s := specgen.NewSpecGenerator(c.Image, false)
 	s.Name, s.Pod, s.Entrypoint, s.Command, s.Env, s.User, s.WorkDir = c.Name, c.Pod, c.Entrypoint, c.Command, c.Env, c.User, c.WorkDir
@@ -99,6 +105,10 @@ func specOf(c Container) *specgen.SpecGenerator {
 	case "none":
 		s.NetNS = specgen.Namespace{NSMode: specgen.NoNetwork}
 	default:
+		if of, ok := strings.CutPrefix(c.Network, networkOf); ok {
+			s.NetNS = specgen.Namespace{NSMode: specgen.FromContainer, Value: of}
+			break
+		}
 		s.NetNS = specgen.Namespace{NSMode: specgen.Bridge}
 		s.Networks = map[string]nettypes.PerNetworkOptions{c.Network: {}}
 	}
@@ -228,13 +238,13 @@ func (c *Client) WaitContainer(ctx context.Context, name string) (exit int, err 
 	return int(code), nil
 }
 
-// RemoveContainer kills and removes a container with its anonymous volumes.
-// One that is not there is no error.
+// RemoveContainer kills and removes a container with its anonymous volumes, and the containers
+// that have its network. One that is not there is no error.
 func (c *Client) RemoveContainer(ctx context.Context, name string) error {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	c.change("remove container", name)
-	reports, err := containers.Remove(conn, name, new(containers.RemoveOptions).WithForce(true).WithVolumes(true).WithIgnore(true).WithTimeout(1))
+	reports, err := containers.Remove(conn, name, new(containers.RemoveOptions).WithForce(true).WithVolumes(true).WithDepend(true).WithIgnore(true).WithTimeout(1))
 	for _, r := range reports {
 		err = errors.Join(err, r.Err)
 	}
