@@ -168,13 +168,13 @@ func (t *Tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Complaints are what counts of it: complaints of git's or of a box's launcher,
+// Complaints are what counts of it: complaints of git's, of our cache or of a box's launcher,
 // without progress, printable.
 func (t *Tail) Complaints() string {
 	var keep []string
 	for line := range strings.FieldsFuncSeq(string(t.Bytes), func(r rune) bool { return r == '\n' || r == '\r' }) {
 		line = Printable(strings.TrimSpace(line))
-		for _, prefix := range []string{"fatal: ", "error: ", "remote: error: ", "remote: fatal: ", "devaipod-box: ", "fatal error: "} {
+		for _, prefix := range []string{"fatal: ", "error: ", "remote: error: ", "remote: fatal: ", "remote: devaipod: ", "devaipod-box: ", "fatal error: "} {
 			if rest, ok := strings.CutPrefix(line, prefix); ok {
 				keep = append(keep, rest)
 				break
