@@ -32,6 +32,7 @@ import (
 // undocumented are the calls that are not in the tables, with their source.
 var undocumented = map[string]string{
 	// Its state is documented as an object, for the type has no name in Go that it knows.
+	"POST /repos/ann/full/pulls/3/reviews":                                   "a review's event is a string",
 	"POST /repos/ann/full/statuses/0123456789012345678901234567890123456789": "a status's state is a string",
 	"GET /api/forgejo/v1/version":                                            "Forgejo's other API: public/assets/forgejo/api.v1.yml of Forgejo v11.0.1",
 }
@@ -203,6 +204,7 @@ var repo = forge.Repo{Owner: "ann", Name: "full"}
 // client that calls the forge. A method that is not here fails the test.
 var exercises = map[string][][]any{
 	"AddLabels":        {{repo, int64(1), "devaipod"}},
+	"AnswerByReview":   {{repo, int64(3), forge.LineComment{Path: "a", Line: 1}, "b"}},
 	"AnyLabeled":       {{"devaipod"}},
 	"Branch":           {{repo, "agent/1-x"}},
 	"Branches":         {{repo, "agent/"}},
@@ -239,6 +241,7 @@ var exercises = map[string][][]any{
 	"Repository":       {{repo}},
 	"RepositoryByID":   {{int64(1)}},
 	"RequestReview":    {{repo, int64(3), "ann"}},
+	"Reviews":          {{repo, int64(3)}},
 	"RootEntries":      {{repo, "0123456789012345678901234567890123456789"}},
 	"RunnerToken":      {{repo}},
 	"SSHKeys":          {{"ann"}},
@@ -284,6 +287,8 @@ var answers = map[string]string{
 	"/repos/ann/full/pulls":                                              `[{"number": 3, "state": "open", "title": "old", "user": {"login": "bot"}, "head": {"label": "agent/1-x", "ref": "agent/1-x", "repo": {"id": 1}}, "base": {"ref": "main", "repo": {"id": 1}}}]`,
 	"/repos/ann/full/pulls/3":                                            `{"number": 3, "state": "open", "title": "old", "user": {"login": "bot"}}`,
 	"/repos/ann/full/pulls/3/files":                                      `[]`,
+	"/repos/ann/full/pulls/3/reviews":                                    `[{"id": 5, "state": "COMMENT", "comments_count": 1}]`,
+	"/repos/ann/full/pulls/3/reviews/5/comments":                         `[]`,
 	"/repos/ann/full/collaborators/bot/permission":                       `{"permission": "read"}`,
 }
 

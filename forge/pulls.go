@@ -185,6 +185,7 @@ type Pull struct {
 	Own                 bool   // its branch is of the repository itself
 	Base, Author, URL   string
 	Closed              time.Time // when closed or merged, else zero
+	Updated             time.Time // of its text, comments or reviews; whole seconds
 	Reviewers           []string  // who is asked
 }
 
@@ -213,6 +214,9 @@ func pullOf(p pullJSON) Pull {
 	}
 	if p.Base != nil {
 		out.Base = p.Base.Ref
+	}
+	if p.Updated != nil {
+		out.Updated = *p.Updated
 	}
 	switch {
 	case p.HasMerged && p.Merged != nil:

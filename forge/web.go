@@ -18,7 +18,8 @@ import (
 var ErrNoSession = errors.New("the bot's account is not of our making, so we don't log in with it")
 
 // A Web does what the forge's pages do and its API does not: running a run of Actions
-// again, cancelling one, and on old forges running a workflow. It logs in as the bot, whose password it sets to a random one,
+// again, cancelling one, on old forges running a workflow, and answering in a thread of a
+// review. It logs in as the bot, whose password it sets to a random one,
 // kept nowhere, whenever it has no session. Its methods are safe for concurrent use.
 //
 // Source: routers/web/web.go of Forgejo and its sibling. The pages of the latter want a
@@ -47,7 +48,7 @@ func (w *Web) Cancel(ctx context.Context, r Repo, run int64) error {
 
 // press does what a button of a run's page does.
 func (w *Web) press(ctx context.Context, r Repo, run int64, button string) error {
-	return w.post(ctx, fmt.Sprintf("to %s run %d of %s", button, run, r), r, fmt.Sprintf("runs/%d/%s", run, button), nil)
+	return w.post(ctx, fmt.Sprintf("to %s run %d of %s", button, run, r), r, fmt.Sprintf("actions/runs/%d/%s", run, button), nil)
 }
 
 // Dispatch is [Client.DispatchWorkflow] by the form of the page; ref is the whole name of a
@@ -60,7 +61,7 @@ func (w *Web) Dispatch(ctx context.Context, r Repo, workflow, ref string, inputs
 	}
 	form.Set("ref", ref)
 	form.Set("workflow", workflow)
-	err := w.post(ctx, fmt.Sprintf("to run %s of %s", workflow, r), r, "run", form)
+	err := w.post(ctx, fmt.Sprintf("to run %s of %s", workflow, r), r, "actions/run", form)
 	var e *Error
 	if errors.As(err, &e) && e.Status == http.StatusSeeOther {
 		return w.flash()
@@ -95,7 +96,7 @@ func (w *Web) flash() error {
 	return nil
 }
 
-// post sends a form to a page of a repository's Actions. A session that the forge does not know
+// post sends a form to a page of a repository. A session that the forge does not know
 // any more looks like a page that is not there, or like a missing right: so after a refusal
 // it is tried once with a new one.
 func (w *Web) post(ctx context.Context, what string, r Repo, page string, form url.Values) error {
@@ -103,7 +104,7 @@ func (w *Web) post(ctx context.Context, what string, r Repo, page string, form u
 	defer w.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	path := fmt.Sprintf("/%s/%s/actions/%s", url.PathEscape(r.Owner), url.PathEscape(r.Name), page)
+	path := fmt.Sprintf("/%s/%s/%s", url.PathEscape(r.Owner), url.PathEscape(r.Name), page)
 	fresh := w.session == nil
 	for {
 		if w.session == nil {

@@ -115,7 +115,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 		return nil, err
 	}
 	ours := []string{s.creds.Bot, s.creds.Service}
-	c.web = forge.NewWeb(s.forge, s.creds.BotMade || !a.cfg.joined())
+	c.web = s.web
 	port := ciPort{client: s.forge, web: c.web, ours: ours, queued: func(repo string) { c.Kick(repo) }}
 	c.repositories = port.repositories
 	c.approver = ci.NewApprover(ci.OpenStore(a.cfg.file("ci")), port, a.log)

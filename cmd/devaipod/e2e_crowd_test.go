@@ -453,7 +453,9 @@ func (c *crowd) Left(context.Context, reconcile.Key) (string, error)           {
 func (c *crowd) Heed(reconcile.Key, int64) error                               { return nil }
 func (c *crowd) Heeded(reconcile.Key) (int64, error)                           { return 0, nil }
 func (c *crowd) Note(context.Context, reconcile.Key, reconcile.Evidence) error { return nil }
-func (c *crowd) Tell(context.Context, reconcile.Key, int64, string) error      { return nil }
+func (c *crowd) Given(reconcile.Key) ([]reconcile.Given, error)                { return nil, nil }
+func (c *crowd) KeepGiven(reconcile.Key, reconcile.Given) error                { return nil }
+func (c *crowd) Tell(context.Context, reconcile.Key, string, string) error     { return nil }
 func (c *crowd) Rounds(reconcile.Key) ([]reconcile.Round, error)               { return nil, nil }
 func (c *crowd) KeepRound(reconcile.Key, reconcile.Round) error                { return nil }
 func (c *crowd) ForgiveRounds(reconcile.Key) error                             { return nil }

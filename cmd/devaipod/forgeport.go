@@ -20,6 +20,7 @@ type forgePort struct {
 	agents   []string // that have a label of their own
 	instance string
 	bot      string
+	web      *forge.Web
 	runs     []*ci.Store // what we ran of its Actions, and of detected checks
 	// On a forge that we joined: what readies a repository before it is written
 	// to; else nil.
@@ -184,7 +185,7 @@ func (p forgePort) Say(ctx context.Context, k reconcile.Key, subject, body strin
 }
 
 func pullOf(p forge.Pull) reconcile.Pull {
-	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed, MergeBase: p.MergeBase}
+	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed, MergeBase: p.MergeBase, Updated: p.Updated}
 }
 
 func (p forgePort) Pull(ctx context.Context, k reconcile.Key, branch string) (reconcile.Pull, bool, error) {
@@ -274,6 +275,30 @@ func isJob(j reconcile.CIJob, r ci.Record) bool {
 func (p forgePort) PutPull(ctx context.Context, k reconcile.Key, branch, base string, text reconcile.PullText) (reconcile.Pull, error) {
 	pull, _, err := p.client.EnsurePull(ctx, repoOf(k), forge.PullSpec{Head: branch, Base: base, Title: text.Title, Body: text.Body, Draft: text.Draft, Number: text.Number})
 	return pullOf(pull), readOnly(err)
+}
+
+func (p forgePort) Reviews(ctx context.Context, k reconcile.Key, pull int64) ([]reconcile.PullReview, error) {
+	found, err := p.client.Reviews(ctx, repoOf(k), pull)
+	var out []reconcile.PullReview
+	for _, r := range found {
+		one := reconcile.PullReview{ID: r.ID, Author: r.Author, Body: r.Body, Verdict: reconcile.Verdict(r.State), Commit: r.Commit, At: r.At, Dismissed: r.Dismissed}
+		for _, c := range r.Comments {
+			one.Comments = append(one.Comments, reconcile.LineComment{
+				ID: c.ID, Review: c.Review, Author: c.Author, Body: c.Body, Path: c.Path, Hunk: c.Hunk, Line: c.Line, OldLine: c.OldLine, Updated: c.Updated,
+			})
+		}
+		out = append(out, one)
+	}
+	return out, err
+}
+
+func (p forgePort) Answer(ctx context.Context, k reconcile.Key, pull int64, to reconcile.LineComment, body string) error {
+	c := forge.LineComment{ID: to.ID, Review: to.Review, Path: to.Path, Line: to.Line, OldLine: to.OldLine}
+	err := p.web.Answer(ctx, repoOf(k), pull, c, body)
+	if errors.Is(err, forge.ErrNoSession) {
+		err = p.client.AnswerByReview(ctx, repoOf(k), pull, c, body)
+	}
+	return readOnly(err)
 }
 
 func (p forgePort) RequestReview(ctx context.Context, k reconcile.Key, pull int64, user string) error {

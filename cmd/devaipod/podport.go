@@ -213,10 +213,11 @@ func (p *podPort) Summary(ctx context.Context, k reconcile.Key) (reconcile.Summa
 }
 
 // Tell implements [reconcile.Pods].
-func (p *podPort) Tell(ctx context.Context, k reconcile.Key, comment int64, text string) error {
+func (p *podPort) Tell(ctx context.Context, k reconcile.Key, id, text string) error {
+	fault("tell: " + k.String())
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	return p.control(k).Tell(ctx, fmt.Sprintf("comment %d", comment), text)
+	return p.control(k).Tell(ctx, id, text)
 }
 
 // heededFile is where a pod's run directory tells which comment's /retry was seen to.

@@ -33,6 +33,7 @@ type service struct {
 	cfg      config
 	log      *slog.Logger
 	forge    *forge.Client
+	web      *forge.Web // the same forge, as the bot by its pages
 	pods     *podPort
 	loop     *reconcile.Loop
 	hook     http.Handler
@@ -110,7 +111,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
-	s := &service{cfg: a.cfg, log: a.log, forge: client, creds: creds, count: newRegistry(), repos: make(chan struct{}, 1), runs: podman.NewPods(pod, a.cfg.Instance, a.log)}
+	s := &service{cfg: a.cfg, log: a.log, forge: client, web: forge.NewWeb(client, creds.BotMade || !a.cfg.joined()), creds: creds, count: newRegistry(), repos: make(chan struct{}, 1), runs: podman.NewPods(pod, a.cfg.Instance, a.log)}
 	manager, rules, err := s.newManager(ctx, a, pod)
 	if err != nil {
 		return nil, err
@@ -171,7 +172,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 // newLoop makes the loop over issues and pods.
 func (s *service) newLoop(a *app) (err error) {
 	s.loop, err = reconcile.New(reconcile.Config{
-		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
+		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, web: s.web, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: s.ciSoon, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})

@@ -84,23 +84,26 @@ type Loop struct {
 
 	// Of the goroutine in Run alone.
 	said    map[Key]said
-	errs    map[Key]int            // consecutive errors
-	resumes map[Key]int            // how often a pod was started again
-	exits   map[Key]string         // and how it had ended
-	away    map[Key]time.Duration  // since when a pod-api has not answered
-	pins    map[Key]Task           // what could not be kept yet
-	stuck   map[Key]stuck          // what could not be started
-	again   map[Key]int            // how often a decision was put off in a row
-	own     map[Key]own            // what our writes did to the time of update
-	ordered map[Key]ordered        // what was said on it
-	told    map[Key]map[int64]bool // comments that the pod's agent was told of
-	line    map[Key]*claim         // who waits for a place
-	served  map[place]int          // whose turn it was last, by number
-	turns   int
-	turn    bool // a place is free for the one that is looked at
-	stamps  map[stampKey]stamp
-	failed  int // consecutive passes that failed
-	feed    feed
+	errs    map[Key]int           // consecutive errors
+	resumes map[Key]int           // how often a pod was started again
+	exits   map[Key]string        // and how it had ended
+	away    map[Key]time.Duration // since when a pod-api has not answered
+	pins    map[Key]Task          // what could not be kept yet
+	stuck   map[Key]stuck         // what could not be started
+	again   map[Key]int           // how often a decision was put off in a row
+	own     map[Key]own           // what our writes did to the time of update
+	ordered map[Key]ordered       // what was said on it
+	given   map[Key]*given        // what the pod's agent was given of people's words, once it was read
+	heeds   map[Key]int64         // the comment whose /retry was seen to last
+	// reviewed has the reviews of an issue's pull request.
+	reviewed map[Key]reviewed
+	line     map[Key]*claim // who waits for a place
+	served   map[place]int  // whose turn it was last, by number
+	turns    int
+	turn     bool // a place is free for the one that is looked at
+	stamps   map[stampKey]stamp
+	failed   int // consecutive passes that failed
+	feed     feed
 }
 
 const (
@@ -131,7 +134,7 @@ func New(cfg Config) (*Loop, error) {
 	return &Loop{
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
-		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, told: map[Key]map[int64]bool{}, pressed: map[Key]Said{},
+		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, given: map[Key]*given{}, heeds: map[Key]int64{}, reviewed: map[Key]reviewed{}, pressed: map[Key]Said{},
 		line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
 	}, nil
 }

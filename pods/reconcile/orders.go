@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -27,11 +28,12 @@ type Said struct {
 	ID   int64
 	Text string
 	At   time.Time // when it was said, or changed
+	By   string
 }
 
-// ordered are an issue's orders, as they were when it was updated last.
+// ordered are an issue's orders, as they were when it and its pull request were updated last.
 type ordered struct {
-	updated time.Time
+	updated [2]time.Time
 	first   time.Duration // Uptime at which the update was first seen
 	read    time.Duration
 	orders  Orders
@@ -41,33 +43,34 @@ type ordered struct {
 // forge keeps whole seconds, by a clock of its own.
 const settles = 5 * time.Second
 
-// orders reads the issue's comments, when it has changed since they were read.
-// Whoever wrote or changed an order must be allowed to push now; any doubt is an
+// orders reads the comments of the issue and of its pull request, when one has changed since
+// they were read. Whoever wrote or changed an order must be allowed to push now; any doubt is an
 // error.
-func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
+func (l *Loop) orders(ctx context.Context, i Issue, pull Pull) (Orders, error) {
 	read := l.cfg.Uptime()
-	first := read
-	if last, known := l.ordered[i.Key]; known && last.updated.Equal(i.Updated) {
+	first, updated := read, [2]time.Time{i.Updated, pull.Updated}
+	if last, known := l.ordered[i.Key]; known && last.updated == updated {
 		if first = last.first; last.read-first > settles {
 			return last.orders, nil
 		}
 	}
-	comments, err := l.cfg.Forge.Comments(ctx, i.Key)
+	comments, err := l.comments(ctx, i.Key, pull.Number)
 	if err != nil {
-		return Orders{}, fmt.Errorf("reading what was said on %s: %w", i.Key, err)
+		return Orders{}, err
 	}
 	var o Orders
 	may := map[string]bool{}
 	for _, c := range comments {
-		budget, allow := linesAfter(c.Body, "/budget "), linesAfter(c.Body, "/allow ")
-		said, retry := withoutOrders(c.Body), hasOrder(c.Body, "/retry")
-		if len(budget)+len(allow)+len(said) == 0 && !retry || slices.ContainsFunc(l.cfg.Ours, func(o string) bool { return strings.EqualFold(o, c.Author) }) {
+		plain := withoutCode(c.Body)
+		budget, allow := linesAfter(plain, "/budget "), linesAfter(plain, "/allow ")
+		said, retry := withoutOrders(c.Body), hasOrder(plain, "/retry")
+		if len(budget)+len(allow)+len(said) == 0 && !retry || l.isOurs(c.Author) {
 			continue
 		}
 		trusted, asked := may[c.Author]
 		if !asked {
-			if trusted, err = l.cfg.Forge.CanWrite(ctx, i.Key, c.Author); err != nil {
-				return Orders{}, fmt.Errorf("asking whether %s may push to %s/%s: %w", c.Author, i.Owner, i.Repo, err)
+			if trusted, err = l.trusts(ctx, i.Key, c.Author); err != nil {
+				return Orders{}, err
 			}
 			may[c.Author] = trusted
 		}
@@ -75,10 +78,10 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 			continue
 		}
 		if said != "" {
-			o.Said = append(o.Said, Said{c.ID, said, c.Updated})
+			o.Said = append(o.Said, Said{c.ID, said, c.Updated, c.Author})
 		}
 		if retry {
-			o.Retry = Said{c.ID, cmp.Or(said, again), c.Updated}
+			o.Retry = Said{c.ID, cmp.Or(said, again), c.Updated, c.Author}
 		}
 		if len(budget)+len(allow) == 0 && !retry {
 			continue
@@ -88,8 +91,51 @@ func (l *Loop) orders(ctx context.Context, i Issue) (Orders, error) {
 			o.At = c.Updated
 		}
 	}
-	l.ordered[i.Key] = ordered{i.Updated, first, read, o}
+	l.ordered[i.Key] = ordered{updated, first, read, o}
 	return o, nil
+}
+
+// comments are those of an issue and of its pull request, if it has one, the oldest first.
+func (l *Loop) comments(ctx context.Context, k Key, pull int64) ([]Comment, error) {
+	all, err := l.cfg.Forge.Comments(ctx, k)
+	if err != nil {
+		return nil, fmt.Errorf("reading what was said on %s: %w", k, err)
+	}
+	if pull == 0 {
+		return all, nil
+	}
+	k.Issue = pull
+	more, err := l.cfg.Forge.Comments(ctx, k)
+	if err != nil {
+		return nil, fmt.Errorf("reading what was said on pull request %s: %w", k, err)
+	}
+	all = slices.Concat(all, more)
+	slices.SortStableFunc(all, func(a, b Comment) int { return cmp.Compare(a.ID, b.ID) })
+	return all, nil
+}
+
+// hidden is what nobody sees of a comment, as it is shown.
+var hidden = regexp.MustCompile(`(?s)<!--.*?(?:-->|$)`)
+
+// withoutCode is a comment without blocks of code and what is hidden: an order in these is
+// somebody else's, or an example.
+func withoutCode(body string) string {
+	var b strings.Builder
+	fence := ""
+	for line := range strings.Lines(hidden.ReplaceAllString(body, "")) {
+		text := strings.TrimSpace(line)
+		switch {
+		case fence != "":
+			if strings.HasPrefix(text, fence) && strings.Trim(text, fence[:1]) == "" {
+				fence = ""
+			}
+		case strings.HasPrefix(text, "```"), strings.HasPrefix(text, "~~~"):
+			fence = text[:len(text)-len(strings.TrimLeft(text, text[:1]))]
+		default:
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // withoutOrders is a comment without the lines that begin with a slash.
@@ -121,7 +167,7 @@ const again = "Somebody asks you to try again. Go on with the task from where yo
 func (l *Loop) Retry(k Key) {
 	l.mu.Lock()
 	now := l.cfg.Now()
-	l.pressed[k] = Said{-now.UnixMicro(), again, now} // no comment has such an id
+	l.pressed[k] = Said{ID: -now.UnixMicro(), Text: again, At: now} // no comment has such an id
 	l.mu.Unlock()
 	l.Kick(k)
 }
@@ -144,12 +190,12 @@ func (l *Loop) retries(k Key, pod Pod, o Orders) (Said, bool) {
 	if s, ok := l.pressed[k]; ok {
 		return s, true
 	}
-	return o.Retry, o.Retry.ID != 0 && o.Retry.At.After(pod.TriggerAt) && !l.told[k][o.Retry.ID]
+	return o.Retry, o.Retry.ID != 0 && o.Retry.At.After(pod.TriggerAt) && o.Retry.ID > l.heeds[k]
 }
 
 // ordersFor are an issue's, for its pod.
-func (l *Loop) ordersFor(ctx context.Context, i Issue, pod Pod) (Orders, error) {
-	o, err := l.orders(ctx, i)
+func (l *Loop) ordersFor(ctx context.Context, i Issue, pod Pod, pull Pull) (Orders, error) {
+	o, err := l.orders(ctx, i, pull)
 	if err == nil {
 		err = l.heeded(i.Key, pod, o)
 	}
@@ -165,9 +211,7 @@ func (l *Loop) heeded(k Key, pod Pod, o Orders) error {
 	if err != nil {
 		return fmt.Errorf("reading which /retry on %s was seen to: %w", k, err)
 	}
-	if o.Retry.ID <= last {
-		l.noteTold(k, o.Retry)
-	}
+	l.noteHeed(k, last)
 	return nil
 }
 
@@ -180,13 +224,24 @@ func (l *Loop) heed(k Key, pod Pod, s Said) error {
 	} else if err := l.cfg.Pods.ForgiveRounds(pod.Key); err != nil {
 		return fmt.Errorf("giving the agent of %s its rounds of CI again: %w", k, err)
 	}
-	l.noteTold(k, s)
+	l.noteHeed(k, s.ID)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pressed[k] == s {
+		delete(l.pressed, k)
+	}
 	return nil
 }
 
-// wakes tells whether orders wake a pod that rests in a state, or CI does. One that is to
+func (l *Loop) noteHeed(k Key, comment int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.heeds[k] = max(l.heeds[k], comment)
+}
+
+// wakes tells whether people's words wake a pod that rests in a state, or CI does. One that is to
 // try again may end by itself as often as a new one.
-func (l *Loop) wakes(ctx context.Context, i Issue, pod Pod, state State, steered Steered, o Orders) (bool, error) {
+func (l *Loop) wakes(ctx context.Context, i Issue, pod Pod, pull Pull, state State, steered Steered, o Orders) (bool, error) {
 	retry, wanted := l.retries(i.Key, pod, o)
 	if wanted && retry.At.After(pod.Started) && (state == Failed || state == Asking) {
 		delete(l.resumes, pod.Key)
@@ -194,15 +249,42 @@ func (l *Loop) wakes(ctx context.Context, i Issue, pod Pod, state State, steered
 		return true, nil
 	}
 	if state == Review {
+		if heard, err := l.heard(ctx, i.Key, pod, pull, o); heard || err != nil {
+			return heard, err
+		}
 		return l.ciNews(ctx, i, pod)
 	}
 	return steered.Wake && state == Asking, nil
 }
 
+// heard tells whether people have said something that the agent does not have.
+func (l *Loop) heard(ctx context.Context, k Key, pod Pod, pull Pull, o Orders) (bool, error) {
+	new, err := l.untold(k, pod, o)
+	if err != nil || len(new) > 0 {
+		return err == nil, err
+	}
+	n, _, err := l.reviewNews(ctx, pod, k, pull)
+	return len(n.words) > 0, err
+}
+
+// untold are the comments since a pod's label that its agent does not have.
+func (l *Loop) untold(k Key, pod Pod, o Orders) (out []Said, err error) {
+	has, err := l.givenTo(k, pod)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range o.Said {
+		if s.At.After(pod.TriggerAt) && !has.words[commentID(s.ID)] { // the task has those from before
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
 // tell gives an agent that works or asks what people said since its label was put on,
 // each once, and one that has failed what asks it to try again. It tells whether there
 // was anything.
-func (l *Loop) tell(ctx context.Context, pod Pod, v View, o Orders) (told bool, err error) {
+func (l *Loop) tell(ctx context.Context, pod Pod, v View, o Orders, mark, head string) (told bool, err error) {
 	if retry, wanted := l.retries(v.Key, pod, o); wanted {
 		switch {
 		case v.State == Working: // at it
@@ -211,47 +293,34 @@ func (l *Loop) tell(ctx context.Context, pod Pod, v View, o Orders) (told bool, 
 			}
 		case v.Cause == CauseDied || v.Cause == CauseUnreachable: // it is stopped, and woken then
 		case v.State == Failed, v.State == Asking:
-			if err = l.tellOne(ctx, pod, v, retry); err == nil {
+			if err = l.tellOne(ctx, pod, v, retry, mark, head); err == nil {
 				err = l.heed(v.Key, pod, retry)
 			}
 			return err == nil, err
 		}
 	}
-	answers := v.Cause == CauseQuestion || v.Cause == CausePermission || v.Cause == CauseNothing || v.Cause == CauseCI
-	if v.State != Working && !(v.State == Asking && answers) {
+	if !v.listens() {
 		return false, nil
 	}
-	for _, s := range o.Said {
-		if !s.At.After(pod.TriggerAt) || l.told[v.Key][s.ID] { // the task has those from before
-			continue
-		}
-		if err := l.tellOne(ctx, pod, v, s); err != nil {
+	all, err := l.untold(v.Key, pod, o)
+	for _, s := range all {
+		if err := l.tellOne(ctx, pod, v, s, mark, head); err != nil {
 			return told, err
 		}
 		told = true
 	}
-	return told, nil
+	return told, err
 }
 
-func (l *Loop) tellOne(ctx context.Context, pod Pod, v View, s Said) error {
-	if err := l.cfg.Pods.Tell(ctx, pod.Key, s.ID, s.Text); err != nil {
-		return fmt.Errorf("telling the agent what was said on %s: %w", v.Key, err)
-	}
-	l.noteTold(v.Key, s)
-	l.cfg.Log.Info("told the agent what somebody said", "issue", v.Key.String(), "comment", s.ID)
-	return nil
+// listens tells whether the agent takes what people say.
+func (v View) listens() bool {
+	answers := v.Cause == CauseQuestion || v.Cause == CausePermission || v.Cause == CauseNothing || v.Cause == CauseCI
+	return v.State == Working || v.State == Review || v.State == Asking && answers
 }
 
-func (l *Loop) noteTold(k Key, s Said) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.told[k] == nil {
-		l.told[k] = map[int64]bool{}
-	}
-	l.told[k][s.ID] = true
-	if l.pressed[k] == s {
-		delete(l.pressed, k)
-	}
+func (l *Loop) tellOne(ctx context.Context, pod Pod, v View, s Said, mark, head string) error {
+	id := commentID(s.ID)
+	return l.give(ctx, pod, v.Key, Given{ID: string(id), Mark: mark, Commit: head, Authors: []string{s.By}, Words: []ID{id}}, s.Text)
 }
 
 // linesAfter are the rests of the lines that begin with a command.

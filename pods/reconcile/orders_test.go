@@ -71,7 +71,7 @@ func TestWhatPeopleSayReachesTheAgent(t *testing.T) {
 		"it wants to be allowed": {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CausePermission, Question: "may I?"}, nil, 2},
 		"it ended with nothing":  {reconcile.Summary{State: reconcile.AgentIdleWithWork}, nil, 2},
 		"its budget is used up":  {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseBudget, Question: "more?"}, nil, 0},
-		"its work is for review": {reconcile.Summary{State: reconcile.AgentIdleWithWork}, commit, 0},
+		"its work is for review": {reconcile.Summary{State: reconcile.AgentIdleWithWork, Mark: "turn 1"}, commit, 2},
 		"it has failed":          {reconcile.Summary{State: reconcile.AgentFailed, Error: "no key"}, nil, 0},
 		"it is starting":         {reconcile.Summary{State: reconcile.AgentStarting}, nil, 0},
 	} {

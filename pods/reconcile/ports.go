@@ -73,6 +73,7 @@ type Pull struct {
 	URL                 string
 	Open, Merged, Draft bool
 	ClosedAt            time.Time // also when merged
+	Updated             time.Time // of its text, comments or reviews
 	MergeBase           string    // the commit where its branch left the base
 }
 
@@ -136,6 +137,10 @@ type Forge interface {
 	PutPull(ctx context.Context, k Key, branch, base string, text PullText) (Pull, error)
 	// CI tells what CI says of a commit, and what is known of the jobs that failed.
 	CI(ctx context.Context, k Key, commit string) (CI, error)
+	// Reviews lists a pull request's that were submitted, the oldest first, ours too.
+	Reviews(ctx context.Context, k Key, pull int64) ([]PullReview, error)
+	// Answer answers a line comment in its thread.
+	Answer(ctx context.Context, k Key, pull int64, to LineComment, body string) error
 	// RequestReview asks somebody, once; ErrRefused for who can't be asked.
 	RequestReview(ctx context.Context, k Key, pull int64, user string) error
 }
@@ -301,7 +306,10 @@ type Pods interface {
 	ForgiveRounds(k Key) error
 	// TellCI gives the agent a round's text, once for each ID, however often it is called.
 	TellCI(ctx context.Context, k Key, r Round) error
-	// Tell gives the agent what somebody said in a comment. What it was told before,
-	// by the comment's id, it is not told again.
-	Tell(ctx context.Context, k Key, comment int64, text string) error
+	// Given is what the pod's agent was given of people's words, the oldest first.
+	Given(k Key) ([]Given, error)
+	// KeepGiven keeps one in the place of that with its ID, or behind all.
+	KeepGiven(k Key, g Given) error
+	// Tell gives the agent what people said, once for each id, however often it is called.
+	Tell(ctx context.Context, k Key, id, text string) error
 }

@@ -73,7 +73,9 @@ func (l *Loop) leave(k Key) error {
 	l.mu.Lock()
 	delete(l.pressed, k)
 	l.mu.Unlock()
-	delete(l.told, k)
+	delete(l.given, k)
+	delete(l.heeds, k)
+	delete(l.reviewed, k)
 	delete(l.stuck, k)
 	return l.cfg.Pods.Keep(k, nil)
 }
@@ -107,7 +109,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
 		return l.show(ctx, i, v)
 	}
-	orders, err := l.ordersFor(ctx, i, pod)
+	orders, err := l.ordersFor(ctx, i, pod, pull)
 	if err != nil {
 		return err
 	}
@@ -115,8 +117,11 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	if err != nil {
 		return err
 	}
-	v.Used, v.Note, v.Open, v.ordered, v.word = steered.Used, steered.Note, steered.Open, orders.At, orders.word()
-	if asleep, err := l.sleeps(ctx, i, pod, v, steered, orders); asleep || err != nil {
+	v.Used, v.Note, v.Open, v.word = steered.Used, steered.Note, steered.Open, orders.word()
+	if v.ordered, err = l.wantedAt(i.Key, pod, orders); err != nil {
+		return err
+	}
+	if asleep, err := l.sleeps(ctx, i, pod, pull, v, steered, orders); asleep || err != nil {
 		return err
 	}
 	if pod.Full != "" {
@@ -135,19 +140,25 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	if over || err != nil {
 		return err
 	}
-	v.judge(sum, len(commits))
-	if exit := l.exits[pod.Key]; exit != "" && (v.Cause == CauseNothing || v.State == Failed && v.Cause != CauseDied) {
-		v.Why += "\n\nIt was started again before: " + exit + "."
-	}
+	v.judge(sum, len(commits), l.exits[pod.Key])
 	if len(commits) > 0 {
-		if v, err = l.propose(ctx, i, pod, v, pull, sum, commits); err != nil {
+		if v, err = l.propose(ctx, i, pod, v, pull, sum, commits, orders); err != nil {
 			return err
 		}
 	}
-	if err := l.hear(ctx, pod, &v, sum, orders); err != nil {
+	if err := l.hear(ctx, pod, pull, &v, sum, commits, orders); err != nil {
 		return err
 	}
 	return l.show(ctx, i, v)
+}
+
+// wantedAt is when somebody wanted a pod's agent to go on last, by an order or what they said.
+func (l *Loop) wantedAt(k Key, pod Pod, o Orders) (time.Time, error) {
+	has, err := l.givenTo(k, pod)
+	if err != nil || has.last.Before(o.At) {
+		return o.At, err
+	}
+	return has.last, nil
 }
 
 // ahead is what the branch has that its base lacks. Where a pull request has nothing any more, it
@@ -163,14 +174,33 @@ func (l *Loop) ahead(ctx context.Context, i Issue, pod Pod, pull Pull) (commits 
 	return nil, true, l.merged(ctx, i, pull, pod)
 }
 
+// listen gives the agent what people said, beside [Loop.review]. It tells whether there was anything.
+func (l *Loop) listen(ctx context.Context, pod Pod, pull Pull, v View, sum Summary, commits []Commit, o Orders) (told bool, err error) {
+	mark, head := sum.Mark, ""
+	if v.State == Working {
+		mark = ""
+	}
+	if len(commits) > 0 {
+		head = commits[len(commits)-1].SHA
+	}
+	if v.State == Review { // which was seen to before its work was put up for review
+		return false, nil
+	}
+	if told, err = l.tell(ctx, pod, v, o, mark, head); err != nil || !v.listens() {
+		return told, err
+	}
+	reviews, err := l.tellReviews(ctx, pod, v, pull, mark, head)
+	return told || reviews, err
+}
+
 // nothingFor is how long an agent must have ended without a commit before a person is
 // called for that.
 const nothingFor = 5 * time.Second
 
 // hear gives the agent what people said, and else sees to it that they are told what
 // it asks, and to its time.
-func (l *Loop) hear(ctx context.Context, pod Pod, v *View, sum Summary, o Orders) error {
-	told, err := l.tell(ctx, pod, *v, o)
+func (l *Loop) hear(ctx context.Context, pod Pod, pull Pull, v *View, sum Summary, commits []Commit, o Orders) error {
+	told, err := l.listen(ctx, pod, pull, *v, sum, commits, o)
 	ended := l.elapsed(pod.Key, "since", sum.Since)
 	switch {
 	case v.Cause == CauseNothing && !sum.Since.IsZero() && ended < nothingFor:
@@ -202,12 +232,12 @@ func (l *Loop) rests(i Issue, pod Pod) (State, bool) {
 func idles(st stage) bool { return st.idle }
 
 // sleeps tells whether a pod rests and goes on doing so, and then keeps the view of it.
-func (l *Loop) sleeps(ctx context.Context, i Issue, pod Pod, v View, steered Steered, o Orders) (bool, error) {
+func (l *Loop) sleeps(ctx context.Context, i Issue, pod Pod, pull Pull, v View, steered Steered, o Orders) (bool, error) {
 	state, rests := l.rests(i, pod)
 	if !rests {
 		return false, nil
 	}
-	wakes, err := l.wakes(ctx, i, pod, state, steered, o)
+	wakes, err := l.wakes(ctx, i, pod, pull, state, steered, o)
 	if !wakes {
 		l.rest(i, v, state)
 	}
@@ -273,7 +303,14 @@ func (l *Loop) stop(ctx context.Context, v *View) error {
 
 // judge turns what the agent says, and what it pushed, into a state. What it
 // says it pushed counts for nothing.
-func (v *View) judge(sum Summary, commits int) {
+func (v *View) judge(sum Summary, commits int, exit string) {
+	v.judgeState(sum, commits)
+	if exit != "" && (v.Cause == CauseNothing || v.State == Failed && v.Cause != CauseDied) {
+		v.Why += "\n\nIt was started again before: " + exit + "."
+	}
+}
+
+func (v *View) judgeState(sum Summary, commits int) {
 	v.Cause, v.Blocked, v.setups, v.Doing, v.mark = sum.Cause, sum.Blocked, wrong(sum.Setups), sum.State, sum.Mark
 	if sum.Version != "" {
 		v.Note = strings.TrimSpace(v.Note + "\n\n" + clipLine(sum.Version, 300) + ".")
@@ -392,8 +429,11 @@ func (l *Loop) pull(ctx context.Context, pod Pod) (Pull, error) {
 // stops being a draft, and the evidence is kept, so that a kill between them does
 // both again instead of never. One that has left draft stays so until its agent works
 // again, or another commit is there.
-func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull, sum Summary, commits []Commit) (View, error) {
+func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull, sum Summary, commits []Commit, o Orders) (View, error) {
 	v.Title = i.Title
+	if err := l.review(ctx, pod, &v, pull, sum, commits, o); err != nil {
+		return v, err
+	}
 	if pull.Number == 0 {
 		draft := pullText(v, i.Key, sum, commits, nil, nil, l.cfg.Harmless)
 		draft.Draft = true
@@ -434,14 +474,23 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 	return v, nil
 }
 
-// requestReview asks the labeler for a review.
+// requestReview asks the labeler for a review, and whoever's words were given to the agent.
 func (l *Loop) requestReview(ctx context.Context, i Issue, pod Pod, pull Pull) error {
-	err := l.cfg.Forge.RequestReview(ctx, i.Key, pull.Number, pod.Labeler)
-	switch {
-	case errors.Is(err, ErrRefused): // may push, and may not see pull requests
-		l.cfg.Log.Warn("the labeler can't be asked for a review", "issue", i.Key.String(), "labeler", pod.Labeler, "err", err)
-	case err != nil:
-		return fmt.Errorf("asking %s for a review of pull request %d: %w", pod.Labeler, pull.Number, err)
+	people, err := l.reviewers(i.Key, pod)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(people, pod.Labeler) {
+		people = append(people, pod.Labeler)
+	}
+	for _, who := range people {
+		err := l.cfg.Forge.RequestReview(ctx, i.Key, pull.Number, who)
+		switch {
+		case errors.Is(err, ErrRefused): // may push, and may not see pull requests
+			l.cfg.Log.Warn("somebody can't be asked for a review", "issue", i.Key.String(), "who", who, "err", err)
+		case err != nil:
+			return fmt.Errorf("asking %s for a review of pull request %d: %w", who, pull.Number, err)
+		}
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type world struct {
 	keepErr  error
 	listErr  error
 	comments []reconcile.Comment
+	onPull   []reconcile.Comment // the same, on the pull request
 	said     map[string]string
 	state    reconcile.State
 	pull     *reconcile.Pull
@@ -60,6 +61,9 @@ type world struct {
 	read     int      // how often the comments were read
 	told     []string // the agent, of comments
 	tellErr  error
+	given    []reconcile.Given
+	reviews  []reconcile.PullReview
+	answers  map[int64]string // of ours, to line comments
 	check    reconcile.Check
 	checked  []string // commits
 	checking func()   // what happens meanwhile
@@ -83,7 +87,7 @@ func newWorld() *world {
 			Open: true, Labels: []string{"devaipod"}, Updated: at,
 		},
 		trigger: reconcile.Trigger{ID: 7, User: "ann", At: at},
-		writers: map[string]bool{"ann": true, "demo-bot": true}, said: map[string]string{}, toldCI: map[string]string{},
+		writers: map[string]bool{"ann": true, "demo-bot": true}, said: map[string]string{}, toldCI: map[string]string{}, answers: map[int64]string{},
 		summary: reconcile.Summary{State: reconcile.AgentWorking}, now: at.Add(time.Minute),
 	}
 }
@@ -190,12 +194,15 @@ func (w *world) Trigger(context.Context, reconcile.Key) (reconcile.Trigger, bool
 func (w *world) CanWrite(_ context.Context, _ reconcile.Key, user string) (bool, error) {
 	return w.writers[user] && w.canErr == nil, w.canErr
 }
-func (w *world) Comments(context.Context, reconcile.Key) ([]reconcile.Comment, error) {
+func (w *world) Comments(_ context.Context, k reconcile.Key) ([]reconcile.Comment, error) {
 	if err := w.up(); err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.pull != nil && k.Issue == w.pull.Number {
+		return w.onPull, nil
+	}
 	w.read++
 	return w.comments, nil
 }
@@ -440,13 +447,51 @@ func (w *world) Summary(context.Context, reconcile.Key) (reconcile.Summary, erro
 	return w.summary, w.sumErr
 }
 
-func (w *world) Tell(_ context.Context, _ reconcile.Key, comment int64, text string) error {
+func (w *world) Tell(_ context.Context, _ reconcile.Key, id, text string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.tellErr == nil {
-		w.told = append(w.told, fmt.Sprint(comment, " ", text))
+		w.told = append(w.told, strings.TrimPrefix(id, "comment ")+" "+text)
 	}
 	return w.tellErr
+}
+
+func (w *world) Given(reconcile.Key) ([]reconcile.Given, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.given), nil
+}
+
+func (w *world) KeepGiven(_ reconcile.Key, g reconcile.Given) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i := slices.IndexFunc(w.given, func(o reconcile.Given) bool { return o.ID == g.ID }); i >= 0 {
+		w.given[i] = g
+	} else {
+		w.given = append(w.given, g)
+	}
+	return nil
+}
+
+func (w *world) Reviews(context.Context, reconcile.Key, int64) ([]reconcile.PullReview, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.reviews, nil
+}
+
+func (w *world) Answer(_ context.Context, _ reconcile.Key, _ int64, to reconcile.LineComment, body string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answers[to.ID] += body
+	for i, r := range w.reviews {
+		if r.ID == to.Review {
+			w.reviews[i].Comments = append(r.Comments, reconcile.LineComment{ID: 1000 + to.ID, Review: r.ID, Author: "demo-bot", Body: body, Path: to.Path, Line: to.Line})
+		}
+	}
+	return nil
 }
 
 // config is one whose loop makes a pass when it is told to, and else waits.

@@ -44,6 +44,8 @@ const ProofFile = "NONCE.sha256"
 //	             all tests passed
 //	mends        push something that CI does not want, and end; told that CI failed, do what
 //	             its output says ("want: WORD"), once, and wait for Release before the push
+//	reviewed     write a poem and push it; given a review, take each suggestion for a line
+//	             of it, push that, and answer each comment by its number
 //	lie          say that it is all done and pushed
 //	oom          take all the memory there is, opencode's first
 func Tasks() Script {
@@ -87,6 +89,8 @@ func Tasks() Script {
 			return claim(r)
 		case "mends":
 			return mends(r)
+		case "reviewed":
+			return reviewed(r)
 		case "lie":
 			return Reply{Text: "All is done, committed and pushed. The tests pass."}
 		default:
@@ -261,6 +265,52 @@ func mends(r Request) Reply {
 		return reply
 	}
 	return Reply{Text: fmt.Sprintf("I mended it, as CI wanted. I was told %d times that it failed.", strings.Count(r.User, "CI failed on commit"))}
+}
+
+// suggested is a comment with a suggestion, and commented any one, as a message of a review has them.
+var (
+	commented = regexp.MustCompile(`(?m)^\[(\d+)\] [^\n]*, at (?:poem, line (\d+)(?: as it was before)?|[^\n]*):$`)
+	suggested = regexp.MustCompile("(?s)```suggestion\n([A-Za-z ]+)\n```")
+)
+
+// reviewed does what reviews suggest, by what it is told of them alone.
+func reviewed(r Request) Reply {
+	branch := first(branchLine, r.User)
+	push := func(change, message, word string) []step {
+		commit := bash(change+" && git add -A && { git diff --cached --quiet || git commit -q -m '"+message+"'; } && git log -1 --format=committed:%s:%h", "Commits it")
+		commit.ok = contains("committed:" + message)
+		push := bash("git push origin HEAD:"+branch+" && echo pushed-"+word, "Pushes it")
+		push.ok = contains("pushed-" + word)
+		return []step{commit, push}
+	}
+	if reply, done := play(r, push("printf 'roses are red\\nviolets are blue\\nand so on\\n' > poem", "Write a poem", "poem")); !done {
+		return reply
+	}
+	parts := strings.Split(r.User, "have reviewed your pull request")
+	if len(parts) == 1 {
+		return Reply{Text: "I wrote a poem."}
+	}
+	text := parts[len(parts)-1]
+	var answers []string
+	marks := commented.FindAllStringSubmatchIndex(text, -1)
+	for i, m := range marks {
+		end := len(text)
+		if i+1 < len(marks) {
+			end = marks[i+1][0]
+		}
+		number, wants := text[m[2]:m[3]], suggested.FindStringSubmatch(text[m[1]:end])
+		if wants == nil || m[4] < 0 {
+			answers = append(answers, "["+number+"] I leave it as it is.")
+			continue
+		}
+		steps := push(fmt.Sprintf("sed -i '%ss/.*/%s/' poem", text[m[4]:m[5]], wants[1]), "Say "+wants[1], number)
+		if reply, done := play(r, steps); !done {
+			return reply
+		}
+		said := strings.TrimSpace(result(r, steps[0]))
+		answers = append(answers, "["+number+"] I took it, in "+said[strings.LastIndexByte(said, ':')+1:]+".")
+	}
+	return Reply{Text: fmt.Sprintf("I did what was asked for the time %d.\n\n%s", len(parts)-1, strings.Join(answers, "\n"))}
 }
 
 func contains(s string) func(string) bool {

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/podfile"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// givenFile is where a pod's run directory tells what its agent was given of people's words.
+func (p *podPort) givenFile(k reconcile.Key) string {
+	return filepath.Join(p.manager.RunDir(pods.Key(k)), "given.json")
+}
+
+// Given implements [reconcile.Pods].
+func (p *podPort) Given(k reconcile.Key) (all []reconcile.Given, err error) {
+	text, err := os.ReadFile(p.givenFile(k))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &all)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", p.givenFile(k), err)
+	}
+	return all, nil
+}
+
+// KeepGiven implements [reconcile.Pods]. The loop alone calls it, for one issue at a time. Those of
+// earlier labels go: their agents have been told all that there was in a new task.
+func (p *podPort) KeepGiven(k reconcile.Key, g reconcile.Given) error {
+	fault("keep what was given to " + k.String())
+	all, err := p.Given(k)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(o reconcile.Given) bool { return o.Trigger != g.Trigger })
+	if i := slices.IndexFunc(all, func(o reconcile.Given) bool { return o.ID == g.ID }); i >= 0 {
+		all[i] = g
+	} else {
+		all = append(all, g)
+	}
+	text, err := json.Marshal(all)
+	if err != nil {
+		return err
+	}
+	return podfile.Replace(p.givenFile(k), text)
+}
