@@ -763,3 +763,35 @@ func TestWhatAKilledServiceLeft(t *testing.T) {
 	s.put(t, "b", "x")
 	s.taken(t)
 }
+
+// What people have reviewed stays on its branch, until one of them takes it off.
+func TestAReviewedCommitStays(t *testing.T) {
+	s := newStack(t)
+	s.put(t, "a", "1")
+	s.put(t, "b", "1")
+	s.taken(t)
+	reviewed := ""
+	s.rules.Reviewed = func() (string, error) { return reviewed, nil }
+	s.start(t)
+	git(t, s.clone, "remote", "set-url", "origin", s.url+"/work/alice/hello.git")
+	git(t, s.clone, "commit", "-q", "--amend", "-m", "not reviewed yet")
+	s.taken(t, "-f")
+	reviewed = s.head(t)
+	git(t, s.clone, "commit", "-q", "--amend", "-m", "another")
+	s.refused(t, "commit "+reviewed[:10]+" was reviewed, and stays as it is", "push without force")
+	git(t, s.clone, "reset", "-q", "--hard", reviewed+"^")
+	s.refused(t, "was reviewed")
+	git(t, s.clone, "reset", "-q", "--hard", reviewed)
+	s.put(t, "c", "1")
+	s.taken(t)
+	s.trust(t, "d", "1")
+	git(t, s.clone, "fetch", "-q", "origin", "main")
+	git(t, s.clone, "merge", "-q", "--no-edit", "FETCH_HEAD")
+	s.taken(t)
+	// A person has thrown it away: the agent takes that over.
+	git(t, s.bare, "update-ref", "refs/heads/agent/3-work", "refs/heads/main")
+	git(t, s.clone, "fetch", "-q", "origin", "agent/3-work")
+	git(t, s.clone, "reset", "-q", "--hard", "FETCH_HEAD")
+	s.put(t, "e", "1")
+	s.taken(t)
+}

@@ -105,11 +105,56 @@ func (p *push) take(ctx context.Context, body io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if err := p.keepReviewed(ctx); err != nil {
+		return err
+	}
 	lifts, err := p.judge(ctx)
 	if err != nil {
 		return err
 	}
 	return p.deliver(ctx, trailer, lifts)
+}
+
+// keepReviewed refuses to take a commit that people have reviewed off its branch. A branch that
+// lost it already, by somebody else's push, is free.
+func (p *push) keepReviewed(ctx context.Context) error {
+	if p.rules.Reviewed == nil {
+		return nil
+	}
+	reviewed, err := p.rules.Reviewed()
+	if err != nil || reviewed == "" {
+		return err
+	}
+	for _, c := range p.list.commands {
+		had, err := p.has(ctx, c.old, reviewed)
+		if err != nil {
+			return err
+		}
+		has, err := p.has(ctx, c.new, reviewed)
+		if err != nil {
+			return err
+		}
+		if had && !has {
+			return &refusal{short: fmt.Sprintf("commit %.10s was reviewed, and stays as it is", reviewed), lines: []string{
+				"What to do: add commits to it (git fetch origin; git merge origin/" + strings.TrimPrefix(c.ref, "refs/heads/") + "), and push without force. No amend and no rebase of what was pushed; to bring the base in, merge it.",
+			}}
+		}
+	}
+	return nil
+}
+
+// has tells whether a commit is, or comes after, another one. Neither need be here.
+func (p *push) has(ctx context.Context, commit, other string) (bool, error) {
+	var kinds bytes.Buffer
+	if err := p.q.git(ctx, strings.NewReader(commit+"\n"+other+"\n"), &kinds, "cat-file", "--batch-check=%(objecttype)"); err != nil {
+		return false, err
+	}
+	if kinds.String() != "commit\ncommit\n" {
+		return false, nil
+	}
+	var left bytes.Buffer
+	err := p.q.git(ctx, nil, &left, "rev-list", "--max-count=1", other, "^"+commit)
+	return err == nil && left.Len() == 0, err
 }
 
 // unpack reads the pack into the quarantine, and to the forge as far as it may

@@ -31,6 +31,9 @@ type Rules struct {
 	RepoID int64
 	// BranchPrefix is what every pushed branch starts with: "agent/3-".
 	BranchPrefix string
+	// Reviewed tells the commit that people have been shown for review last, "" for none. A
+	// branch that has it is only added to; nil for none.
+	Reviewed func() (string, error)
 	// Pusher tells who pushes now, to be recorded.
 	Pusher func() Pusher
 	// Lifts asks what trusted people allow this agent to push for once;

@@ -110,11 +110,15 @@ func (p *podPort) Note(ctx context.Context, k reconcile.Key, ev reconcile.Eviden
 
 // Left implements [reconcile.Pods].
 func (p *podPort) Left(_ context.Context, k reconcile.Key) (string, error) {
-	spec, err := p.manager.Spec(pods.Key(k))
+	return p.left(pods.Key(k))
+}
+
+func (p *podPort) left(k pods.Key) (string, error) {
+	spec, err := p.manager.Spec(k)
 	if err != nil {
 		return "", err
 	}
-	n, err := newestIn(p.manager.UsageDir(pods.Key(k)), func(n note) bool { return n.LabelID == spec.Pin.EventID })
+	n, err := newestIn(p.manager.UsageDir(k), func(n note) bool { return n.LabelID == spec.Pin.EventID })
 	if n == nil {
 		return "", err
 	}

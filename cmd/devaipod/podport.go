@@ -412,7 +412,8 @@ func (p *podPort) rules(spec pods.Spec) mirror.Rules {
 	k := reconcile.Key(spec.Key)
 	return mirror.Rules{
 		Repo: k.Owner + "/" + k.Repo, RepoID: spec.RepoID, BranchPrefix: pods.BranchPrefix(k.Issue),
-		Lifts: func(ctx context.Context) ([]mirror.Lift, error) { return p.lifts(ctx, k) },
+		Lifts:    func(ctx context.Context) ([]mirror.Lift, error) { return p.lifts(ctx, k) },
+		Reviewed: func() (string, error) { return p.left(spec.Key) },
 		Pusher: func() mirror.Pusher {
 			now, err := p.manager.Spec(spec.Key) // a new label event changes it
 			if err != nil {
