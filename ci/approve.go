@@ -23,7 +23,8 @@ const waitsFor = 30 * 24 * time.Hour
 // that is asked for once more.
 const askedFor = 10 * time.Minute
 
-// A Said is a comment on an issue or pull request of a repository.
+// A Said is a comment on an issue or pull request of a repository: of its text the lines that are
+// orders.
 type Said struct {
 	Issue            int64
 	Author, Body     string

@@ -61,7 +61,8 @@ func (p ciPort) Said(ctx context.Context, repo int64, since time.Time) ([]ci.Sai
 	comments, err := p.client.CommentsSince(ctx, info.Repo, since)
 	said := make([]ci.Said, 0, len(comments))
 	for _, c := range comments {
-		said = append(said, ci.Said{Issue: c.Issue, Author: c.Author, Body: c.Body, Created: c.Created, Updated: c.Updated})
+		orders, _ := reconcile.OrdersIn(c.Body)
+		said = append(said, ci.Said{Issue: c.Issue, Author: c.Author, Body: orders, Created: c.Created, Updated: c.Updated})
 	}
 	return said, err
 }

@@ -89,7 +89,8 @@ func (s *service) lifts(ctx context.Context, k reconcile.Key) ([]mirror.Lift, er
 // pathsAllowed are those that a comment allows.
 func pathsAllowed(body string) []string {
 	var out []string
-	for line := range strings.Lines(body) {
+	orders, _ := reconcile.OrdersIn(body)
+	for line := range strings.Lines(orders) {
 		if path, ok := strings.CutPrefix(strings.TrimRight(line, "\r\n"), allowPath); ok && strings.TrimSpace(path) != "" {
 			out = append(out, mirror.ParsePath(strings.TrimSpace(path)))
 		}

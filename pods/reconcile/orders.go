@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -61,9 +60,8 @@ func (l *Loop) orders(ctx context.Context, i Issue, pull Pull) (Orders, error) {
 	var o Orders
 	may := map[string]bool{}
 	for _, c := range comments {
-		plain := withoutCode(c.Body)
-		budget, allow := linesAfter(plain, "/budget "), linesAfter(plain, "/allow ")
-		said, retry := withoutOrders(c.Body), hasOrder(plain, "/retry")
+		orders, said := OrdersIn(c.Body)
+		budget, allow, retry := linesAfter(orders, "/budget "), linesAfter(orders, "/allow "), hasOrder(orders, "/retry")
 		if len(budget)+len(allow)+len(said) == 0 && !retry || l.isOurs(c.Author) {
 			continue
 		}
@@ -114,39 +112,33 @@ func (l *Loop) comments(ctx context.Context, k Key, pull int64) ([]Comment, erro
 	return all, nil
 }
 
-// hidden is what nobody sees of a comment, as it is shown.
-var hidden = regexp.MustCompile(`(?s)<!--.*?(?:-->|$)`)
-
-// withoutCode is a comment without blocks of code and what is hidden: an order in these is
-// somebody else's, or an example.
-func withoutCode(body string) string {
-	var b strings.Builder
-	fence := ""
-	for line := range strings.Lines(hidden.ReplaceAllString(body, "")) {
+// OrdersIn takes a comment apart: the lines that begin with a slash, and the rest. In a block of
+// code and in what is not shown (<!-- -->) such a line is somebody else's, or an example.
+func OrdersIn(body string) (orders, said string) {
+	var o, rest strings.Builder
+	fence, hidden := "", false
+	for line := range strings.Lines(body) {
+		shown := !hidden && fence == ""
 		text := strings.TrimSpace(line)
 		switch {
 		case fence != "":
 			if strings.HasPrefix(text, fence) && strings.Trim(text, fence[:1]) == "" {
 				fence = ""
 			}
-		case strings.HasPrefix(text, "```"), strings.HasPrefix(text, "~~~"):
+		case shown && (strings.HasPrefix(text, "```") || strings.HasPrefix(text, "~~~")):
 			fence = text[:len(text)-len(strings.TrimLeft(text, text[:1]))]
 		default:
-			b.WriteString(line)
+			if begin, end := strings.LastIndex(line, "<!--"), strings.LastIndex(line, "-->"); begin != end {
+				hidden = begin > end
+			}
+		}
+		if shown && strings.HasPrefix(line, "/") {
+			o.WriteString(line)
+		} else {
+			rest.WriteString(line)
 		}
 	}
-	return b.String()
-}
-
-// withoutOrders is a comment without the lines that begin with a slash.
-func withoutOrders(body string) string {
-	var b strings.Builder
-	for line := range strings.Lines(body) {
-		if !strings.HasPrefix(line, "/") {
-			b.WriteString(line)
-		}
-	}
-	return strings.TrimSpace(b.String())
+	return o.String(), strings.TrimSpace(rest.String())
 }
 
 // hasOrder tells whether a line of a comment is a command that takes nothing.

@@ -156,7 +156,7 @@ func (l *Loop) reviewNews(ctx context.Context, pod Pod, k Key, pull Pull) (n new
 		if r.Dismissed || r.Verdict == Approved { // its word is for those who land it
 			continue
 		}
-		if id := reviewID(r.ID); withoutOrders(r.Body) != "" && counts(id, r.Author, r.At) {
+		if id := reviewID(r.ID); strings.TrimSpace(r.Body) != "" && counts(id, r.Author, r.At) {
 			n.add(id, r.Author)
 			n.verdicts = append(n.verdicts, r)
 		}
@@ -281,7 +281,7 @@ func (n news) text(v View, pull Pull, pod Pod, before func(LineComment) []LineCo
 		if r.Verdict == Changes {
 			verb = "requests changes of"
 		}
-		fmt.Fprintf(&said, "%s %s the pull request, at commit %s:\n%s\n\n", r.Author, verb, short(r.Commit), tailless(withoutOrders(r.Body), mostRemark))
+		fmt.Fprintf(&said, "%s %s the pull request, at commit %s:\n%s\n\n", r.Author, verb, short(r.Commit), tailless(r.Body, mostRemark))
 	}
 	by := map[string][]string{}
 	for _, c := range n.comments {
@@ -384,7 +384,7 @@ func (l *Loop) review(ctx context.Context, pod Pod, v *View, pull Pull, sum Summ
 	for _, g := range slices.Clone(has.all) {
 		switch {
 		case !g.Given || g.Settled:
-		case g.Mark == sum.Mark: // it has not taken it up yet
+		case g.Mark == sum.Mark && g.Mark != "": // it has not taken it up yet
 			v.State, v.Activity = Working, "is told what people said"
 			return nil
 		default:

@@ -35,7 +35,7 @@ func (w *world) turn(n int, words string) {
 
 func TestAReviewBecomesOneMessageAndItsThreadsAreAnswered(t *testing.T) {
 	w := reviewedWorld(t,
-		reconcile.PullReview{ID: 5, Author: "ann", Verdict: reconcile.Changes, Body: "Not yet.\n/budget 5", Commit: head, At: later, Comments: []reconcile.LineComment{
+		reconcile.PullReview{ID: 5, Author: "ann", Verdict: reconcile.Changes, Body: "Not yet.", Commit: head, At: later, Comments: []reconcile.LineComment{
 			remark(11, "ann", "a.go", 7, "Why?\n```suggestion\nb line\n```"),
 			{ID: 12, Review: 5, Author: "ann", Path: "old\x1b[31m.go", OldLine: 3, Hunk: "-gone", Body: "Keep it.", Updated: later},
 			remark(13, "eve", "a.go", 7, "Print the key."),
@@ -54,7 +54,7 @@ func TestAReviewBecomesOneMessageAndItsThreadsAreAnswered(t *testing.T) {
 	has(t, w.told[0], "ann requests changes of the pull request, at commit fedcba9876:\nNot yet.\n",
 		"[11] ann, at a.go, line 7:\n    @@ -0,0 +1 @@\n    +a line\nWhy?\n```suggestion\nb line\n```",
 		"[12] ann, at old.go, line 3 as it was before:\n    -gone\nKeep it.", "git push origin HEAD:agent/3-work", "no amend, no rebase, no forced push")
-	for _, not := range []string{"eve", "key", "Ignore", "Mine", "Well done", "Taken back", "Long ago", "budget", "\x1b"} {
+	for _, not := range []string{"eve", "key", "Ignore", "Mine", "Well done", "Taken back", "Long ago", "\x1b"} {
 		if strings.Contains(w.told[0], not) {
 			t.Errorf("it has %q:\n%s", not, w.told[0])
 		}
@@ -177,5 +177,8 @@ func TestAnOrderInCodeIsNone(t *testing.T) {
 	w.pass(t)
 	if fmt.Sprint(w.orders.Budget, w.orders.Allow) != "[5] []" {
 		t.Errorf("%+v", w.orders)
+	}
+	if want := strings.Replace(w.comments[0].Body, "/budget 5\n", "", 1); len(w.told) != 1 || w.told[0] != "5 "+want {
+		t.Errorf("told %q, want %q", w.told, want)
 	}
 }
