@@ -322,3 +322,21 @@ func TestWhatAnAgentIsToldOfJobsIsBoundedAndPlain(t *testing.T) {
 		}
 	}
 }
+
+// A review gives the agent its rounds again, as any word of a person's does.
+func TestAReviewForgivesRounds(t *testing.T) {
+	w := redWorld(t, failed("test", 1))
+	for n := 2; n <= 4; n++ {
+		w.pass(t)
+		w.pushes(n)
+	}
+	if v := w.pass(t); v.State != reconcile.Asking || len(w.toldCI) != 3 {
+		t.Fatalf("%+v, told %d", v, len(w.toldCI))
+	}
+	w.reviews = []reconcile.PullReview{{ID: 5, Author: "ann", Verdict: reconcile.Changes, At: later, Comments: []reconcile.LineComment{remark(11, "ann", "a.go", 1, "Mend it.")}}}
+	w.pass(t)
+	w.pushes(5)
+	if v := w.pass(t); len(w.told) != 1 || len(w.toldCI) != 4 {
+		t.Errorf("%+v, told %q and of CI %d times", v, w.told, len(w.toldCI))
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -193,6 +194,7 @@ type given struct {
 	all     []Given
 	words   map[ID]bool // that it has
 	last    time.Time   // when it was given the newest
+	word    int64       // the newest comment of them
 }
 
 // givenTo is what a pod's agent was given since its label. It is read once by a process.
@@ -228,6 +230,11 @@ func (g *given) put(one Given) {
 	}
 	for _, id := range one.Words {
 		g.words[id] = true
+		if n, ok := strings.CutPrefix(string(id), "comment "); ok {
+			if n, err := strconv.ParseInt(n, 10, 64); err == nil {
+				g.word = max(g.word, n)
+			}
+		}
 	}
 }
 

@@ -117,8 +117,8 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	if err != nil {
 		return err
 	}
-	v.Used, v.Note, v.Open, v.word = steered.Used, steered.Note, steered.Open, orders.word()
-	if v.ordered, err = l.wantedAt(i.Key, pod, orders); err != nil {
+	v.Used, v.Note, v.Open = steered.Used, steered.Note, steered.Open
+	if err := l.words(pod, &v, orders); err != nil {
 		return err
 	}
 	if asleep, err := l.sleeps(ctx, i, pod, pull, v, steered, orders); asleep || err != nil {
@@ -152,13 +152,17 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	return l.show(ctx, i, v)
 }
 
-// wantedAt is when somebody wanted a pod's agent to go on last, by an order or what they said.
-func (l *Loop) wantedAt(k Key, pod Pod, o Orders) (time.Time, error) {
-	has, err := l.givenTo(k, pod)
-	if err != nil || has.last.Before(o.At) {
-		return o.At, err
+// words notes what people have said last for a pod, and when.
+func (l *Loop) words(pod Pod, v *View, o Orders) error {
+	has, err := l.givenTo(v.Key, pod)
+	if err != nil {
+		return err
 	}
-	return has.last, nil
+	v.word, v.ordered = max(o.word(), has.word), o.At
+	if has.last.After(o.At) {
+		v.ordered = has.last
+	}
+	return nil
 }
 
 // ahead is what the branch has that its base lacks. Where a pull request has nothing any more, it
