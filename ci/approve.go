@@ -53,6 +53,9 @@ type Approver struct {
 	Store *Store
 	Forge ApprovalForge
 	Log   *slog.Logger
+	// Acted is told of what was approved or run again, in a repository by its number, by
+	// whom, and how it ended; nil for nobody. It is set before Run.
+	Acted func(repo int64, what, by, done string, err error)
 
 	kick  chan struct{}
 	asked map[waiting]time.Time // runs that were asked for, and when
@@ -116,12 +119,20 @@ func (a *Approver) approve(ctx context.Context, repo int64, commit, by string) e
 	if changes {
 		return fmt.Errorf("%s is not approved: %w", commit, ErrWorkflows)
 	}
-	if err := a.Store.Approve(repo, commit, Approval{By: by, Time: time.Now()}); err != nil {
+	err = a.Store.Approve(repo, commit, Approval{By: by, Time: time.Now()})
+	a.acted(repo, "ci-approve", by, "commit "+commit, err)
+	if err != nil {
 		return err
 	}
 	a.Log.Info("a commit's jobs are approved", "repo", repo, "commit", commit, "by", by)
 	a.Kick()
 	return nil
+}
+
+func (a *Approver) acted(repo int64, what, by, done string, err error) {
+	if a.Acted != nil {
+		a.Acted(repo, what, by, done, err)
+	}
 }
 
 // A waiting is a run in which a job needs approval.
@@ -313,7 +324,9 @@ func (a *Approver) again(ctx context.Context, w waiting, ended time.Time) error 
 		return fmt.Errorf("run %q of repository %d: %w", w.run, w.repo, err)
 	}
 	a.asked[w] = time.Now()
-	if err := a.Forge.Rerun(ctx, w.repo, run); err != nil {
+	err = a.Forge.Rerun(ctx, w.repo, run)
+	a.acted(w.repo, "ci-rerun", approval.By, fmt.Sprintf("run %d of commit %s, which was approved", run, w.commit), err)
+	if err != nil {
 		a.asked[w] = time.Now().Add(time.Minute - askedFor)
 		return fmt.Errorf("having run %d of repository %d run again, which was approved (it can be run again on the forge by hand): %w", run, w.repo, err)
 	}

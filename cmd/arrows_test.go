@@ -40,6 +40,7 @@ var allowed = map[string][]string{
 	"sshd":                {},
 
 	"pods":           {"pods/backend", "pods/devcontainer", "pods/egress", "pods/image", "pods/podfile", "pods/podman", "pods/usage", "pods/witness", "podapi"},
+	"pods/audit":     {},
 	"pods/backend":   {"pods/backend"},
 	"pods/image":     {},
 	"pods/podman":    {"pods/backend"},

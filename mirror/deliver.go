@@ -123,6 +123,7 @@ func (w *Work) deliverOne(ctx context.Context, s *store, repo, branch, id string
 		if err := w.send(ctx, s, repo, command{old: now, new: id, ref: "refs/" + branch}, there); err != nil {
 			return err
 		}
+		w.delivered(Delivery{Repo: repo, Refs: []string{"refs/" + branch + " " + id}})
 		w.log.Info("a push that was kept is delivered", "repo", repo, "branch", branch, "commit", id)
 	}
 	return s.update(ctx, refUpdate{accepted + branch, id}, refUpdate{pending + branch, ""})

@@ -336,6 +336,7 @@ func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error 
 		}
 	}
 	if len(done) > 0 {
+		p.w.delivered(p.delivery(said, lifts))
 		recordErr = errors.Join(recordErr, p.record(ctx, done, lifts))
 	}
 	if recordErr != nil {
@@ -345,6 +346,21 @@ func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error 
 	p.rw.Header().Set("Cache-Control", "no-cache")
 	_, _ = p.rw.Write(said.raw) // the client is gone: nobody to tell
 	return nil
+}
+
+// delivery is what the forge took.
+func (p *push) delivery(said *pushAnswer, lifts []Lift) Delivery {
+	who := p.rules.Pusher()
+	d := Delivery{Repo: p.at.get(), Issue: who.Issue, Agent: who.Agent}
+	for _, c := range p.list.commands {
+		if said.ok[c.ref] {
+			d.Refs = append(d.Refs, c.ref+" "+c.new)
+		}
+	}
+	for _, l := range lifts {
+		d.Lifts = append(d.Lifts, l.Path)
+	}
+	return d
 }
 
 // postpone keeps a push for a forge that is away.

@@ -81,6 +81,7 @@ type Work struct {
 	limits    Limits
 	box       gitproc.Box
 	protected protected
+	delivered func(Delivery)
 
 	locks  sync.Map // of *sync.Mutex, by repository
 	kicked chan struct{}
@@ -114,7 +115,18 @@ type WorkConfig struct {
 	// Protected are the paths that an agent must not change: directories where
 	// they end with a slash, else files.
 	Protected []string
+	// Delivered is told of what came to the forge; nil for nobody.
+	Delivered func(Delivery)
 	Log       *slog.Logger
+}
+
+// A Delivery is what one push brought to the forge.
+type Delivery struct {
+	Repo string // owner/name
+	// Issue and Agent are who pushed; "" for what waited for a forge that was away.
+	Issue, Agent string
+	Refs         []string // each with its commit: "refs/heads/… 0123…"
+	Lifts        []string // paths that a trusted person's permission was used up for
 }
 
 // ErrGone is for a repository that the forge has no more.
@@ -144,8 +156,11 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the work store: %w", err)
 	}
+	if cfg.Delivered == nil {
+		cfg.Delivered = func(Delivery) {}
+	}
 	w := &Work{
-		forge: u, user: cfg.User, token: cfg.Token, wait: cfg.Wait, log: cfg.Log,
+		delivered: cfg.Delivered, forge: u, user: cfg.User, token: cfg.Token, wait: cfg.Wait, log: cfg.Log,
 		dir: cfg.Dir, known: cfg.Known, copy: cfg.Copy, name: cfg.Name, limits: cfg.Limits, box: cfg.Limits.box(cfg.Launcher), protected: cfg.Protected,
 		kicked: make(chan struct{}, 1),
 		http: &http.Client{

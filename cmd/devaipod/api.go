@@ -26,6 +26,8 @@ type serviceStatus struct {
 	Version string `json:"version"`
 	Ready   bool   `json:"ready"`
 	Trouble string `json:"trouble,omitempty"` // why the last pass failed
+	// AuditTrouble is why what was done last can't be kept.
+	AuditTrouble string `json:"audit_trouble,omitempty"`
 	// Basis names what the service was started from: see app.basis.
 	Basis string `json:"basis"`
 }
@@ -34,7 +36,7 @@ type serviceStatus struct {
 func (s *service) apiHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
-		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load(), Trouble: s.loop.Trouble(), Basis: s.basis})
+		s.json(w, serviceStatus{PID: os.Getpid(), Version: version, Ready: s.ready.Load(), Trouble: s.loop.Trouble(), AuditTrouble: s.audit.Trouble(), Basis: s.basis})
 	})
 	mux.HandleFunc("GET /api/pods", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.loop.Views()) })
 	s.followHandler(mux)

@@ -119,6 +119,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	port := ciPort{client: s.forge, web: c.web, ours: ours, queued: func(repo string) { c.Kick(repo) }}
 	c.repositories = port.repositories
 	c.approver = ci.NewApprover(ci.OpenStore(a.cfg.file("ci")), port, a.log)
+	c.approver.Acted = s.ciActed
 	c.Runners, err = ci.NewRunners(ci.Config{
 		Forge: a.cfg.forgeURL(), HTTP: &http.Client{Transport: c.transport, Timeout: time.Minute}, Dir: a.cfg.file("ci"),
 		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: slices.Sorted(maps.Keys(c.images)), Jobs: a.cfg.CI.Jobs,

@@ -159,7 +159,7 @@ func (s *service) serveCI(mux *http.ServeMux) {
 		})
 	}
 	serve("approve", func(ctx context.Context, task int64) error {
-		return s.ci.approver.Approve(ctx, task, "the command line")
+		return s.ci.approver.Approve(ctx, task, byCommand)
 	})
 	serve("cancel", func(ctx context.Context, task int64) error { return s.ci.press(ctx, task, s.ci.web.Cancel) })
 	serve("rerun", func(ctx context.Context, task int64) error { return s.ci.press(ctx, task, s.ci.web.Rerun) })

@@ -126,6 +126,10 @@ type config struct {
 	} `mapstructure:"check"`
 	CI ciConfig `mapstructure:"ci"`
 
+	Audit struct {
+		MaxSize string `mapstructure:"max_size"`
+	} `mapstructure:"audit"`
+
 	Prune struct {
 		ImageAge      time.Duration `mapstructure:"image_age"`
 		DiskWatermark string        `mapstructure:"disk_watermark"`
@@ -205,7 +209,7 @@ func defaults() map[string]any {
 		"budget.time":             "0s",
 		"ssh.authorized_keys":     []string{},
 	}
-	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults()} {
+	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults(), auditDefaults()} {
 		maps.Copy(all, more)
 	}
 	return all

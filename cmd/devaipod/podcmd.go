@@ -48,6 +48,9 @@ func (a *app) listCmd() *cobra.Command {
 			if st.Trouble != "" {
 				a.step("what follows may be old; the service tries again: %s", plain(st.Trouble, 1000))
 			}
+			if st.AuditTrouble != "" {
+				a.step("WARNING  %s", plain(st.AuditTrouble, 1000))
+			}
 			var own []workspaceView
 			if err := a.api().get(cmd.Context(), "/api/workspaces", &own); err != nil {
 				return err
@@ -177,6 +180,9 @@ func (a *app) stopCmd() *cobra.Command {
 			}
 			k := reconcile.Key(key)
 			if err := a.unlabel(cmd.Context(), k); err != nil {
+				return err
+			}
+			if err := a.keepCommand("stop", k.String(), "took the label off"); err != nil {
 				return err
 			}
 			return a.waitStopped(cmd.Context(), k)

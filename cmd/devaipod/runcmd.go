@@ -144,6 +144,9 @@ func (a *app) runJob(ctx context.Context, j job) error {
 		return unreachable(err)
 	}
 	k := reconcile.Key{Owner: repo.Owner, Repo: repo.Name, Issue: issue.Number}
+	if err := a.keepCommand("run", k.String(), "opened the issue with the label"); err != nil {
+		return err
+	}
 	if j.detach {
 		_, err := fmt.Fprintln(a.out, issue.URL)
 		return err

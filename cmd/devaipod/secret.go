@@ -42,6 +42,9 @@ func (a *app) secretCmd() *cobra.Command {
 				if err := a.cfg.secrets().Remove(rest[0]); err != nil {
 					return nameUsage(err)
 				}
+				if err := a.keepCommand("secret-rm", "", rest[0]); err != nil {
+					return err
+				}
 				return a.steerPods(cmd.Context())
 			},
 		})
@@ -79,6 +82,9 @@ func (a *app) secretSet(ctx context.Context, sec secret.Secret) error {
 	}
 	if err := a.cfg.secrets().Put(sec, value); err != nil {
 		return fmt.Errorf("storing secret %s: %w", sec.Name, err)
+	}
+	if err := a.keepCommand("secret-set", "", strings.TrimSpace(sec.Name+" "+sec.Host+" "+strings.Join(sec.Repos, " "))); err != nil {
+		return err
 	}
 	if err := a.steerPods(ctx); err != nil {
 		return fmt.Errorf("secret %s is stored; telling pods that run: %w", sec.Name, err)

@@ -23,6 +23,7 @@ import (
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/podapi/web"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/audit"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
@@ -53,6 +54,7 @@ type service struct {
 	tools    string // the image with our own programs
 	wsLocks  workspaceLocks
 	happened *chronicle
+	audit    *audit.Log
 	repos    chan struct{} // capacity 1: a repository may be new
 	runs     *podman.Pods
 }
@@ -156,7 +158,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	}
 	s.work = work
 	s.hook = forge.Hook(func() string { return creds.WebhookSecret }, s.event, a.log)
-	if s.happened, err = openChronicle(a.cfg.file(eventsFile), a.log); err != nil {
+	if err := s.openRecords(a); err != nil {
 		return nil, err
 	}
 	if err := s.newLoop(a); err != nil {
@@ -169,12 +171,20 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	return s, s.newSite(a)
 }
 
+// openRecords opens what is kept of what happened, and of what was done.
+func (s *service) openRecords(a *app) (err error) {
+	if s.happened, err = openChronicle(a.cfg.file(eventsFile), a.log); err == nil {
+		s.audit, err = a.openAudit()
+	}
+	return err
+}
+
 // newLoop makes the loop over issues and pods.
 func (s *service) newLoop(a *app) (err error) {
 	s.loop, err = reconcile.New(reconcile.Config{
 		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, web: s.web, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
-		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: s.ciSoon, Changed: s.tellAgent, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
+		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: s.ciSoon, Changed: s.tellAgent, Acted: s.acted, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
 	s.pods.kick = s.loop.Kick
 	return err
@@ -315,7 +325,7 @@ func (s *service) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for l, h := range map[net.Listener]http.Handler{public: s.publicHandler(), relay: s.relayHandler(), cli: s.apiHandler()} {
+	for l, h := range map[net.Listener]http.Handler{public: s.publicHandler(), relay: s.relayHandler(), cli: s.keepCommands(s.apiHandler())} {
 		srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}
 		defer srv.Close() //nolint:errcheck // the process ends
 		go func() {

@@ -48,7 +48,7 @@ func (s *service) newSite(a *app) error {
 	if err != nil {
 		return err
 	}
-	s.site, err = web.New(web.Config{Pods: webPods{s}, Listen: a.cfg.Service.Listen, Token: token, Log: a.log})
+	s.site, err = web.New(web.Config{Pods: webPods{s}, Acted: webPods{s}.keep, Listen: a.cfg.Service.Listen, Token: token, Log: a.log})
 	return err
 }
 

@@ -106,6 +106,9 @@ type Config struct {
 	Listen string
 	// Token is the login's; it must not be empty.
 	Token string
+	// Acted is told what a person did with a pod (message, stop or retry) and how it
+	// ended; nil for nobody.
+	Acted func(name, what string, err error)
 	Log   *slog.Logger
 }
 
@@ -376,7 +379,10 @@ func (s *Site) pageRoutes() http.Handler {
 	mux.HandleFunc("GET /past", s.within(s.past))
 	mux.HandleFunc("GET /events", s.within(s.control))
 	mux.HandleFunc("POST /messages", s.within(s.say))
-	mux.HandleFunc("POST /stop", s.within(s.control))
+	mux.HandleFunc("POST /stop", s.within(func(w http.ResponseWriter, r *http.Request) {
+		s.acted(r, "stop", nil)
+		s.control(w, r)
+	}))
 	mux.HandleFunc("POST /retry", s.within(s.retry))
 	return mux
 }
@@ -440,11 +446,20 @@ func form(w http.ResponseWriter, r *http.Request, most int64) bool {
 }
 
 func (s *Site) retry(w http.ResponseWriter, r *http.Request) {
-	if err := s.cfg.Pods.Retry(podName(r)); err != nil {
+	err := s.cfg.Pods.Retry(podName(r))
+	s.acted(r, "retry", err)
+	if err != nil {
 		http.Error(w, err.Error(), http.StatusConflict)
 		return
 	}
 	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
+
+// acted tells of what a person did.
+func (s *Site) acted(r *http.Request, what string, err error) {
+	if s.cfg.Acted != nil {
+		s.cfg.Acted(podName(r), what, err)
+	}
 }
 
 // say gives the agent what a person wrote: from the script, or from the form alone.
@@ -461,6 +476,7 @@ func (s *Site) say(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = c.Send(r.Context(), text)
 	}
+	s.acted(r, "message", err)
 	if err != nil {
 		http.Error(w, "the agent does not have it: "+err.Error(), http.StatusServiceUnavailable)
 		return

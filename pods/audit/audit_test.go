@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 				os.Exit(1)
 			}
 			if n == 20 {
-				fmt.Println("at it")
+				fmt.Fprintln(os.Stdout, "at it")
 			}
 		}
 		return
@@ -189,7 +189,7 @@ func TestWhatIsPutAsideIsNotLost(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
 	l := audit.New(audit.Config{Path: path, MaxSize: size})
 	r := audit.NewReader(path)
-	defer r.Close()
+	defer r.Close() //nolint:errcheck // it was read only
 	seen := map[string]int{}
 	follow := func() {
 		found, err := r.Next()

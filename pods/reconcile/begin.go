@@ -22,6 +22,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 				return err
 			}
 		}
+		l.note(Act{What: "start", Key: i.Key, Who: tr.User, Rule: why, Done: fmt.Sprintf("label event %d", tr.ID), Result: "refused", Once: true}, nil)
 		return l.refuse(ctx, i, why)
 	}
 	if has {
@@ -50,7 +51,12 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
 	delete(l.resumes, task.Key)
 	delete(l.exits, task.Key)
-	if err := l.cfg.Pods.Begin(ctx, task); err != nil {
+	act := startOf(i.Key, task)
+	act.Result, act.Once = "begins", true
+	l.note(act, nil)
+	err = l.cfg.Pods.Begin(ctx, task)
+	l.note(startOf(i.Key, task), err)
+	if err != nil {
 		return l.unstarted(ctx, i, task, err)
 	}
 	// From here on the pod carries it.

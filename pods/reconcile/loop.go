@@ -50,6 +50,9 @@ type Config struct {
 	// Changed, when not nil, is told of each view whose state is another than before, or
 	// that asks another thing. It must not call the loop.
 	Changed func(View)
+	// Acted, when not nil, keeps what the loop did on people's word, and what it did that
+	// others see. It must not call the loop.
+	Acted func(Act) error
 	// BranchName is the branch for an issue.
 	BranchName func(issue int64, title string) string
 	Now        func() time.Time // the clock; time.Now when nil

@@ -27,7 +27,7 @@ type Said struct {
 	ID   int64
 	Text string
 	At   time.Time // when it was said, or changed
-	By   string
+	By   string    // whose comment it is, "" for a button
 }
 
 // ordered are an issue's orders, as they were when it and its pull request were updated last.
@@ -85,6 +85,7 @@ func (l *Loop) orders(ctx context.Context, i Issue, pull Pull) (Orders, error) {
 			continue
 		}
 		o.Budget, o.Allow = append(o.Budget, budget...), append(o.Allow, allow...)
+		l.ordersTaken(i.Key, c, budget, allow, retry)
 		if c.Updated.After(o.At) {
 			o.At = c.Updated
 		}

@@ -261,6 +261,9 @@ func (l *Loop) give(ctx context.Context, pod Pod, k Key, g Given, text string) e
 		return fmt.Errorf("telling the agent what was said on %s: %w", k, err)
 	}
 	g.Given = true
+	if by := strings.Join(g.Authors, ", "); by != "" { // the button's press was told of
+		l.note(Act{What: "message", Key: k, Who: by, Rule: mayPush, Done: fmt.Sprintf("%s: %v was given to the agent", g.ID, g.Words), Result: "done", Once: true}, nil)
+	}
 	l.cfg.Log.Info("told the agent what somebody said", "issue", k.String(), "what", g.ID, "authors", g.Authors)
 	return l.keepGiven(k, pod, g)
 }
@@ -435,6 +438,7 @@ func (l *Loop) settle(ctx context.Context, pod Pod, v View, pull Pull, sum Summa
 		if err := l.cfg.Forge.Answer(ctx, v.Key, pull.Number, c, text+"\n"+mark); err != nil {
 			return fmt.Errorf("answering comment %d on pull request %d of %s: %w", c.ID, pull.Number, v.Key, err)
 		}
+		l.note(Act{What: "answer", Key: v.Key, Who: c.Author, Rule: "the agent was given it, and is done", Done: fmt.Sprintf("comment %d on pull request %d", c.ID, pull.Number)}, nil)
 	}
 	if general {
 		k := v.Key

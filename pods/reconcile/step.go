@@ -103,10 +103,10 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	case pull.Merged:
 		return l.merged(ctx, i, pull, pod)
 	case pull.Number != 0 && !pull.Open:
-		if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
+		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
+		if err := l.halt(ctx, i.Key, pod, v.Why); err != nil {
 			return err
 		}
-		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
 		return l.show(ctx, i, v)
 	}
 	orders, err := l.ordersFor(ctx, i, pod, pull)
@@ -446,6 +446,7 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 			return v, fmt.Errorf("opening a pull request for %s: %w", i.Key, err)
 		}
 		pull, v.Pull, v.PullRequest = opened, opened.Number, opened.URL
+		l.note(Act{What: "pull-request", Key: i.Key, Who: pod.Labeler, Rule: "the agent's branch has commits", Done: fmt.Sprintf("opened %d, a draft, from %s to %s", pull.Number, pod.Branch, pod.Base)}, nil)
 		l.cfg.Log.Info("pull request opened", "issue", i.Key.String(), "pull", pull.Number)
 	}
 	if v.State == Starting && !pull.Draft { // what its agent does is not known yet
@@ -475,6 +476,10 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 	if _, err := l.cfg.Forge.PutPull(ctx, i.Key, pod.Branch, pod.Base, text); err != nil {
 		return v, fmt.Errorf("updating pull request %d of %s: %w", pull.Number, i.Key, err)
 	}
+	if pull.Draft && !text.Draft {
+		l.note(Act{What: "pull-request", Key: i.Key, Who: pod.Labeler, Rule: "its agent is done, and there is evidence",
+			Done: fmt.Sprintf("%d is no draft any more, at %s", pull.Number, commits[len(commits)-1].SHA)}, nil)
+	}
 	return v, nil
 }
 
@@ -489,6 +494,7 @@ func (l *Loop) requestReview(ctx context.Context, i Issue, pod Pod, pull Pull) e
 	}
 	for _, who := range people {
 		err := l.cfg.Forge.RequestReview(ctx, i.Key, pull.Number, who)
+		l.note(Act{What: "review-request", Key: i.Key, Who: pod.Labeler, Rule: "put the label on, or reviewed it", Done: fmt.Sprintf("%s is asked to review %d", who, pull.Number)}, err)
 		switch {
 		case errors.Is(err, ErrRefused): // may push, and may not see pull requests
 			l.cfg.Log.Warn("somebody can't be asked for a review", "issue", i.Key.String(), "who", who, "err", err)
@@ -510,16 +516,26 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 		return l.merged(ctx, i, pull, pod)
 	}
 	v.Pull, v.PullRequest = pull.Number, pull.URL
-	if !pod.Stopped {
-		if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
-			return err
-		}
-	}
 	v.Why = "The label was taken off."
 	if !i.Open {
 		v.Why = "The issue was closed."
 	}
+	if err := l.halt(ctx, i.Key, pod, v.Why); err != nil {
+		return err
+	}
 	return l.show(ctx, i, v)
+}
+
+// halt stops a pod that nobody wants to run any more.
+func (l *Loop) halt(ctx context.Context, k Key, pod Pod, why string) error {
+	if pod.Stopped {
+		return nil
+	}
+	if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
+		return err
+	}
+	l.note(Act{What: "stop", Key: k, Rule: why, Done: pod.Name}, nil)
+	return nil
 }
 
 // merged ends it all: the label is taken off where the merge did not close the
@@ -540,7 +556,11 @@ func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
 	if err != nil {
 		return err
 	}
-	return l.cfg.Pods.Remove(ctx, pod.Key)
+	if err := l.cfg.Pods.Remove(ctx, pod.Key); err != nil {
+		return err
+	}
+	l.note(Act{What: "remove", Key: i.Key, Rule: fmt.Sprintf("pull request %d was merged", pull.Number), Done: pod.Name}, nil)
+	return nil
 }
 
 func firstLine(s string) string {

@@ -76,6 +76,8 @@ type world struct {
 	ciErr    error
 	toldCI   map[string]string // texts by ids, as the pod takes each once
 	tellsCI  int               // how often it was given one
+	acted    []reconcile.Act
+	actErr   error
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -502,9 +504,16 @@ func (w *world) config() reconcile.Config {
 		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
 		Now:        func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now },
 		Uptime:     func() time.Duration { w.mu.Lock(); defer w.mu.Unlock(); return w.now.Sub(at) - w.jumped },
-		Deadline:   4 * time.Hour, Rest: 24 * time.Hour, CIRounds: 3,
+		Deadline:   4 * time.Hour, Rest: 24 * time.Hour, CIRounds: 3, Acted: w.act,
 		Log: slog.New(slog.DiscardHandler),
 	}
+}
+
+func (w *world) act(a reconcile.Act) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.acted = append(w.acted, a)
+	return w.actErr
 }
 
 // jump makes the machine's clock jump, while no time goes by.
