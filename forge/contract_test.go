@@ -209,6 +209,8 @@ var exercises = map[string][][]any{
 	"Branch":           {{repo, "agent/1-x"}},
 	"Branches":         {{repo, "agent/"}},
 	"ChangedIssues":    {{time.Unix(1700000000, 0)}},
+	"Called":           {{time.Unix(1700000000, 0)}},
+	"CallsOf":          {{repo, int64(1), "devaipod"}},
 	"CanWrite":         {{repo, "ann"}},
 	"Comments":         {{repo, int64(1)}},
 	"CommentsSince":    {{repo, time.Unix(1700000000, 0)}},

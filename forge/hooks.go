@@ -16,7 +16,7 @@ import (
 
 // hookEvents are what the service wants to hear of.
 var hookEvents = []string{
-	"issues", "issue_label", "issue_comment", "pull_request", "pull_request_sync", "pull_request_review_approved",
+	"issues", "issue_assign", "issue_label", "issue_comment", "pull_request", "pull_request_sync", "pull_request_review_approved",
 	"pull_request_review_rejected", "pull_request_review_comment", "push", "create", "repository",
 }
 

@@ -81,11 +81,16 @@ func (c *Client) ChangedIssues(ctx context.Context, since time.Time) (out []Issu
 // first; one that leaves the list while it is read moves those behind it to
 // pages that were read already, so a list whose length has changed is read anew.
 func (c *Client) search(ctx context.Context, query url.Values) (out []Issue, asOf time.Time, err error) {
+	return c.searchAs(ctx, false, query)
+}
+
+// searchAs is search, as the bot or as the service.
+func (c *Client) searchAs(ctx context.Context, bot bool, query url.Values) (out []Issue, asOf time.Time, err error) {
 	seen := map[int64]bool{}
 	for range 3 {
 		var first, last string
 		begun := false
-		err := eachPage(ctx, c, call{method: "GET", path: "/repos/issues/search", query: query}, func(some []sdk.Issue, header http.Header, more bool) bool {
+		err := eachPage(ctx, c, call{method: "GET", path: "/repos/issues/search", query: query, bot: bot}, func(some []sdk.Issue, header http.Header, more bool) bool {
 			last = header.Get("X-Total-Count")
 			if !begun {
 				begun, first = true, last
@@ -148,6 +153,12 @@ type LabelEvent struct {
 	User  string
 	At    time.Time
 	Label string // which of the labels that start agents it was
+	// Calls are how people called the bot since the event of these labels before it, the
+	// oldest first; First says that there was none.
+	Calls []Call
+	First bool
+	// Away says that the bot was assigned and is not any more, since then.
+	Away bool
 }
 
 type timelineEntry struct {
@@ -155,8 +166,12 @@ type timelineEntry struct {
 	Type    string    `json:"type"`
 	Body    string    `json:"body"` // for labels "1" when put on, "" when taken off
 	Created time.Time `json:"created_at"`
+	Updated time.Time `json:"updated_at"`
 	User    *sdk.User `json:"user"`
-	Label   *struct {
+	// Of who is assigned to the issue.
+	Assignee *sdk.User `json:"assignee"`
+	Removed  bool      `json:"removed_assignee"`
+	Label    *struct {
 		Name string `json:"name"`
 	} `json:"label"`
 }
@@ -168,6 +183,9 @@ type labelMark struct {
 	at   time.Time // of that entry
 	on   map[string]LabelEvent
 	last LabelEvent // the newest that put one of them on or took it off
+	// Since that: how people called the bot, and that it was sent away.
+	calls []Call
+	away  bool
 }
 
 // LabelEvent finds the newest putting on of a label that starts agents ([Triggers])
@@ -208,9 +226,11 @@ func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) 
 		}
 		mark.id, mark.at = e.ID, e.Created
 		if e.Type != "label" || e.Label == nil || !Triggers(label, e.Label.Name) {
+			mark.take(e, c.cfg.BotUser)
 			continue
 		}
-		mark.last = LabelEvent{ID: e.ID, User: login(e.User), At: e.Created, Label: e.Label.Name}
+		mark.last = LabelEvent{ID: e.ID, User: login(e.User), At: e.Created, Label: e.Label.Name, Calls: mark.calls, First: mark.last.ID == 0}
+		mark.calls, mark.away = nil, false
 		if delete(mark.on, e.Label.Name); e.Body == "1" {
 			mark.on[e.Label.Name] = mark.last
 		}
@@ -225,10 +245,11 @@ func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) 
 	}
 	switch {
 	case len(mark.on) == 0:
-		return LabelEvent{ID: mark.last.ID, At: mark.last.At}, false, nil
+		return LabelEvent{ID: mark.last.ID, At: mark.last.At, Calls: mark.calls, First: mark.last.ID == 0}, false, nil
 	case ev.User == "":
 		return LabelEvent{}, false, nil
 	}
+	ev.Away = mark.away
 	return ev, true, nil
 }
 
