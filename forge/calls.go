@@ -2,6 +2,7 @@ package forge
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"regexp"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	sdk "codeberg.org/mvdkleijn/forgejo-sdk/forgejo/v3"
 )
 
 // A Call is how somebody called the bot to an issue.
@@ -33,6 +36,18 @@ func (c *Client) CallsOf(ctx context.Context, r Repo, n int64, label string) (ca
 		return nil, false, err
 	}
 	return ev.Calls, ev.First, nil
+}
+
+// CallStands tells whether the comment of a mention is there still, unchanged, and was
+// written on this forge: what was brought from another bears the name of who brought it.
+func (c *Client) CallStands(ctx context.Context, r Repo, m Call) (bool, error) {
+	var got sdk.Comment
+	err := c.do(ctx, call{method: "GET", path: r.path("/issues/comments/%d", m.ID)}, &got)
+	if errors.Is(err, ErrNotFound) || err == nil && got.ID == 0 { // the sibling answers 204 for one that is no comment
+		return false, nil
+	}
+	_, mentioned := Mentioned(got.Body, c.cfg.BotUser)
+	return mentioned && got.OriginalAuthor == "" && strings.EqualFold(login(got.Poster), m.User) && got.Created.Equal(got.Updated), err
 }
 
 // Called lists the open issues that mention the bot or are assigned to it, and changed

@@ -170,3 +170,39 @@ func (tl timeline) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
 }
+
+// What a mention is taken from is looked at again before it counts.
+func TestAMentionStands(t *testing.T) {
+	const good = `{"id": 7, "body": "@bot", "user": {"login": "Ann"}, "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z"}`
+	for name, tt := range map[string]struct {
+		body string
+		want bool
+	}{
+		"as it was":          {good, true},
+		"changed":            {strings.Replace(good, `05Z"}`, `06Z"}`, 1), false},
+		"another's":          {strings.Replace(good, "Ann", "eve", 1), false},
+		"not there":          {"", false},
+		"no comment":         {"{}", false},
+		"without a mention":  {strings.Replace(good, "@bot", "hello", 1), false},
+		"from another forge": {strings.Replace(good, `"body"`, `"original_author": "mallory", "body"`, 1), false},
+	} {
+		c, err := forge.New(forge.Config{URL: "http://forge", Token: "t", BotToken: "b", BotUser: "bot", ServiceUser: "svc", Transport: one(tt.body)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := c.CallStands(t.Context(), repo, forge.Call{ID: 7, User: "ann"}); err != nil || got != tt.want {
+			t.Errorf("%s: %t %v", name, got, err)
+		}
+	}
+}
+
+// one is a forge with one answer, "" for none.
+type one string
+
+func (o one) RoundTrip(r *http.Request) (*http.Response, error) {
+	status := 200
+	if o == "" {
+		status = 404
+	}
+	return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(string(o))), Request: r}, nil
+}

@@ -29,12 +29,14 @@ type Issue struct {
 	Created, Updated time.Time // whole seconds
 	IsPull           bool
 	URL              string
+	Brought          bool // from another forge, by whose account it says that it was written
 }
 
 func issueOf(r Repo, i sdk.Issue) Issue {
 	out := Issue{
 		Repo: r, Number: i.Index, Title: i.Title, Body: i.Body, State: string(i.State), Ref: i.Ref,
 		Created: i.Created, Updated: i.Updated, IsPull: i.PullRequest != nil, URL: i.HTMLURL, Author: login(i.Poster),
+		Brought: i.OriginalAuthor != "",
 	}
 	if i.Repository != nil { // its name now: r may be an earlier one
 		out.RepoID = i.Repository.ID

@@ -46,17 +46,19 @@ func readOnly(err error) error {
 	return err
 }
 
-func issueOf(i forge.Issue) reconcile.Issue {
+func (p forgePort) issueOf(i forge.Issue) reconcile.Issue {
+	_, calls := forge.Mentioned(i.Body, p.bot)
 	return reconcile.Issue{
+		Created: i.Created, Calls: calls && !i.Brought,
 		Key: reconcile.Key{Owner: i.Repo.Owner, Repo: i.Repo.Name, Issue: i.Number}, RepoID: i.RepoID,
 		Title: i.Title, Body: i.Body, Author: i.Author, Ref: i.Ref, Open: i.State == "open",
 		Labels: i.Labels, Updated: i.Updated, URL: i.URL, IsPull: i.IsPull,
 	}
 }
 
-func issuesOf(found []forge.Issue) (out []reconcile.Issue) {
+func (p forgePort) issuesOf(found []forge.Issue) (out []reconcile.Issue) {
 	for _, i := range found {
-		out = append(out, issueOf(i))
+		out = append(out, p.issueOf(i))
 	}
 	return out
 }
@@ -81,7 +83,7 @@ func (p forgePort) Wanted(ctx context.Context) ([]reconcile.Issue, time.Time, er
 			first = asOf
 		}
 	}
-	return issuesOf(all), first, nil
+	return p.issuesOf(all), first, nil
 }
 
 func (p forgePort) Changed(ctx context.Context, since time.Time) ([]reconcile.Issue, time.Time, error) {
@@ -89,7 +91,7 @@ func (p forgePort) Changed(ctx context.Context, since time.Time) ([]reconcile.Is
 	if errors.Is(err, forge.ErrTooMany) {
 		err = fmt.Errorf("%w: %w", reconcile.ErrTooMany, err)
 	}
-	return issuesOf(found), asOf, err
+	return p.issuesOf(found), asOf, err
 }
 
 func (p forgePort) Issue(ctx context.Context, k reconcile.Key) (reconcile.Issue, error) {
@@ -100,7 +102,7 @@ func (p forgePort) Issue(ctx context.Context, k reconcile.Key) (reconcile.Issue,
 	if i.IsPull {
 		return reconcile.Issue{}, fmt.Errorf("%w: %s is a pull request", reconcile.ErrGone, k)
 	}
-	return issueOf(i), nil
+	return p.issueOf(i), nil
 }
 
 func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trigger, bool, error) {
@@ -114,7 +116,7 @@ func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trig
 		err = reconcile.ErrUndone
 	}
 	agent := strings.TrimPrefix(strings.TrimPrefix(ev.Label, p.label), ":")
-	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At, Agent: agent}, ok, err
+	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At, Agent: agent, Calls: callsOf(ev.Calls), First: ev.First, Away: ev.Away}, ok, err
 }
 
 func (p forgePort) CanWrite(ctx context.Context, k reconcile.Key, user string) (bool, error) {

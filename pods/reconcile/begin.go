@@ -12,6 +12,10 @@ import (
 // begin decides whether a label may start a pod (invariant S1) and starts it.
 // Whatever can't be found out starts nothing.
 func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod, has bool) error {
+	tr, err := l.cause(ctx, i, tr)
+	if err != nil {
+		return err
+	}
 	task, why, err := l.task(ctx, i, tr, ok)
 	if err != nil {
 		return err
@@ -153,7 +157,7 @@ func (l *Loop) refusal(ctx context.Context, i Issue, tr Trigger, ok bool) (strin
 	switch {
 	case !ok:
 		return "the forge does not tell who put the label on; take it off and put it on again", nil
-	case slices.ContainsFunc(l.cfg.Ours, func(u string) bool { return strings.EqualFold(u, tr.User) }):
+	case l.isOurs(tr.User):
 		return "the label was put on by devaipod's own account; a person has to do that", nil
 	}
 	can, err := l.cfg.Forge.CanWrite(ctx, i.Key, tr.User)

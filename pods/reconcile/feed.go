@@ -59,6 +59,11 @@ func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking the forge for issues: %w", err)
 	}
+	callers, err := l.callers(ctx, whole)
+	if err != nil {
+		return nil, fmt.Errorf("asking the forge who called: %w", err)
+	}
+	found = append(found, callers...)
 	var keys []Key
 	pulls := l.pulls()
 	for _, i := range found {
@@ -125,7 +130,7 @@ func (l *Loop) newsOf(i Issue, pods map[Key]Pod, pulls map[Key]Key) []Key {
 		_, has := pods[i.Key]
 		_, shown := l.View(i.Key)
 		known := l.feed.issues[i.Key]
-		if (known.settled && known.print == i.print()) || (!has && !shown && !i.wanted(l.cfg.Label)) {
+		if (known.settled && known.print == i.print()) || (!has && !shown && !i.wanted(l.cfg.Label) && !(i.Open && i.Calls)) {
 			return nil
 		}
 		return []Key{i.Key}

@@ -21,7 +21,7 @@ type Config struct {
 	Label  string
 	Agents []string
 	// Ours are the forge accounts of the service and the bot: what they label
-	// starts nothing.
+	// starts nothing, but where a person called for it ([Caller]).
 	Ours []string
 	// Max is how many agents may work at a time; 0 is no limit.
 	Max int

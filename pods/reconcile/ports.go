@@ -50,6 +50,10 @@ type Issue struct {
 	Updated             time.Time // of the issue's text, labels or comments
 	URL                 string
 	IsPull              bool // a pull request: Changed alone tells of them
+	Created             time.Time
+	// Calls says that its text mentions the bot; of one that [Caller.Called] lists, that
+	// somebody may have called otherwise.
+	Calls bool
 }
 
 // A Trigger is the event that put the trigger label on an issue.
@@ -58,6 +62,12 @@ type Trigger struct {
 	User  string
 	At    time.Time
 	Agent string // that the label names (devaipod:fast), "" for none
+	// Calls are how people called since a trigger label was put on or taken off before
+	// it, the oldest first; First says that none ever was.
+	Calls []Call
+	First bool
+	// Away says that the bot was assigned, and is not any more, since then.
+	Away bool
 }
 
 // A Comment on an issue.
@@ -96,6 +106,7 @@ type PullText struct {
 // Forge is what the loop needs of a forge. All methods may be called
 // concurrently; those that write are idempotent.
 type Forge interface {
+	Caller
 	// Wanted lists the open issues that carry a trigger label, as they were at
 	// asOf, by the forge's clock; that is zero when the forge does not tell.
 	Wanted(ctx context.Context) (found []Issue, asOf time.Time, err error)

@@ -50,6 +50,9 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 		return l.namesake(ctx, i, other)
 	}
 	if !i.wanted(l.cfg.Label) {
+		if labeled, err := l.answer(ctx, i); labeled || err != nil {
+			return err
+		}
 		if !has {
 			return errors.Join(l.leaveState(ctx, i), l.leave(k))
 		}
@@ -58,6 +61,9 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 	tr, ok, err := l.cfg.Forge.Trigger(ctx, k)
 	if err != nil {
 		return fmt.Errorf("asking who labeled %s: %w", k, err)
+	}
+	if ok && tr.Away {
+		return l.sentAway(ctx, i)
 	}
 	if has && ok && pod.TriggerID == tr.ID {
 		return l.advance(ctx, i, pod, tr)

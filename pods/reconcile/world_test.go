@@ -76,6 +76,12 @@ type world struct {
 	ciErr    error
 	toldCI   map[string]string // texts by ids, as the pod takes each once
 	tellsCI  int               // how often it was given one
+	summons  []reconcile.Call  // how people called the bot since the label's last event
+	first    bool              // that there was none
+	labeled  []string          // labels that were put on, by their agents
+	changed  map[int64]bool    // comments that do not stand as they were
+	labelErr error
+	putting  func() // what happens while the label is put on; the lock is held
 	acted    []reconcile.Act
 	actErr   error
 }
