@@ -55,7 +55,7 @@ start @ann [may push to the repository] done
 order @ann [may push to the repository] taken
 message @ann [may push to the repository] done
 pull-request @ann [the agent's branch has commits] done
-review-request @ann [put the label on] done
+review-request @ann [put the label on, or reviewed it] done
 pull-request @ann [its agent is done, and there is evidence] done
 stop @ [The label was taken off.] done
 remove @ [pull request 0 was merged] done`

@@ -84,6 +84,7 @@ func TestTheRealForge(t *testing.T) {
 	t.Run("accounts", func(t *testing.T) { accounts(t, c, prov, api) })
 	t.Run("who may write", func(t *testing.T) { whoMayWrite(t, c, prov, api) })
 	t.Run("labels and comments", func(t *testing.T) { labelsAndComments(t, c, prov, api) })
+	t.Run("calls", func(t *testing.T) { calls(t, c, prov, api) })
 	t.Run("pull requests", func(t *testing.T) { pullRequests(t, c, api) })
 	t.Run("webhook", func(t *testing.T) {
 		for i, want := range []bool{true, false, false} {
@@ -234,7 +235,7 @@ func labelsAndComments(t *testing.T, c *forge.Client, prov forge.Provisioner, ap
 		t.Errorf("with an agent's name: %+v, %v, %v", fast, ok, err)
 	}
 	must(t, c.RemoveLabel(ctx, r, n, "devaipod:fast"))
-	if got, ok, err := c.LabelEvent(ctx, r, n, "devaipod"); err != nil || !ok || got != plain {
+	if got, ok, err := c.LabelEvent(ctx, r, n, "devaipod"); err != nil || !ok || got.ID != plain.ID {
 		t.Errorf("taken off again: %+v, %v, %v, want %+v", got, ok, err, plain)
 	}
 	for _, state := range []string{"working", "review", "review", ""} {
