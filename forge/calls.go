@@ -27,15 +27,15 @@ type Call struct {
 // was put on or taken off last.
 const maxCalls = 50
 
-// CallsOf lists how people called the bot to an issue since a label that starts agents
-// was put on or taken off last, the oldest first; first says that none ever was. There
-// are none while such a label is on. A comment that was changed calls nobody.
-func (c *Client) CallsOf(ctx context.Context, r Repo, n int64, label string) (calls []Call, first bool, err error) {
+// CallsOf is the event that took a label that starts agents off an issue last, with how
+// people called the bot since then, or ever; First says that there was no such event. It
+// is empty while such a label is on. A comment that was changed calls nobody.
+func (c *Client) CallsOf(ctx context.Context, r Repo, n int64, label string) (LabelEvent, error) {
 	ev, ok, err := c.LabelEvent(ctx, r, n, label)
 	if err != nil || ok {
-		return nil, false, err
+		return LabelEvent{}, err
 	}
-	return ev.Calls, ev.First, nil
+	return ev, nil
 }
 
 // CallStands tells whether the comment of a mention is there still, unchanged, and was

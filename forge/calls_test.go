@@ -122,7 +122,7 @@ func TestCallsInATimeline(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 { // the second time from what is remembered
-			calls, first, err := c.CallsOf(t.Context(), repo, 1, "go")
+			off, err := c.CallsOf(t.Context(), repo, 1, "go")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -130,7 +130,7 @@ func TestCallsInATimeline(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := callText(calls, first); got != tt.calls {
+			if got := callText(off.Calls, off.First); got != tt.calls {
 				t.Errorf("%s: called %s, want %s", name, got, tt.calls)
 			}
 			cause := ""

@@ -191,8 +191,8 @@ type labelMark struct {
 }
 
 // LabelEvent finds the newest putting on of a label that starts agents ([Triggers])
-// which nothing undid; ok is false when there is none, and then ev has the ID and
-// the time of what undid it, if anything did. The whole timeline is read once, and
+// which nothing undid; ok is false when there is none, and then ev has the ID,
+// the account and the time of what undid it, if anything did. The whole timeline is read once, and
 // later what came to it.
 //
 // Seen on the sibling 1.23.8: an issue created with a label has that event
@@ -247,7 +247,7 @@ func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) 
 	}
 	switch {
 	case len(mark.on) == 0:
-		return LabelEvent{ID: mark.last.ID, At: mark.last.At, Calls: mark.calls, First: mark.last.ID == 0}, false, nil
+		return LabelEvent{ID: mark.last.ID, User: mark.last.User, At: mark.last.At, Calls: mark.calls, First: mark.last.ID == 0}, false, nil
 	case ev.User == "":
 		return LabelEvent{}, false, nil
 	}

@@ -19,9 +19,9 @@ func callsOf(found []forge.Call) (out []reconcile.Call) {
 	return out
 }
 
-func (p forgePort) Calls(ctx context.Context, k reconcile.Key) ([]reconcile.Call, bool, error) {
-	calls, first, err := p.client.CallsOf(ctx, repoOf(k), k.Issue, p.label)
-	return callsOf(calls), first, gone(err)
+func (p forgePort) Calls(ctx context.Context, k reconcile.Key) (reconcile.Calls, error) {
+	calls, err := p.client.CallsOf(ctx, repoOf(k), k.Issue, p.label)
+	return reconcile.Calls{All: callsOf(calls.Calls), First: calls.First, By: calls.User}, gone(err)
 }
 
 func (p forgePort) Called(ctx context.Context, since time.Time) ([]reconcile.Issue, error) {

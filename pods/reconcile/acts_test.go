@@ -57,7 +57,7 @@ message @ann [may push to the repository] done
 pull-request @ann [the agent's branch has commits] done
 review-request @ann [put the label on, or reviewed it] done
 pull-request @ann [its agent is done, and there is evidence] done
-stop @ [The label was taken off.] done
+stop @bea [The label was taken off.] done
 remove @ [pull request 0 was merged] done`
 	if got := w.toldActs(); strings.Replace(got, fmt.Sprintf("[pull request %d was", w.pull.Number), "[pull request 0 was", 1) != want {
 		t.Errorf("got\n%s", got)

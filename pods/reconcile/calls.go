@@ -23,11 +23,18 @@ type Call struct {
 	Word     string // behind a mention
 }
 
+// Calls are how people called since the last event of a trigger label, the oldest first.
+type Calls struct {
+	All   []Call
+	First bool   // there was no event of one
+	By    string // who took one off last, "" for nobody
+}
+
 // Caller is what the loop needs of a [Forge] to see them.
 type Caller interface {
 	// Calls lists how people called since a trigger label was put on or taken off
-	// last, the oldest first; first says that none ever was. There are none while one is on.
-	Calls(ctx context.Context, k Key) (calls []Call, first bool, err error)
+	// last. There are none while one is on.
+	Calls(ctx context.Context, k Key) (Calls, error)
 	// Called lists open issues that may call and changed at since or later, by the
 	// forge's clock.
 	Called(ctx context.Context, since time.Time) ([]Issue, error)
@@ -80,11 +87,11 @@ func (l *Loop) answer(ctx context.Context, i Issue) (labeled bool, err error) {
 	if !i.Open {
 		return false, nil
 	}
-	calls, first, err := l.cfg.Forge.Calls(ctx, i.Key)
+	calls, err := l.cfg.Forge.Calls(ctx, i.Key)
 	if err != nil {
 		return false, fmt.Errorf("asking who called on %s: %w", i.Key, err)
 	}
-	call, ok, err := l.called(ctx, i, calls, first)
+	call, ok, err := l.called(ctx, i, calls.All, calls.First)
 	if err != nil || !ok || i.Updated.Sub(call.At) > callsFor || call.ID == 0 && changedAfter(i.Updated, Trigger{At: call.At}) {
 		return false, err
 	}
@@ -132,6 +139,18 @@ func (l *Loop) cause(ctx context.Context, i Issue, tr Trigger) (Trigger, error) 
 		tr.User, tr.At = call.User, call.At
 	}
 	return tr, err
+}
+
+// unlabeler is who took the label off an issue, for the log of acts; "" when that is not known.
+func (l *Loop) unlabeler(ctx context.Context, i Issue) string {
+	if !i.Open {
+		return ""
+	}
+	calls, err := l.cfg.Forge.Calls(ctx, i.Key)
+	if err != nil { // the agent stops all the same
+		l.cfg.Log.Warn("asking who took the label off", "issue", i.Key.String(), "err", err)
+	}
+	return calls.By
 }
 
 // sentAway takes the label off an issue that the bot is not assigned to any more.

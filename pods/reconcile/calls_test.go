@@ -14,13 +14,13 @@ import (
 
 // The world's part of [reconcile.Caller]: the label is put on by the service.
 
-func (w *world) Calls(context.Context, reconcile.Key) ([]reconcile.Call, bool, error) {
+func (w *world) Calls(context.Context, reconcile.Key) (reconcile.Calls, error) {
 	if err := w.up(); err != nil {
-		return nil, false, err
+		return reconcile.Calls{}, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.summons, w.first, nil
+	return reconcile.Calls{All: w.summons, First: w.first, By: "bea"}, nil
 }
 
 func (w *world) Called(_ context.Context, since time.Time) ([]reconcile.Issue, error) {

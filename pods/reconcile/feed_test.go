@@ -109,11 +109,11 @@ func (c *crowd) Called(context.Context, time.Time) ([]reconcile.Issue, error) {
 	return nil, nil
 }
 
-func (c *crowd) Calls(context.Context, reconcile.Key) ([]reconcile.Call, bool, error) {
+func (c *crowd) Calls(context.Context, reconcile.Key) (reconcile.Calls, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls++
-	return nil, false, nil
+	return reconcile.Calls{}, nil
 }
 
 func (c *crowd) Issue(_ context.Context, k reconcile.Key) (reconcile.Issue, error) {

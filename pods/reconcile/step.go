@@ -110,7 +110,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		return l.merged(ctx, i, pull, pod)
 	case pull.Number != 0 && !pull.Open:
 		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
-		if err := l.halt(ctx, i.Key, pod, v.Why); err != nil {
+		if err := l.halt(ctx, i.Key, pod, "", v.Why); err != nil {
 			return err
 		}
 		return l.show(ctx, i, v)
@@ -526,21 +526,21 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 	if !i.Open {
 		v.Why = "The issue was closed."
 	}
-	if err := l.halt(ctx, i.Key, pod, v.Why); err != nil {
+	if err := l.halt(ctx, i.Key, pod, l.unlabeler(ctx, i), v.Why); err != nil {
 		return err
 	}
 	return l.show(ctx, i, v)
 }
 
 // halt stops a pod that nobody wants to run any more.
-func (l *Loop) halt(ctx context.Context, k Key, pod Pod, why string) error {
+func (l *Loop) halt(ctx context.Context, k Key, pod Pod, who, why string) error {
 	if pod.Stopped {
 		return nil
 	}
 	if err := l.cfg.Pods.Stop(ctx, pod.Key); err != nil {
 		return err
 	}
-	l.note(Act{What: "stop", Key: k, Rule: why, Done: pod.Name}, nil)
+	l.note(Act{What: "stop", Key: k, Who: who, Rule: why, Done: pod.Name}, nil)
 	return nil
 }
 

@@ -40,10 +40,11 @@ func calls(t *testing.T, c *forge.Client, prov forge.Provisioner, api *testkit.A
 	first := says(cal, "@bot fast, please")
 	says(cal, "> @bot")
 	assign("bot")
-	found, isFirst, err := c.CallsOf(ctx, r, issue.Number, "devaipod")
+	off, err := c.CallsOf(ctx, r, issue.Number, "devaipod")
 	must(t, err)
-	if len(found) != 2 || !isFirst || found[0].ID != first || found[0].User != "cal" || found[0].Word != "fast" || found[1].User != "svc" || !found[1].Assigned || found[1].At.IsZero() {
-		t.Errorf("calls %+v, %t", found, isFirst)
+	found := off.Calls
+	if len(found) != 2 || !off.First || found[0].ID != first || found[0].User != "cal" || found[0].Word != "fast" || found[1].User != "svc" || !found[1].Assigned || found[1].At.IsZero() {
+		t.Errorf("calls %+v", off)
 	}
 	if ok, err := c.CallStands(ctx, r, found[0]); err != nil || !ok {
 		t.Errorf("the mention stands: %t, %v", ok, err)
@@ -70,8 +71,8 @@ func calls(t *testing.T, c *forge.Client, prov forge.Provisioner, api *testkit.A
 	until(2) // as mentioned, and as assigned
 	assign()
 	until(1)
-	if found, _, err := c.CallsOf(ctx, r, issue.Number, "devaipod"); err != nil || len(found) != 1 || found[0].ID != first {
-		t.Errorf("after the bot was sent away: %+v, %v", found, err)
+	if off, err := c.CallsOf(ctx, r, issue.Number, "devaipod"); err != nil || len(off.Calls) != 1 || off.Calls[0].ID != first {
+		t.Errorf("after the bot was sent away: %+v, %v", off, err)
 	}
 	assign("bot")
 	must(t, c.AddLabels(ctx, r, issue.Number, "devaipod"))
@@ -84,8 +85,8 @@ func calls(t *testing.T, c *forge.Client, prov forge.Provisioner, api *testkit.A
 		t.Errorf("sent away: %+v, %t, %v", ev, ok, err)
 	}
 	must(t, c.RemoveLabel(ctx, r, issue.Number, "devaipod"))
-	if found, isFirst, err := c.CallsOf(ctx, r, issue.Number, "devaipod"); err != nil || len(found) != 0 || isFirst {
-		t.Errorf("after the label: %+v, %t, %v", found, isFirst, err)
+	if off, err := c.CallsOf(ctx, r, issue.Number, "devaipod"); err != nil || len(off.Calls) != 0 || off.First || off.User != "svc" {
+		t.Errorf("after the label: %+v, %v", off, err)
 	}
 	edited := says(cal, "@bot")
 	var at struct {
