@@ -76,7 +76,7 @@ func (m *labelMark) take(e timelineEntry, bot string) {
 		if e.Assignee == nil || !strings.EqualFold(login(e.Assignee), bot) {
 			return
 		}
-		if m.away = e.Removed; e.Removed { // who assigned it has thought better of it
+		if m.away, m.awayBy = e.Removed, call.User; e.Removed { // who assigned it has thought better of it
 			m.calls = slices.DeleteFunc(slices.Clone(m.calls), func(c Call) bool { return c.Assigned })
 			return
 		}

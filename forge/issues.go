@@ -159,8 +159,10 @@ type LabelEvent struct {
 	// oldest first; First says that there was none.
 	Calls []Call
 	First bool
-	// Away says that the bot was assigned and is not any more, since then.
-	Away bool
+	// Away says that the bot was assigned and is not any more, since then; AwayBy whose
+	// doing that is.
+	Away   bool
+	AwayBy string
 }
 
 type timelineEntry struct {
@@ -186,8 +188,9 @@ type labelMark struct {
 	on   map[string]LabelEvent
 	last LabelEvent // the newest that put one of them on or took it off
 	// Since that: how people called the bot, and that it was sent away.
-	calls []Call
-	away  bool
+	calls  []Call
+	away   bool
+	awayBy string
 }
 
 // LabelEvent finds the newest putting on of a label that starts agents ([Triggers])
@@ -251,7 +254,7 @@ func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) 
 	case ev.User == "":
 		return LabelEvent{}, false, nil
 	}
-	ev.Away = mark.away
+	ev.Away, ev.AwayBy = mark.away, mark.awayBy
 	return ev, true, nil
 }
 

@@ -116,7 +116,7 @@ func (p forgePort) Trigger(ctx context.Context, k reconcile.Key) (reconcile.Trig
 		err = reconcile.ErrUndone
 	}
 	agent := strings.TrimPrefix(strings.TrimPrefix(ev.Label, p.label), ":")
-	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At, Agent: agent, Calls: callsOf(ev.Calls), First: ev.First, Away: ev.Away}, ok, err
+	return reconcile.Trigger{ID: ev.ID, User: ev.User, At: ev.At, Agent: agent, Calls: callsOf(ev.Calls), First: ev.First, Away: ev.Away, AwayBy: ev.AwayBy}, ok, err
 }
 
 func (p forgePort) CanWrite(ctx context.Context, k reconcile.Key, user string) (bool, error) {

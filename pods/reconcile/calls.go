@@ -150,14 +150,17 @@ func (l *Loop) unlabeler(ctx context.Context, i Issue) string {
 	if err != nil { // the agent stops all the same
 		l.cfg.Log.Warn("asking who took the label off", "issue", i.Key.String(), "err", err)
 	}
+	if l.isOurs(calls.By) { // that is told of by itself
+		return ""
+	}
 	return calls.By
 }
 
 // sentAway takes the label off an issue that the bot is not assigned to any more.
-func (l *Loop) sentAway(ctx context.Context, i Issue) error {
+func (l *Loop) sentAway(ctx context.Context, i Issue, by string) error {
 	err := l.cfg.Forge.Unlabel(ctx, i.Key)
 	if err == nil {
-		l.note(Act{What: "unlabel", Key: i.Key, Rule: "the bot was assigned, and is not any more"}, nil)
+		l.note(Act{What: "unlabel", Key: i.Key, Who: by, Rule: "the bot was assigned, and is not any more"}, nil)
 		l.Kick(i.Key)
 	}
 	return err

@@ -66,8 +66,10 @@ type Trigger struct {
 	// it, the oldest first; First says that none ever was.
 	Calls []Call
 	First bool
-	// Away says that the bot was assigned, and is not any more, since then.
-	Away bool
+	// Away says that the bot was assigned, and is not any more, since then; AwayBy whose
+	// doing that is.
+	Away   bool
+	AwayBy string
 }
 
 // A Comment on an issue.

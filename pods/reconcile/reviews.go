@@ -251,6 +251,15 @@ func (l *Loop) keepGiven(k Key, pod Pod, one Given) error {
 	return nil
 }
 
+// wordsOf names what was said.
+func wordsOf(g Given) string {
+	var out []string
+	for _, id := range g.Words {
+		out = append(out, string(id))
+	}
+	return strings.Join(out, ", ")
+}
+
 // give gives the agent words of people's, and keeps that.
 func (l *Loop) give(ctx context.Context, pod Pod, k Key, g Given, text string) error {
 	g.Trigger, g.At = pod.TriggerID, l.cfg.Now()
@@ -262,7 +271,7 @@ func (l *Loop) give(ctx context.Context, pod Pod, k Key, g Given, text string) e
 	}
 	g.Given = true
 	if by := strings.Join(g.Authors, ", "); by != "" { // the button's press was told of
-		l.note(Act{What: "message", Key: k, Who: by, Rule: mayPush, Done: fmt.Sprintf("%s: %v was given to the agent", g.ID, g.Words), Result: "done", Once: true}, nil)
+		l.note(Act{What: "message", Key: k, Who: by, Rule: mayPush, Done: wordsOf(g) + " was given to the agent", Result: "done", Once: true}, nil)
 	}
 	l.cfg.Log.Info("told the agent what somebody said", "issue", k.String(), "what", g.ID, "authors", g.Authors)
 	return l.keepGiven(k, pod, g)

@@ -63,7 +63,7 @@ func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, p
 		return fmt.Errorf("asking who labeled %s: %w", k, err)
 	}
 	if ok && tr.Away {
-		return l.sentAway(ctx, i)
+		return l.sentAway(ctx, i, tr.AwayBy)
 	}
 	if has && ok && pod.TriggerID == tr.ID {
 		return l.advance(ctx, i, pod, tr)

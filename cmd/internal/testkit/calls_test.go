@@ -81,7 +81,7 @@ func calls(t *testing.T, c *forge.Client, prov forge.Provisioner, api *testkit.A
 		t.Errorf("the label's event %+v, %t, %v", ev, ok, err)
 	}
 	assign()
-	if ev, ok, err := c.LabelEvent(ctx, r, issue.Number, "devaipod"); err != nil || !ok || !ev.Away {
+	if ev, ok, err := c.LabelEvent(ctx, r, issue.Number, "devaipod"); err != nil || !ok || !ev.Away || ev.AwayBy != "svc" {
 		t.Errorf("sent away: %+v, %t, %v", ev, ok, err)
 	}
 	must(t, c.RemoveLabel(ctx, r, issue.Number, "devaipod"))
