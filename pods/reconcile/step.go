@@ -146,10 +146,14 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 			return err
 		}
 	}
-	if err := l.hear(ctx, pod, pull, &v, sum, commits, orders); err != nil {
-		return err
+	over, lands := l.landAwake(ctx, i, pod, pull, &v, sum.Mark)
+	if over {
+		return lands
 	}
-	return l.show(ctx, i, v)
+	if err := l.hear(ctx, pod, pull, &v, sum, commits, orders); err != nil {
+		return errors.Join(lands, err)
+	}
+	return errors.Join(lands, l.show(ctx, i, v))
 }
 
 // words notes what people have said last for a pod, and when.
@@ -162,7 +166,10 @@ func (l *Loop) words(pod Pod, v *View, o Orders) error {
 	if has.last.After(o.At) {
 		v.ordered = has.last
 	}
-	return nil
+	if at, e := l.baseTold(pod); e != nil || at.After(v.ordered) {
+		v.ordered, err = at, e
+	}
+	return err
 }
 
 // ahead is what the branch has that its base lacks. Where a pull request has nothing any more, it
@@ -172,10 +179,16 @@ func (l *Loop) ahead(ctx context.Context, i Issue, pod Pod, pull Pull) (commits 
 	if err != nil || len(commits) > 0 || pull.Number == 0 {
 		return commits, false, err
 	}
-	if pull, err = l.pull(ctx, pod); err != nil || !pull.Merged {
+	if pull, err = l.pull(ctx, pod); err != nil {
 		return commits, false, err
 	}
-	return nil, true, l.merged(ctx, i, pull, pod)
+	if pull.Merged {
+		return nil, true, l.merged(ctx, i, pull, pod)
+	}
+	if l.cfg.Lander != nil && pull.Open && !pull.Draft {
+		over, err = l.finished(ctx, i, pod, Landing{Key: i.Key, RepoID: i.RepoID, Pull: pull.Number, Branch: pod.Branch, Base: pull.Base, Commit: pull.Head})
+	}
+	return nil, over, err
 }
 
 // listen gives the agent what people said, beside [Loop.review]. It tells whether there was anything.
@@ -242,6 +255,13 @@ func (l *Loop) sleeps(ctx context.Context, i Issue, pod Pod, pull Pull, v View, 
 		return false, nil
 	}
 	wakes, err := l.wakes(ctx, i, pod, pull, state, steered, o)
+	if !wakes && err == nil && state == Review {
+		var over bool
+		v.State = Review
+		if over, wakes, err = l.landAsleep(ctx, i, pod, pull, &v); over {
+			return true, err
+		}
+	}
 	if !wakes {
 		l.rest(i, v, state)
 	}
