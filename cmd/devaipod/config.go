@@ -114,6 +114,11 @@ type config struct {
 		Time   time.Duration `mapstructure:"time"`
 	} `mapstructure:"budget"`
 
+	Land struct {
+		Approvals int  `mapstructure:"approvals"`
+		Own       bool `mapstructure:"own"`
+	} `mapstructure:"land"`
+
 	Notify notifyConfig `mapstructure:"notify"`
 
 	SSH struct {
@@ -204,6 +209,8 @@ func defaults() map[string]any {
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
 		"ssh.authorized_keys":     []string{},
+		"land.approvals":          1,
+		"land.own":                false,
 	}
 	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults()} {
 		maps.Copy(all, more)
@@ -425,6 +432,9 @@ func (c config) validate() error {
 	}
 	if c.Service.Resync < time.Second {
 		return fmt.Errorf("service.resync = %q: want 1s or more", c.Service.Resync)
+	}
+	if c.Land.Approvals < 0 {
+		return fmt.Errorf("land.approvals = %d: want 0 (never by itself) or more", c.Land.Approvals)
 	}
 	if c.Agent.Max < 0 {
 		return fmt.Errorf("agent.max = %d: want 0 (no limit) or more", c.Agent.Max)
