@@ -114,10 +114,7 @@ type config struct {
 		Time   time.Duration `mapstructure:"time"`
 	} `mapstructure:"budget"`
 
-	Land struct {
-		Approvals int  `mapstructure:"approvals"`
-		Own       bool `mapstructure:"own"`
-	} `mapstructure:"land"`
+	Land landConfig `mapstructure:"land"`
 
 	Notify notifyConfig `mapstructure:"notify"`
 
@@ -209,10 +206,8 @@ func defaults() map[string]any {
 		"budget.tokens":           "50M",
 		"budget.time":             "0s",
 		"ssh.authorized_keys":     []string{},
-		"land.approvals":          1,
-		"land.own":                false,
 	}
-	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults()} {
+	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults(), landDefaults()} {
 		maps.Copy(all, more)
 	}
 	return all

@@ -12,6 +12,16 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
+// landConfig says what becomes of what people approve.
+type landConfig struct {
+	Approvals int  `mapstructure:"approvals"`
+	Own       bool `mapstructure:"own"`
+}
+
+func landDefaults() map[string]any {
+	return map[string]any{"land.approvals": 1, "land.own": false}
+}
+
 // landPort lands commits: by a merge in the forge, or, where the base follows an upstream,
 // by a push to there.
 type landPort struct {

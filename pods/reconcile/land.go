@@ -201,7 +201,8 @@ func (l *Loop) land(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (
 	done, err := l.cfg.Lander.Land(ctx, a.Landing)
 	switch {
 	case err == nil:
-		return l.landed(ctx, i, pod, a, done)
+		over, err = l.landed(ctx, i, pod, a, done)
+		return over, nil, err
 	case errors.Is(err, ErrMoved): // approvals are counted anew
 		l.Kick(i.Key)
 		return false, nil, nil
@@ -215,21 +216,21 @@ func (l *Loop) land(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (
 }
 
 // landed tells where a commit went and ends its issue.
-func (l *Loop) landed(ctx context.Context, i Issue, pod Pod, a approval, done Landed) (over bool, behind *BehindError, err error) {
+func (l *Loop) landed(ctx context.Context, i Issue, pod Pod, a approval, done Landed) (over bool, err error) {
 	l.cfg.Log.Info("landed", "issue", i.Key.String(), "pull", a.Pull, "commit", a.Commit, "approved_by", a.Approvers, "upstream", done.Upstream)
 	where := fmt.Sprintf("merged into %s", code(a.Base))
 	if done.Upstream != "" {
 		where = fmt.Sprintf("pushed to %s of %s, where %s was before", code(done.Branch), code(done.Upstream), short(done.Old))
 	}
 	if err := l.sayLanding(ctx, i, a.Pull, fmt.Sprintf("**Landed**: %s, %s; %s.\n", a.Commit, a.words(), where)); err != nil {
-		return false, nil, err
+		return false, err
 	}
 	pull, err := l.pull(ctx, pod)
 	if err != nil || !pull.Merged {
 		l.Kick(i.Key)
-		return false, nil, err
+		return false, err
 	}
-	return true, nil, l.merged(ctx, i, pull, pod)
+	return true, l.merged(ctx, i, pull, pod)
 }
 
 // sayLanding puts the one comment about landing on a pull request, or changes it.
@@ -430,10 +431,10 @@ func (l *Loop) exportNow(ctx context.Context, i Issue, pod Pod, a approval, out 
 	if err != nil {
 		l.Kick(i.Key)
 		out.Failed, out.Refused = err.Error(), errors.Is(err, ErrRefused)
-		return nil //nolint:nilerr // it is in what is told
+		return nil
 	}
 	out.Goes, out.Landed = &done, true
-	_, _, err = l.landed(ctx, i, pod, a, done)
+	_, err = l.landed(ctx, i, pod, a, done)
 	return err
 }
 

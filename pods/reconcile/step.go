@@ -109,16 +109,8 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		v.State, v.Why = Stopped, fmt.Sprintf("Pull request %d was closed without a merge.", pull.Number)
 		return l.show(ctx, i, v)
 	}
-	orders, err := l.ordersFor(ctx, i, pod, pull)
+	orders, steered, err := l.steer(ctx, i, pod, pull, &v)
 	if err != nil {
-		return err
-	}
-	steered, err := l.cfg.Pods.Steer(ctx, pod.Key, orders)
-	if err != nil {
-		return err
-	}
-	v.Used, v.Note, v.Open = steered.Used, steered.Note, steered.Open
-	if err := l.words(pod, &v, orders); err != nil {
 		return err
 	}
 	if asleep, err := l.sleeps(ctx, i, pod, pull, v, steered, orders); asleep || err != nil {
@@ -154,6 +146,18 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		return errors.Join(lands, err)
 	}
 	return errors.Join(lands, l.show(ctx, i, v))
+}
+
+// steer reads what people ordered, and brings the pod to it.
+func (l *Loop) steer(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (orders Orders, steered Steered, err error) {
+	if orders, err = l.ordersFor(ctx, i, pod, pull); err != nil {
+		return orders, steered, err
+	}
+	if steered, err = l.cfg.Pods.Steer(ctx, pod.Key, orders); err != nil {
+		return orders, steered, err
+	}
+	v.Used, v.Note, v.Open = steered.Used, steered.Note, steered.Open
+	return orders, steered, l.words(pod, v, orders)
 }
 
 // words notes what people have said last for a pod, and when.
