@@ -103,7 +103,7 @@ func TestWhichApprovalsCount(t *testing.T) {
 			if l := w.landings[0]; l.Commit != head || strings.Join(l.Approvers, " ") != tt.lands || l.Pull != 4 || l.Base != "main" || l.Branch != "agent/3-work" {
 				t.Errorf("landed %+v", l)
 			}
-			has(t, w.said["#4 landing"], "**Landed**: "+head, "merged into `main`")
+			has(t, w.said["landing"], "**Landed**: "+head, "merged into `main`")
 		})
 	}
 }
@@ -175,7 +175,7 @@ func TestWhatDoesNotLandIsToldOnceAndTriedAgain(t *testing.T) {
 		if len(w.landings) < 3 || len(w.said) != 2 {
 			t.Errorf("tried %d times, said %q", len(w.landings), w.said)
 		}
-		has(t, w.said["#4 landing"], "not landed yet", "> ", "the upstream refuses, says (at)bob", "1 of 1 approvals of fedcba9876 (ann)")
+		has(t, w.said["landing"], "not landed yet", "> ", "the upstream refuses, says (at)bob", "1 of 1 approvals of fedcba9876 (ann)")
 		w.landing = nil
 		if v := w.land(t); v.State != reconcile.Done || w.removed != 1 {
 			t.Errorf("%+v", v)
@@ -241,7 +241,7 @@ func TestEachCommitOfTheBaseIsToldOfOnce(t *testing.T) {
 			t.Errorf("%+v, told %d times", v, w.tellsCI)
 		}
 	}
-	has(t, w.said["#4 landing"], "ended without", "main has moved to ba5e")
+	has(t, w.said["landing"], "ended without", "main has moved to ba5e")
 	w.landing = func() error { return &reconcile.BehindError{Base: "ba5e2", Why: "main has moved to ba5e2"} }
 	if v := w.land(t); v.State != reconcile.Working || w.tellsCI != 2 || len(w.toldCI) != 2 {
 		t.Errorf("%+v, told %d times", v, w.tellsCI)
@@ -272,7 +272,7 @@ func TestAHeadThatMovesMeanwhileIsLookedAtAnew(t *testing.T) {
 	c := w.config()
 	c.Lander, c.Approvals = w, 1
 	w.with(t, c, (*reconcile.Loop).Settle)
-	if len(w.landings) != 2 || w.removed != 1 || w.said["#4 landing"] == "" {
+	if len(w.landings) != 2 || w.removed != 1 || w.said["landing"] == "" {
 		t.Errorf("landed %v, said %q", w.landings, w.said)
 	}
 }

@@ -259,12 +259,10 @@ func (w *world) Say(_ context.Context, k reconcile.Key, subject, body string) er
 	if w.archived {
 		return reconcile.ErrReadOnly
 	}
-	if k.Issue != w.issue.Issue { // on the pull request
-		w.said[fmt.Sprint("#", k.Issue, " ", subject)] = body
-		return nil
-	}
 	w.said[subject] = body
-	w.issue.Updated = w.issue.Updated.Add(time.Hour)
+	if k.Issue == w.issue.Issue { // and not on its pull request
+		w.issue.Updated = w.issue.Updated.Add(time.Hour)
+	}
 	return nil
 }
 func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bool, error) {
