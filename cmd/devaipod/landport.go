@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
+	"time"
 
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
@@ -83,8 +85,13 @@ func (p landPort) Plan(ctx context.Context, l reconcile.Landing) (reconcile.Land
 	return out, p.conflict(ctx, l, out.Old)
 }
 
+// landWithin is how long the loop waits for a landing. One that is cut off goes on with the next try.
+const landWithin = 3 * time.Minute
+
 // Land implements [reconcile.Lander].
 func (p landPort) Land(ctx context.Context, l reconcile.Landing) (reconcile.Landed, error) {
+	ctx, cancel := context.WithTimeout(ctx, landWithin)
+	defer cancel()
 	pull, err := p.client.Pull(ctx, repoOf(l.Key), l.Pull)
 	switch {
 	case err != nil:
@@ -153,7 +160,12 @@ func (p landPort) merge(ctx context.Context, l reconcile.Landing) (reconcile.Lan
 	if err := p.conflict(ctx, l, out.Old); err != nil {
 		return out, err
 	}
-	if errors.As(said, &answer) && !answer.TriesLater() && (answer.Status == 405 || answer.Status == 409) {
+	switch {
+	case !errors.As(said, &answer):
+		return out, said
+	case answer.TriesLater():
+		return out, fmt.Errorf("%w: %w", reconcile.ErrLater, said)
+	case answer.Status == http.StatusMethodNotAllowed || answer.Status == http.StatusConflict:
 		return out, fmt.Errorf("%w: %w", reconcile.ErrRefused, said)
 	}
 	return out, said

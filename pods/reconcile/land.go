@@ -63,8 +63,8 @@ type BehindError struct {
 
 func (e *BehindError) Error() string { return e.Why }
 
-// A Lander asks who approves, and lands. Its methods are idempotent. What it refuses for
-// good, as far as can be told, is an [ErrRefused].
+// A Lander asks who approves, and lands. Its methods are idempotent. What is refused for
+// good, as far as can be told, is an [ErrRefused]; what will soon be possible, an [ErrLater].
 type Lander interface {
 	// Votes lists those of a pull request, the oldest first.
 	Votes(ctx context.Context, k Key, pull int64) ([]Vote, error)
@@ -175,6 +175,10 @@ func lastWords(words []Vote, commit string) (out []Vote) {
 	return out
 }
 
+// laterTries is how often in a row the other side may say "later" before people are told: for
+// about a minute.
+const laterTries = 5
+
 // lands tells whether a pull request may land by itself, if people approve.
 func (l *Loop) lands(v *View, pull Pull) bool {
 	return l.cfg.Lander != nil && l.cfg.Approvals > 0 && v.State == Review && pull.Number != 0 && pull.Open && !pull.Draft
@@ -210,6 +214,8 @@ func (l *Loop) land(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (
 		return false, behind, nil
 	case ctx.Err() != nil:
 		return false, nil, ctx.Err()
+	case errors.Is(err, ErrLater) && l.errs[i.Key] < laterTries:
+		return false, nil, err
 	}
 	err = fmt.Errorf("landing %s of pull request %d of %s: %w", short(a.Commit), pull.Number, i.Key, err)
 	return false, nil, errors.Join(err, l.sayLanding(ctx, i, pull.Number, fmt.Sprintf("**Approved, and not landed yet**: %s.\n\n%s\nIt is tried again, ever more slowly. Nothing was rewritten.\n", a.words(), l.quoted(err))))

@@ -183,6 +183,20 @@ func TestWhatDoesNotLandIsToldOnceAndTriedAgain(t *testing.T) {
 	}
 }
 
+func TestWhatIsPossibleSoonIsNotTold(t *testing.T) {
+	w := reviewWorld(t, yes("ann"))
+	w.landing = func() error { return reconcile.ErrLater }
+	for range 2 {
+		if v := w.land(t); v.State != reconcile.Review || v.Trouble == "" || w.said["landing"] != "" {
+			t.Errorf("%s %q, said %q", v.State, v.Trouble, w.said["landing"])
+		}
+	}
+	w.landing = nil
+	if v := w.land(t); v.State != reconcile.Done {
+		t.Errorf("%s", v.State)
+	}
+}
+
 func TestTheBaseIsMergedInByTheAgentAndApprovedAnew(t *testing.T) {
 	for _, sleeps := range []bool{false, true} {
 		w := reviewWorld(t, yes("ann"))
