@@ -1,6 +1,7 @@
 package forge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -218,11 +219,9 @@ func pullOf(p pullJSON) Pull {
 	if p.Updated != nil {
 		out.Updated = *p.Updated
 	}
-	switch {
-	case p.HasMerged && p.Merged != nil:
-		out.Closed = *p.Merged
-	case p.PullRequest.Closed != nil:
-		out.Closed = *p.PullRequest.Closed
+	// As the time of a merge by push the forge tells when its commit says that it was made.
+	if at := cmp.Or(p.PullRequest.Closed, p.Merged); at != nil {
+		out.Closed = *at
 	}
 	for _, u := range p.Requested {
 		out.Reviewers = append(out.Reviewers, login(u))

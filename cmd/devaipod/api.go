@@ -61,6 +61,7 @@ func (s *service) apiHandler() http.Handler {
 		s.loop.Kick(k)
 		w.WriteHeader(http.StatusNoContent)
 	}))
+	mux.HandleFunc("POST "+pod+"/export", s.keyed(s.export))
 	mux.HandleFunc("POST "+pod+"/rm", s.keyed(func(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
 		force := r.URL.Query().Get("force") == "true"
 		saved, err := s.pods.saveBefore(r.Context(), s.loop.PodKey(k), force)

@@ -114,6 +114,8 @@ type config struct {
 		Time   time.Duration `mapstructure:"time"`
 	} `mapstructure:"budget"`
 
+	Land landConfig `mapstructure:"land"`
+
 	Notify notifyConfig `mapstructure:"notify"`
 
 	SSH struct {
@@ -209,7 +211,7 @@ func defaults() map[string]any {
 		"budget.time":             "0s",
 		"ssh.authorized_keys":     []string{},
 	}
-	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults(), auditDefaults()} {
+	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults(), auditDefaults(), landDefaults()} {
 		maps.Copy(all, more)
 	}
 	return all
@@ -429,6 +431,9 @@ func (c config) validate() error {
 	}
 	if c.Service.Resync < time.Second {
 		return fmt.Errorf("service.resync = %q: want 1s or more", c.Service.Resync)
+	}
+	if c.Land.Approvals < 0 {
+		return fmt.Errorf("land.approvals = %d: want 0 (never by itself) or more", c.Land.Approvals)
 	}
 	if c.Agent.Max < 0 {
 		return fmt.Errorf("agent.max = %d: want 0 (no limit) or more", c.Agent.Max)

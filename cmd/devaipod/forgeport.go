@@ -187,7 +187,7 @@ func (p forgePort) Say(ctx context.Context, k reconcile.Key, subject, body strin
 }
 
 func pullOf(p forge.Pull) reconcile.Pull {
-	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed, MergeBase: p.MergeBase, Updated: p.Updated}
+	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed, MergeBase: p.MergeBase, Updated: p.Updated, Head: p.HeadSHA, Base: p.Base}
 }
 
 func (p forgePort) Pull(ctx context.Context, k reconcile.Key, branch string) (reconcile.Pull, bool, error) {

@@ -103,7 +103,7 @@ func (a *app) root() *cobra.Command {
 	f.String("log-level", "", "debug, info, warn or error")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }
 	root.AddCommand(a.forgeCmd(), a.serveCmd(), a.runCmd(), a.listCmd(), a.statusCmd(), a.logsCmd(), a.evidenceCmd(),
-		a.sendCmd(), a.waitCmd(), a.openCmd(), a.stopCmd(), a.rmCmd(), a.upCmd(), a.eventsCmd(), a.auditCmd(), a.execCmd(), a.attachCmd(), a.cpCmd(), a.forwardCmd(), a.statsCmd(), a.diffCmd(), a.checkoutCmd(), a.recoverCmd(), a.mirrorCmd(), a.dfCmd(), a.pruneCmd(), a.secretCmd(), a.usageCmd(), a.ciCmd(), a.ciWorkerCmd(), a.sshdCmd(), a.sshCmd(), a.sshConfigCmd(), a.sshProxyCmd(), a.versionCmd())
+		a.sendCmd(), a.waitCmd(), a.openCmd(), a.stopCmd(), a.rmCmd(), a.upCmd(), a.eventsCmd(), a.auditCmd(), a.execCmd(), a.attachCmd(), a.cpCmd(), a.forwardCmd(), a.statsCmd(), a.diffCmd(), a.checkoutCmd(), a.exportCmd(), a.recoverCmd(), a.mirrorCmd(), a.dfCmd(), a.pruneCmd(), a.secretCmd(), a.usageCmd(), a.ciCmd(), a.ciWorkerCmd(), a.sshdCmd(), a.sshCmd(), a.sshConfigCmd(), a.sshProxyCmd(), a.versionCmd())
 	return root
 }
 

@@ -16,7 +16,8 @@ import (
 )
 
 // What lets a repository of a host of our own follow one of the cache: a look at
-// both, and a push out of the cache. To where it comes from nothing is pushed.
+// both, and a push out of the cache. To where it comes from nothing is pushed by it:
+// that is [Cache.Export]'s alone.
 
 // Errors of [Cache.Sync] and [Cache.Ask] that a caller decides on, beside
 // [RefusedError].
@@ -168,7 +169,7 @@ func (c *Cache) pushSome(ctx context.Context, u upstream, from Address, as Login
 	if err == nil || len(refused) == 0 {
 		return err
 	}
-	return fmt.Errorf("it refuses %s%s", strings.Join(refused, ", "), remoteWords(said))
+	return fmt.Errorf("%w %s%s", ErrDeclined, strings.Join(refused, ", "), remoteWords(said))
 }
 
 // refusedRefs reads git push --porcelain: the names of refs that were not

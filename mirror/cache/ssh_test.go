@@ -143,7 +143,7 @@ func TestAnUpstreamBySSH(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := sshUpstream(t, w.up.root, key)
-	allow, err := cache.ParseAllow([]string{"git.example.org", "*"})
+	allow, err := cache.ParseAllow([]string{"git.example.org", "forge", "*"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestAnUpstreamBySSH(t *testing.T) {
 	w.open(func(c *cache.Config) {
 		c.Dir += "-ssh"
 		c.Allow = allow
-		c.Hosts = map[string]cache.Host{"git.example.org": host, "other.example.org": host}
+		c.Hosts = map[string]cache.Host{"git.example.org": host, "other.example.org": host, "forge": {URL: "file://" + w.up.root + "/forge/", Push: true}}
 		c.Ours = func(r *http.Request) bool { return r.Header.Get("Authorization") == token }
 	})
 	url := w.url + "/git/git.example.org/app.git"
@@ -176,5 +176,20 @@ func TestAnUpstreamBySSH(t *testing.T) {
 	}
 	if out, err := try("/", "git", append(ours, "ls-remote", w.url+"/git/git.example.org/none.git")...); err == nil {
 		t.Errorf("a repository that is not there: %s", out)
+	}
+	// What is approved is exported that way, too.
+	git(t, "/", "clone", "-q", "--bare", filepath.Join(w.up.root, "app.git"), filepath.Join(w.up.root, "forge/app.git"))
+	old := strings.TrimSpace(git(t, work, "rev-parse", "HEAD"))
+	commit(t, work, "approved")
+	git(t, work, "push", "-q", filepath.Join(w.up.root, "forge/app.git"), "HEAD:agent/1-x")
+	if _, err := w.cache.Sync(t.Context(), copied); err != nil {
+		t.Fatal(err)
+	}
+	new := strings.TrimSpace(git(t, work, "rev-parse", "HEAD"))
+	if err := w.cache.Export(t.Context(), copied, cache.Address{Host: "git.example.org", Path: "app"}, "main", old, new); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.TrimSpace(git(t, filepath.Join(w.up.root, "app.git"), "rev-parse", "main")); got != new {
+		t.Errorf("the upstream has %s, want %s", got, new)
 	}
 }

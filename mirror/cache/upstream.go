@@ -173,6 +173,7 @@ type session struct {
 	allow func(Address) verdict
 	auth  string      // value of the Authorization header, or ""
 	push  atomic.Bool // a child may push
+	stays atomic.Bool // no redirect is followed
 
 	mu    sync.Mutex
 	at    place
@@ -465,6 +466,9 @@ func (s *session) move(resp *http.Response) error {
 	}
 	if !ok || to.User != nil {
 		return refuse("which is no repository")
+	}
+	if s.stays.Load() {
+		return refuse("and nothing is exported but to the URL that is followed")
 	}
 	if to.Scheme != "https" && (to.Scheme != "http" || s.at.base.Scheme == "https") {
 		return refuse("which is less safe")

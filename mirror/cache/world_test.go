@@ -44,6 +44,7 @@ type upstream struct {
 	hold    atomic.Pointer[hold]
 	lfs     atomic.Pointer[lfsStandIn]
 	answer  atomic.Pointer[http.HandlerFunc] // instead of git's
+	before  atomic.Pointer[func(string)]     // told of each request first
 
 	mu       sync.Mutex
 	requests []string // "GET info/refs", "POST ls-refs", "POST fetch"
@@ -75,6 +76,9 @@ func newUpstream(t testing.TB) *upstream {
 		up.mu.Lock()
 		up.requests = append(up.requests, what)
 		up.mu.Unlock()
+		if f := up.before.Load(); f != nil {
+			(*f)(what + "?" + r.URL.RawQuery)
+		}
 		if up.down.Load() {
 			panic(http.ErrAbortHandler)
 		}

@@ -16,6 +16,7 @@
 //     in the record for as long as it lasts.
 //
 // Nothing is decided by what happened before, so a look that was killed at any
-// point is made up for by the next one. To upstreams nothing is ever pushed: the
-// cache pushes to the forge alone.
+// point is made up for by the next one. By a look nothing is ever pushed to an
+// upstream. [Follower.Export] alone does that: one commit, which people approved, to
+// the branch that is followed, forward, between two looks.
 package follow

@@ -45,7 +45,7 @@ type Forge interface {
 type Config struct {
 	Store *Store
 	// Cache fetches from the upstreams. ForgeHost is what it calls the forge, and
-	// the one host that it may push to.
+	// the one host that it may push to but for [Follower.Export].
 	Cache     *cache.Cache
 	ForgeHost string
 	Forge     Forge
@@ -224,14 +224,7 @@ func (f *Follower) each(do func(id int64) error) error {
 // that overwrites nothing. [ErrNotFollowed] when there is no record of it,
 // [ErrGone] when the forge has it no more, and then there is none from here on.
 func (f *Follower) Sync(ctx context.Context, id int64) (View, error) {
-	t := f.turn(id)
-	t.mu.Lock()
-	defer func() {
-		t.mu.Unlock()
-		if t.again.Load() {
-			f.Kick()
-		}
-	}()
+	defer f.take(id)()
 	return f.look(ctx, id)
 }
 

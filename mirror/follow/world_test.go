@@ -26,6 +26,7 @@ type host struct {
 	root, url string
 	private   atomic.Bool // only svc and its password are let in
 	down      atomic.Bool
+	noWrite   atomic.Bool                   // it lets nobody push, as without a second factor
 	pushed    atomic.Int64                  // questions about pushes
 	slow      atomic.Pointer[chan struct{}] // what is asked of /slow.git waits for it
 }
@@ -46,6 +47,10 @@ func newHost(t *testing.T) *host {
 		}
 		if strings.Contains(r.URL.String(), "receive-pack") {
 			h.pushed.Add(1)
+			if h.noWrite.Load() {
+				http.Error(w, "two-factor authentication is needed", http.StatusForbidden)
+				return
+			}
 		}
 		if u, p, _ := r.BasicAuth(); h.private.Load() && (u != "svc" || p != "secret") {
 			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
@@ -92,6 +97,7 @@ type world struct {
 	follower *follow.Follower
 	log      *lockedBuffer
 	clock    atomic.Int64 // ahead
+	known    atomic.Bool  // the cache has an account at the upstream
 
 	work string // a clone of the upstream's
 	copy string // the forge's
@@ -174,6 +180,12 @@ func newWorld(t *testing.T) *world {
 	w.cache, err = cache.New(cache.Config{
 		Dir: filepath.Join(dir, "cache"), Allow: allow, Log: log, Now: w.now,
 		Hosts: map[string]cache.Host{"forge": {URL: w.forgeGit.url, Push: true}},
+		Credentials: func(_ context.Context, host, _ string) (string, string, error) {
+			if host == "forge" || w.known.Load() {
+				return "svc", "secret", nil
+			}
+			return "", "", nil
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

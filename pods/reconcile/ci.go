@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -29,6 +30,18 @@ type Round struct {
 	Jobs    []ToldJob `json:"jobs"`
 	Text    string    `json:"text"`
 	Told    bool      `json:"told"` // the pod has got it
+	// Base is the commit that a round is about which tells of no job, but that the base has
+	// to be merged in.
+	Base string    `json:"base,omitempty"`
+	At   time.Time `json:"at,omitzero"` // of one about the base: when it was made
+}
+
+// about is what a round tells, in words.
+func (r Round) about() string {
+	if r.Base != "" {
+		return "that its base has moved"
+	}
+	return "that CI failed"
 }
 
 // A ToldJob is a job that a round told of.
@@ -140,16 +153,16 @@ func (l *Loop) backToAgent(ctx context.Context, pod Pod, v *View, sum Summary, c
 func (l *Loop) tellRound(ctx context.Context, pod Pod, v *View, r Round) error {
 	v.State = Working
 	if err := l.cfg.Pods.KeepRound(pod.Key, r); err != nil {
-		return fmt.Errorf("keeping what the agent of %s is told of CI: %w", v.Key, err)
+		return fmt.Errorf("keeping what the agent of %s is told: %w", v.Key, err)
 	}
 	if err := l.cfg.Pods.TellCI(ctx, pod.Key, r); err != nil {
-		return fmt.Errorf("telling the agent of %s that CI failed: %w", v.Key, err)
+		return fmt.Errorf("telling the agent of %s %s: %w", v.Key, r.about(), err)
 	}
 	r.Told = true
 	if err := l.cfg.Pods.KeepRound(pod.Key, r); err != nil {
-		return fmt.Errorf("keeping what the agent of %s was told of CI: %w", v.Key, err)
+		return fmt.Errorf("keeping what the agent of %s was told: %w", v.Key, err)
 	}
-	l.cfg.Log.Info("told the agent that CI failed", "issue", v.Key.String(), "commit", r.Commit, "jobs", len(r.Jobs))
+	l.cfg.Log.Info("told the agent "+r.about(), "issue", v.Key.String(), "commit", r.Commit, "jobs", len(r.Jobs))
 	return nil
 }
 
@@ -173,11 +186,11 @@ func (l *Loop) ciNews(ctx context.Context, i Issue, pod Pod) (bool, error) {
 	return len(untold(rounds, red)) > 0, nil
 }
 
-// roundsOf are those of a pod's label event, and how many of them were since a person's
+// roundsOf are those about CI of a pod's label event, and how many of them were since a person's
 // word.
 func roundsOf(all []Round, pod Pod, word int64) (rounds []Round, counted int) {
 	for _, r := range all {
-		if r.Trigger == pod.TriggerID {
+		if r.Trigger == pod.TriggerID && r.Base == "" {
 			rounds = append(rounds, r)
 			if r.Word == word {
 				counted++

@@ -40,6 +40,12 @@ type Config struct {
 	// CIRounds is how often in a row an agent is told that CI failed, until a person says
 	// something.
 	CIRounds int
+	// Lander lands what people approve; nil lands nothing. Approvals is how many people
+	// must, 0 for that nothing lands by itself; OwnApprovals counts those of who made
+	// commits of it.
+	Lander       Lander
+	Approvals    int
+	OwnApprovals bool
 	// Watch is the time between two looks at the working agents; 2 s when 0.
 	Watch time.Duration
 	// Overlap is how far back a pass asks for changes beyond the last one, since

@@ -87,10 +87,14 @@ type Pull struct {
 	ClosedAt            time.Time // also when merged
 	Updated             time.Time // of its text, comments or reviews
 	MergeBase           string    // the commit where its branch left the base
+	Head, Base          string    // its newest commit, and the branch that it goes to
 }
 
 // A Commit of a branch that its base does not have.
-type Commit struct{ SHA, Subject string }
+type Commit struct {
+	SHA     string `json:"sha"`
+	Subject string `json:"subject"`
+}
 
 // A FileChange is one line of a diff stat.
 type FileChange struct {

@@ -115,16 +115,8 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 		}
 		return l.show(ctx, i, v)
 	}
-	orders, err := l.ordersFor(ctx, i, pod, pull)
+	orders, steered, err := l.steer(ctx, i, pod, pull, &v)
 	if err != nil {
-		return err
-	}
-	steered, err := l.cfg.Pods.Steer(ctx, pod.Key, orders)
-	if err != nil {
-		return err
-	}
-	v.Used, v.Note, v.Open = steered.Used, steered.Note, steered.Open
-	if err := l.words(pod, &v, orders); err != nil {
 		return err
 	}
 	if asleep, err := l.sleeps(ctx, i, pod, pull, v, steered, orders); asleep || err != nil {
@@ -152,10 +144,26 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 			return err
 		}
 	}
-	if err := l.hear(ctx, pod, pull, &v, sum, commits, orders); err != nil {
-		return err
+	over, lands := l.landAwake(ctx, i, pod, pull, &v, sum.Mark)
+	if over {
+		return lands
 	}
-	return l.show(ctx, i, v)
+	if err := l.hear(ctx, pod, pull, &v, sum, commits, orders); err != nil {
+		return errors.Join(lands, err)
+	}
+	return errors.Join(lands, l.show(ctx, i, v))
+}
+
+// steer reads what people ordered, and brings the pod to it.
+func (l *Loop) steer(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (orders Orders, steered Steered, err error) {
+	if orders, err = l.ordersFor(ctx, i, pod, pull); err != nil {
+		return orders, steered, err
+	}
+	if steered, err = l.cfg.Pods.Steer(ctx, pod.Key, orders); err != nil {
+		return orders, steered, err
+	}
+	v.Used, v.Note, v.Open = steered.Used, steered.Note, steered.Open
+	return orders, steered, l.words(pod, v, orders)
 }
 
 // words notes what people have said last for a pod, and when.
@@ -168,7 +176,10 @@ func (l *Loop) words(pod Pod, v *View, o Orders) error {
 	if has.last.After(o.At) {
 		v.ordered = has.last
 	}
-	return nil
+	if at, e := l.baseTold(pod); e != nil || at.After(v.ordered) {
+		v.ordered, err = at, e
+	}
+	return err
 }
 
 // ahead is what the branch has that its base lacks. Where a pull request has nothing any more, it
@@ -178,10 +189,16 @@ func (l *Loop) ahead(ctx context.Context, i Issue, pod Pod, pull Pull) (commits 
 	if err != nil || len(commits) > 0 || pull.Number == 0 {
 		return commits, false, err
 	}
-	if pull, err = l.pull(ctx, pod); err != nil || !pull.Merged {
+	if pull, err = l.pull(ctx, pod); err != nil {
 		return commits, false, err
 	}
-	return nil, true, l.merged(ctx, i, pull, pod)
+	if pull.Merged {
+		return nil, true, l.merged(ctx, i, pull, pod)
+	}
+	if l.cfg.Lander != nil && pull.Open && !pull.Draft {
+		over, err = l.finished(ctx, i, pod, Landing{Key: i.Key, RepoID: i.RepoID, Pull: pull.Number, Branch: pod.Branch, Base: pull.Base, Commit: pull.Head})
+	}
+	return nil, over, err
 }
 
 // listen gives the agent what people said, beside [Loop.review]. It tells whether there was anything.
@@ -248,6 +265,13 @@ func (l *Loop) sleeps(ctx context.Context, i Issue, pod Pod, pull Pull, v View, 
 		return false, nil
 	}
 	wakes, err := l.wakes(ctx, i, pod, pull, state, steered, o)
+	if !wakes && err == nil && state == Review {
+		var over bool
+		v.State = Review
+		if over, wakes, err = l.landAsleep(ctx, i, pod, pull, &v); over {
+			return true, err
+		}
+	}
 	if !wakes {
 		l.rest(i, v, state)
 	}

@@ -27,6 +27,7 @@ type View struct {
 	Pod         string     `json:"pod,omitempty"`
 	Activity    string     `json:"activity,omitempty"`
 	Checked     string     `json:"checked,omitempty"` // what came of it, in words
+	Landing     string     `json:"landing,omitempty"` // how far people approve, in words
 	Used        string     `json:"used,omitempty"`    // of the model, in words
 	Note        string     `json:"note,omitempty"`    // about an order
 	Open        bool       `json:"open,omitempty"`    // it reaches every public host
@@ -75,6 +76,9 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 	}
 	if v.Checked != "" {
 		fmt.Fprintf(&b, "| checked | %s |\n", v.Checked)
+	}
+	if v.Landing != "" {
+		fmt.Fprintf(&b, "| approved | %s |\n", code(v.Landing))
 	}
 	if v.Used != "" {
 		fmt.Fprintf(&b, "| used | %s |\n", v.Used)
@@ -150,6 +154,9 @@ func next(v View, trigger string) string {
 	case Review:
 		if v.Cause == CauseApproval {
 			return adviceOn(v) + " Review the pull request; merging it ends the pod. " + stop
+		}
+		if v.Landing != "" {
+			return "Review the pull request: once it is approved it lands, and that ends the pod. " + stop
 		}
 		return "Review the pull request; merging it ends the pod. " + stop
 	case Failed:

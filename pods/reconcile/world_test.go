@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -84,6 +85,12 @@ type world struct {
 	putting  func() // what happens while the label is put on; the lock is held
 	acted    []reconcile.Act
 	actErr   error
+	base     string // of its pull request, "main" when empty
+	verdicts []reconcile.Vote
+	hands    []string
+	handsErr error
+	landing  func() error // what comes of landing
+	landings []reconcile.Landing
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -248,7 +255,7 @@ func (w *world) Unlabel(context.Context, reconcile.Key) error {
 	w.issue.Labels = nil
 	return nil
 }
-func (w *world) Say(_ context.Context, _ reconcile.Key, subject, body string) error {
+func (w *world) Say(_ context.Context, k reconcile.Key, subject, body string) error {
 	if err := w.up(); err != nil {
 		return err
 	}
@@ -261,7 +268,9 @@ func (w *world) Say(_ context.Context, _ reconcile.Key, subject, body string) er
 		return reconcile.ErrReadOnly
 	}
 	w.said[subject] = body
-	w.issue.Updated = w.issue.Updated.Add(time.Hour)
+	if k.Issue == w.issue.Issue { // and not on its pull request
+		w.issue.Updated = w.issue.Updated.Add(time.Hour)
+	}
 	return nil
 }
 func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bool, error) {
@@ -273,7 +282,12 @@ func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bo
 	if w.pull == nil {
 		return reconcile.Pull{}, false, nil
 	}
-	return *w.pull, true, nil
+	p := *w.pull
+	p.Base = cmp.Or(w.base, "main")
+	if n := len(w.commits); n > 0 {
+		p.Head = w.commits[n-1].SHA
+	}
+	return p, true, nil
 }
 func (w *world) Ahead(context.Context, reconcile.Key, string, string) ([]reconcile.Commit, error) {
 	if err := w.up(); err != nil {
@@ -500,6 +514,46 @@ func (w *world) Answer(_ context.Context, _ reconcile.Key, _ int64, to reconcile
 		}
 	}
 	return nil
+}
+
+func (w *world) Votes(context.Context, reconcile.Key, int64) ([]reconcile.Vote, error) {
+	if err := w.up(); err != nil {
+		return nil, err
+	}
+	return w.verdicts, nil
+}
+
+func (w *world) Hands(context.Context, reconcile.Key, string, string) (string, []string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := len(w.commits); n > 0 {
+		return w.commits[n-1].SHA, w.hands, w.handsErr
+	}
+	return "", w.hands, w.handsErr
+}
+
+func (w *world) Plan(_ context.Context, l reconcile.Landing) (reconcile.Landed, error) {
+	return reconcile.Landed{Branch: l.Base, Old: "old", New: l.Commit, Commits: w.commits}, nil
+}
+
+func (w *world) Land(_ context.Context, l reconcile.Landing) (reconcile.Landed, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.landings = append(w.landings, l)
+	if w.landing != nil {
+		if err := w.landing(); err != nil {
+			return reconcile.Landed{}, err
+		}
+	}
+	w.pull.Merged, w.pull.Open, w.pull.ClosedAt = true, false, w.now
+	return reconcile.Landed{Branch: l.Base, Old: "old", New: l.Commit}, nil
+}
+
+func (w *world) Finish(context.Context, reconcile.Landing) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pull.Merged, w.pull.Open, w.pull.ClosedAt = true, false, w.now
+	return true, nil
 }
 
 // config is one whose loop makes a pass when it is told to, and else waits.
