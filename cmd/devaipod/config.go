@@ -43,6 +43,7 @@ type config struct {
 		Webhook string `mapstructure:"webhook"`
 		Image   string `mapstructure:"image"`
 		Listen  string `mapstructure:"listen"`
+		Panel   bool   `mapstructure:"panel"`
 	} `mapstructure:"forge"`
 	Mirror struct {
 		Dir           string        `mapstructure:"dir"`
@@ -161,6 +162,7 @@ func defaults() map[string]any {
 		"forge.webhook":         "",
 		"forge.image":           "codeberg.org/forgejo/forgejo:14-rootless",
 		"forge.listen":          "127.0.0.1:3000",
+		"forge.panel":           true,
 		"mirror.dir":            "",
 		"mirror.allow_upstream": []string{"*"},
 		"mirror.max_age":        "15s",

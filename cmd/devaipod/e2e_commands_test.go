@@ -385,7 +385,7 @@ func (c *call) secrets() (map[string]string, error) {
 	cred, err := c.Credentials()
 	return map[string]string{
 		"the service's token": cred.ServiceToken, "the bot's token": cred.BotToken, "the person's token": cred.PersonToken,
-		"the webhook's secret": cred.WebhookSecret, "the person's password": c.password, "the model's key": modelKey,
+		"the webhook's secret": cred.WebhookSecret, "the person's password": c.password, "the model's key": modelKey, "the panel's secret": cred.PanelSecret,
 	}, err
 }
 
