@@ -30,6 +30,7 @@
     button:hover { background: var(--color-hover, #0001); }
     button:disabled { opacity: .5; cursor: default; }
     textarea { box-sizing: border-box; width: 100%; margin-top: .6em; font: inherit; color: var(--color-input-text, inherit); background: var(--color-input-background, transparent); border: 1px solid var(--color-input-border, #ccc); border-radius: 4px; }
+    button.out { border: 0; padding: 0; font-size: .85em; color: var(--color-text-light-1, #666); }
     p { margin: .4em 0 0; overflow-wrap: anywhere; }`);
   root.adoptedStyleSheets = [style];
 
@@ -61,6 +62,7 @@
     if (text.value.trim()) act({ act: "message", text: text.value }, "Sent.").then((done) => { if (done) text.value = ""; });
   });
   const out = button("Log out", () => { keep(""); look(); });
+  out.className = "out";
   root.append(head, body, acts, message, said, out);
 
   let shown = "", pressed = ""; // what is drawn, and which buttons

@@ -162,7 +162,6 @@ func defaults() map[string]any {
 		"forge.webhook":         "",
 		"forge.image":           "codeberg.org/forgejo/forgejo:14-rootless",
 		"forge.listen":          "127.0.0.1:3000",
-		"forge.panel":           true,
 		"mirror.dir":            "",
 		"mirror.allow_upstream": []string{"*"},
 		"mirror.max_age":        "15s",
@@ -207,7 +206,7 @@ func defaults() map[string]any {
 		"budget.time":             "0s",
 		"ssh.authorized_keys":     []string{},
 	}
-	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults()} {
+	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults(), panelDefaults()} {
 		maps.Copy(all, more)
 	}
 	return all

@@ -17,20 +17,16 @@ import (
 
 // newPanel makes what shows agents in the forge's pages, where that is wanted and the
 // forge knows our application.
-func (s *service) newPanel(a *app) error {
+func (s *service) newPanel(a *app, key string) error {
 	if !a.cfg.Forge.Panel || s.creds.PanelClient == "" {
 		return nil
-	}
-	key, err := a.webToken()
-	if err != nil {
-		return err
 	}
 	transport, err := a.cfg.forgeTransport()
 	if err != nil {
 		return err
 	}
 	s.panel, err = panel.New(panel.Config{
-		Agents: &panelAgents{service: s, audit: s.auditPanel, answered: map[reconcile.Key]string{}, ci: map[reconcile.Key]ciSeen{}},
+		Agents: &panelAgents{service: s, record: s.auditPanel, answered: map[reconcile.Key]string{}, ci: map[reconcile.Key]ciSeen{}},
 		Listen: a.cfg.Service.Listen, Forge: a.cfg.forgeURL(), Client: s.creds.PanelClient, Secret: s.creds.PanelSecret, Key: key, Transport: transport, Log: a.log,
 	})
 	return err
@@ -41,9 +37,9 @@ var _ panel.Agents = (*panelAgents)(nil)
 // panelAgents is what the panel is about.
 type panelAgents struct {
 	*service
-	// audit is told of each act: who wanted it, what rule allowed it or not, about what,
+	// record is told of each act: who wanted it, what rule allowed it or not, about what,
 	// and what came of it.
-	audit func(act, who, rule, target, result string)
+	record func(act, who, rule, target, result string)
 
 	mu       sync.Mutex
 	answered map[reconcile.Key]string // the asks that were answered last
@@ -172,7 +168,7 @@ const ruleWrite = "may push to the repository"
 
 // Refused implements [panel.Agents].
 func (p *panelAgents) Refused(who panel.Person, at panel.Place, act panel.Act) {
-	p.audit(act.Kind, who.Name, ruleWrite, at.String(), "refused")
+	p.record(act.Kind, who.Name, ruleWrite, at.String(), "refused")
 }
 
 // Do implements [panel.Agents].
@@ -183,7 +179,7 @@ func (p *panelAgents) Do(ctx context.Context, who panel.Person, at panel.Place, 
 		if err != nil {
 			result = err.Error()
 		}
-		p.audit(act.Kind, who.Name, ruleWrite, cmp.Or(v.Issue, at.String()), result)
+		p.record(act.Kind, who.Name, ruleWrite, cmp.Or(v.Issue, at.String()), result)
 	}()
 	if !ok {
 		return errors.New("there is no agent any more")

@@ -20,6 +20,8 @@ import (
 // What the panel in the forge's pages needs there: two files, and an application by which
 // people log in.
 
+func panelDefaults() map[string]any { return map[string]any{"forge.panel": true} }
+
 // putPanel brings our own forge to what forge.panel says. It reads its templates when it
 // starts, so it is started again when that is another.
 func (a *app) putPanel(ctx context.Context, p *podman.Client, container string) error {

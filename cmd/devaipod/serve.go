@@ -168,10 +168,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if s.ci, err = s.newCI(ctx, a); err != nil {
 		return nil, err
 	}
-	if err := s.newSite(a); err != nil {
-		return nil, err
-	}
-	return s, s.newPanel(a)
+	return s, s.newSite(a)
 }
 
 // newLoop makes the loop over issues and pods.

@@ -89,10 +89,14 @@ func (b *Browser) hear(ev any) {
 		}
 	}
 	if text != "" {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.wrong = append(b.wrong, text)
+		b.note(text)
 	}
+}
+
+func (b *Browser) note(text string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wrong = append(b.wrong, text)
 }
 
 // Wrong are the errors of the window's pages so far: broken scripts, dialogs, what the
