@@ -239,9 +239,10 @@ func (c *Client) CanWrite(ctx context.Context, r Repo, user string) (bool, error
 }
 
 // An Access is what an account may do with a repository's code. Its ID is the account's
-// number, which another one of that name does not have; 0 for none that may sign in.
+// number, which another one of that name does not have; 0 for none that may sign in. Repo
+// is the repository's, 0 for one that the account may not see.
 type Access struct {
-	ID         int64
+	ID, Repo   int64
 	Read, Push bool
 }
 
@@ -273,7 +274,7 @@ func (c *Client) Access(ctx context.Context, r Repo, user string) (Access, error
 	case repo.Permissions == nil:
 		return Access{}, fmt.Errorf("the forge did not tell what %s may do in %s", user, r)
 	}
-	return Access{ID: u.ID, Read: repo.Permissions.Pull, Push: repo.Permissions.Push}, nil
+	return Access{ID: u.ID, Repo: repo.ID, Read: repo.Permissions.Pull, Push: repo.Permissions.Push}, nil
 }
 
 // A Comment on an issue.

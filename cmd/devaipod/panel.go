@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strconv"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/panel"
+	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -64,6 +66,15 @@ func (p *panelAgents) Access(ctx context.Context, who panel.Person, at panel.Pla
 	may, err := p.forge.Access(ctx, forge.Repo{Owner: at.Owner, Name: at.Repo}, who.Name)
 	if err != nil || may.ID != who.ID {
 		return false, false, err
+	}
+	if v, ok := p.find(at); ok { // of a repository that had this name, perhaps
+		account, err := pods.ReadAccount(p.pods.manager.UsageDir(pods.Key(p.loop.PodKey(v.Key))))
+		if errors.Is(err, fs.ErrNotExist) { // no pod yet
+			return may.Read, may.Push, nil
+		}
+		if err != nil || account.RepoID != may.Repo {
+			return false, false, err
+		}
 	}
 	return may.Read, may.Push, nil
 }
