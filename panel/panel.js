@@ -142,16 +142,16 @@
       list.append(make("dt", f.name), dd);
     }
     body.replaceChildren(list);
-    const may = new Set(s.acts || []), buttons = [];
+    const may = new Set(s.acts || []), answers = make("div"), buttons = make("div");
     if (may.has("answer")) {
-      s.choices.forEach((c, i) => buttons.push(button(i + 1 + ". " + c, () => act({ act: "answer", text: String(i + 1), ask: s.ask }, "Answered."))));
+      answers.append(...s.choices.map((c, i) => button(i + 1 + ". " + c, () => act({ act: "answer", text: String(i + 1), ask: s.ask }, "Answered."))));
     } else if (s.choices) {
       body.append(...s.choices.map((c, i) => make("p", i + 1 + ". " + c)));
     }
-    if (may.has("retry")) buttons.push(button("Try again", () => act({ act: "retry" }, "It tries again.")));
-    if (may.has("stop")) buttons.push(button("Stop", () => act({ act: "stop" }, "It stops; its work is kept.")));
+    if (may.has("retry")) buttons.append(button("Try again", () => act({ act: "retry" }, "It tries again.")));
+    if (may.has("stop")) buttons.append(button("Stop", () => act({ act: "stop" }, "It stops; its work is kept.")));
     const key = JSON.stringify([s.acts, s.choices, s.ask]);
-    if (key !== pressed) acts.replaceChildren(...buttons); // else they stay, and with them what has the focus
+    if (key !== pressed) acts.replaceChildren(answers, buttons); // else they stay, and with them what has the focus
     pressed = key;
     message.hidden = !may.has("message");
     out.hidden = false;

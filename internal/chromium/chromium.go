@@ -117,14 +117,24 @@ func (b *Browser) Run(actions ...chromedp.Action[chromedp.Void]) error {
 	return nil
 }
 
-// Sees waits until an expression is true; one that breaks is not, yet.
+// Sees waits until an expression is true; one that breaks is not, yet, nor is one in a
+// page that is just going.
 func (b *Browser) Sees(what, script string) error {
 	ctx, cancel := context.WithTimeout(b, patience)
 	defer cancel()
-	if _, err := chromedp.Run(ctx, chromedp.Poll[bool]("(() => { try { return !!("+script+"); } catch { return false; } })()", chromedp.WithPollingInterval(50*time.Millisecond))); err != nil {
-		return fmt.Errorf("%s: %w; the page is\n%s\nand %q", what, err, b.text(), b.Wrong())
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, err := chromedp.Run(ctx, chromedp.Evaluate[bool]("(() => { try { return !!("+script+"); } catch { return false; } })()"))
+		if ok && err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w; the page is\n%s\nand %q", what, errors.Join(ctx.Err(), err), b.text(), b.Wrong())
+		}
 	}
-	return nil
 }
 
 // Picture is the window as a PNG.
@@ -138,7 +148,7 @@ func (b *Browser) Picture() ([]byte, error) {
 func (b *Browser) text() string {
 	ctx, cancel := context.WithTimeout(b, patience)
 	defer cancel()
-	text, err := chromedp.Run(ctx, chromedp.Evaluate[string](`location.href + "\n" + document.body.innerText + "\n" + (document.querySelector("#devaipod-panel")?.shadowRoot.querySelector("h2").parentNode.textContent ?? "")`))
+	text, err := chromedp.Run(ctx, chromedp.Evaluate[string](`location.href + "\n" + document.body?.innerText + "\n" + (document.querySelector("#devaipod-panel")?.shadowRoot.querySelector("h2").parentNode.textContent ?? "")`))
 	if err != nil {
 		return err.Error()
 	}
