@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -43,9 +44,7 @@ func (a *app) putPanel(ctx context.Context, p *podman.Client, container string) 
 		if err != nil {
 			return err
 		}
-		prov := forge.Provisioner{CLI: forgeCLI(p, container)}
-		once := func() (string, error) { return prov.Token(ctx, c.Service, tokenName(), []string{"write:user"}) }
-		if err := a.panelApp(ctx, &c, once); err != nil {
+		if err := a.panelApp(ctx, &c, a.ownLogin); err != nil {
 			return err
 		}
 		err = errors.Join(custom.write(ctx, files[1]), custom.write(ctx, files[0]))
@@ -72,9 +71,16 @@ func (a *app) putPanel(ctx context.Context, p *podman.Client, container string) 
 // appName is what our application is called on the forge.
 func (a *app) appName() string { return a.cfg.Instance + "-panel" }
 
-// panelApp makes the application, if it is not there. token makes or has one of the
-// service's account that may.
-func (a *app) panelApp(ctx context.Context, c *credentials, token func() (string, error)) error {
+// ownLogin is a new password of the service's account on our own forge, kept nowhere: its
+// token may not make applications.
+func (a *app) ownLogin(ctx context.Context, service *forge.Client, account string) (forge.Login, error) {
+	l := forge.Login{User: account, Password: rand.Text() + "-a1"}
+	return l, service.SetPassword(ctx, account, l.Password)
+}
+
+// panelApp makes the application of the service's account, if it is not there, by what
+// login gives.
+func (a *app) panelApp(ctx context.Context, c *credentials, login func(context.Context, *forge.Client, string) (forge.Login, error)) error {
 	back, err := panel.Callback(a.cfg.Service.Listen)
 	if err != nil {
 		return err
@@ -88,15 +94,11 @@ func (a *app) panelApp(ctx context.Context, c *credentials, token func() (string
 			return err
 		}
 	}
-	text, err := token()
+	as, err := login(ctx, service, c.Service)
 	if err != nil {
-		return fmt.Errorf("a token for making the panel's application: %w", err)
+		return fmt.Errorf("logging in to make the panel's application on the forge: %w", err)
 	}
-	client, err := a.forgeWith(text)
-	if err != nil {
-		return err
-	}
-	app, err := client.MakeOAuthApp(ctx, a.appName(), back)
+	app, err := service.MakeOAuthApp(ctx, as, a.appName(), back)
 	if err != nil {
 		return fmt.Errorf("making the panel's application on the forge: %w", err)
 	}
@@ -110,7 +112,7 @@ func (a *app) joinPanel(ctx context.Context, c *credentials) error {
 	if !a.cfg.Forge.Panel {
 		return nil
 	}
-	err := a.panelApp(ctx, c, func() (string, error) { return c.ServiceToken, nil })
+	err := a.panelApp(ctx, c, func(context.Context, *forge.Client, string) (forge.Login, error) { return forge.Login{}, nil })
 	if errors.Is(err, forge.ErrForbidden) {
 		a.step("panel    none: the service's token lacks the scope write:user, to make the application by which people log in to it")
 		return nil
@@ -127,7 +129,7 @@ func (a *app) leavePanel(ctx context.Context, c credentials) error {
 	if err != nil {
 		return err
 	}
-	return service.RemoveOAuthApp(ctx, a.appName())
+	return service.RemoveOAuthApp(ctx, forge.Login{}, a.appName())
 }
 
 // forgeCustom is the custom directory of a forge of ours.

@@ -192,13 +192,13 @@ func whoMayWrite(t *testing.T, c *forge.Client, prov forge.Provisioner, api *tes
 // An application is made once, told by its client id and redirection, and replaced.
 func applications(t *testing.T, prov forge.Provisioner, api *testkit.API) {
 	ctx := t.Context()
-	token, err := prov.Token(ctx, "svc", "applications", []string{"write:user"})
+	token, err := prov.Token(ctx, "svc", "applications", []string{"write:user", "write:admin"})
 	must(t, err)
 	c, err := forge.New(forge.Config{URL: api.URL, Token: token})
 	must(t, err)
-	first, err := c.MakeOAuthApp(ctx, "test-panel", "http://panel.localhost:1/callback")
+	first, err := c.MakeOAuthApp(ctx, forge.Login{}, "test-panel", "http://panel.localhost:1/callback")
 	must(t, err)
-	second, err := c.MakeOAuthApp(ctx, "test-panel", "http://panel.localhost:2/callback")
+	second, err := c.MakeOAuthApp(ctx, forge.Login{}, "test-panel", "http://panel.localhost:2/callback")
 	must(t, err)
 	for _, has := range []struct {
 		client, redirect string
@@ -208,7 +208,8 @@ func applications(t *testing.T, prov forge.Provisioner, api *testkit.API) {
 			t.Errorf("%+v: %v, %v", has, got, err)
 		}
 	}
-	must(t, c.RemoveOAuthApp(ctx, "test-panel"))
+	must(t, c.SetPassword(ctx, "svc", "a-password-of-svc"))
+	must(t, c.RemoveOAuthApp(ctx, forge.Login{User: "svc", Password: "a-password-of-svc"}, "test-panel"))
 	if got, err := c.HasOAuthApp(ctx, second.Client, "http://panel.localhost:2/callback"); err != nil || got {
 		t.Errorf("removed: %v, %v", got, err)
 	}
@@ -216,7 +217,7 @@ func applications(t *testing.T, prov forge.Provisioner, api *testkit.API) {
 	must(t, err)
 	c, err = forge.New(forge.Config{URL: api.URL, Token: least})
 	must(t, err)
-	if _, err := c.MakeOAuthApp(ctx, "test-panel", "http://panel.localhost:1/callback"); !errors.Is(err, forge.ErrForbidden) {
+	if _, err := c.MakeOAuthApp(ctx, forge.Login{}, "test-panel", "http://panel.localhost:1/callback"); !errors.Is(err, forge.ErrForbidden) {
 		t.Errorf("with a token that may not: %v", err)
 	}
 }
