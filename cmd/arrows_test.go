@@ -34,6 +34,8 @@ var allowed = map[string][]string{
 	"mirror/gitproc":   {},
 	"mirror/follow":    {"mirror/cache"},
 	"mirror/smarthttp": {},
+	"internal":         {},
+	"panel":            {},
 	"podapi":           {"podapi"},
 
 	"podapi/command/wire": {},

@@ -203,6 +203,7 @@ var repo = forge.Repo{Owner: "ann", Name: "full"}
 // exercises are the arguments of calls that together reach every line of the
 // client that calls the forge. A method that is not here fails the test.
 var exercises = map[string][][]any{
+	"Access":           {{repo, "ann"}},
 	"AddLabels":        {{repo, int64(1), "devaipod"}},
 	"AnswerByReview":   {{repo, int64(3), forge.LineComment{Path: "a", Line: 1}, "b"}},
 	"AnyLabeled":       {{"devaipod"}},
@@ -226,6 +227,7 @@ var exercises = map[string][][]any{
 	"EnsureLabels":     {{repo, forge.DefaultLabels("devaipod")}},
 	"EnsurePull":       {{repo, forge.PullSpec{Head: "agent/1-x", Base: "main", Title: "t", Body: "b"}}, {repo, forge.PullSpec{Head: "agent/2-y", Base: "main", Title: "t", Body: "b", Draft: true}}},
 	"EnsureSystemHook": {{"http://127.0.0.1:8090/there", "secret"}, {"http://127.0.0.1:8090/new", "secret"}},
+	"HasOAuthApp":      {{"client", "http://panel.localhost:8090/callback"}},
 	"HasUser":          {{"ann"}},
 	"Hands":            {{repo, "main", "agent/1-x"}},
 	"Healthy":          {{}},
@@ -233,6 +235,7 @@ var exercises = map[string][][]any{
 	"LabelEvent":       {{repo, int64(1), "devaipod"}},
 	"LabeledIssues":    {{"devaipod"}},
 	"MissingScopes":    {{"read:user", "write:repository", "write:issue", "write:admin"}},
+	"MakeOAuthApp":     {{forge.Login{}, "devaipod", "http://panel.localhost:8090/callback"}},
 	"Me":               {{}},
 	"MarkMerged":       {{repo, int64(3), "c0ffee"}},
 	"Merge":            {{repo, int64(3), "c0ffee"}},
@@ -243,6 +246,8 @@ var exercises = map[string][][]any{
 	"PullForBranch":    {{repo, "agent/1-x"}, {repo, "agent/1-x"}},
 	"PutComment":       {{repo, int64(1), "marker", "new"}, {repo, int64(2), "marker", "new"}},
 	"RemoveLabel":      {{repo, int64(1), "devaipod"}},
+	"RemoveLabelAs":    {{repo, int64(1), "devaipod", "ann"}},
+	"RemoveOAuthApp":   {{forge.Login{User: "svc", Password: "password"}, "devaipod"}},
 	"RemoveSystemHook": {{"http://127.0.0.1:8090/there"}},
 	"Repositories":     {{}},
 	"Repository":       {{repo}},
@@ -266,13 +271,14 @@ var exercises = map[string][][]any{
 
 // answers of the fake forge to reads; all else succeeds with an empty object.
 var answers = map[string]string{
-	"/version":                `{"version": "11.0.3+gitea-1.22.0"}`,
-	"/api/forgejo/v1/version": `{"version": "11.0.3+gitea-1.22.0"}`,
-	"/user":                   `{"login": "ann", "is_admin": true}`,
-	"/users/ann":              `{"login": "ann", "active": true}`,
-	"/users/ann/keys":         `[{"key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA ann"}]`,
-	"/admin/hooks":            `[{"id": 5, "config": {"url": "http://127.0.0.1:8090/there"}}]`,
-	"/repositories/1":         `{"id": 1, "name": "full", "owner": {"login": "ann"}}`,
+	"/version":                  `{"version": "11.0.3+gitea-1.22.0"}`,
+	"/api/forgejo/v1/version":   `{"version": "11.0.3+gitea-1.22.0"}`,
+	"/user":                     `{"login": "ann", "is_admin": true}`,
+	"/user/applications/oauth2": `[{"id": 6, "name": "devaipod", "client_id": "client", "redirect_uris": ["http://panel.localhost:8090/callback"]}]`,
+	"/users/ann":                `{"login": "ann", "active": true}`,
+	"/users/ann/keys":           `[{"key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA ann"}]`,
+	"/admin/hooks":              `[{"id": 5, "config": {"url": "http://127.0.0.1:8090/there"}}]`,
+	"/repositories/1":           `{"id": 1, "name": "full", "owner": {"login": "ann"}}`,
 	"/repos/ann/full/branch_protections/main":                                 `{"rule_name": "main", "enable_push": false}`,
 	"/repos/ann/full/branches/main":                                           `{"name": "main", "effective_branch_protection_name": "main", "user_can_push": true, "user_can_merge": true}`,
 	"/repos/ann/full/commits/0123456789012345678901234567890123456789/status": `{"state": "pending", "statuses": [{"status": "pending", "context": "a", "target_url": "u"}]}`,
@@ -317,6 +323,8 @@ func record(t *testing.T) []recorded {
 			body = other
 		}
 		switch {
+		case method == "POST" && path == "/user/applications/oauth2":
+			return 201, `{"client_id": "client", "client_secret": "secret"}`
 		case method == "POST" && path == "/users/bot/tokens":
 			return 201, `{"sha1": "token"}`
 		case strings.Contains(path, "none") || strings.Contains(path, "nobody-"):

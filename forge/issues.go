@@ -258,36 +258,49 @@ func (c *Client) LabelEvent(ctx context.Context, r Repo, n int64, label string) 
 	return ev, true, nil
 }
 
-// CanWrite asks whether an account may push code to a repository, by looking
-// at the repository as that account (Sudo, for which the service is a site
-// admin). Any doubt is an error. The permission that the collaborator route
-// tells is not enough: a team that may write issues and has no access to code
-// is "write" there.
+// CanWrite asks whether an account may push code to a repository. Any doubt is an error.
 func (c *Client) CanWrite(ctx context.Context, r Repo, user string) (bool, error) {
+	a, err := c.Access(ctx, r, user)
+	return a.Push, err
+}
+
+// An Access is what an account may do with a repository's code. Its ID is the account's
+// number, which another one of that name does not have; 0 for none that may sign in. Repo
+// is the repository's, 0 for one that the account may not see.
+type Access struct {
+	ID, Repo   int64
+	Read, Push bool
+}
+
+// Access asks that, by looking at the repository as that account (Sudo, for which the
+// service is a site admin). Any doubt is an error. The permission that the collaborator
+// route tells is not enough: a team that may write issues and has no access to code is
+// "write" there.
+func (c *Client) Access(ctx context.Context, r Repo, user string) (Access, error) {
 	if user == "" {
-		return false, nil
+		return Access{}, nil
 	}
 	var u sdk.User
 	if err := c.do(ctx, call{method: "GET", path: "/users/" + url.PathEscape(user)}, &u); err != nil {
 		if errors.Is(err, ErrNotFound) {
-			return false, nil
+			return Access{}, nil
 		}
-		return false, err
+		return Access{}, err
 	}
 	if u.ProhibitLogin || !u.IsActive || !strings.EqualFold(u.UserName, user) {
-		return false, nil
+		return Access{}, nil
 	}
 	var repo sdk.Repository
 	err := c.do(ctx, call{method: "GET", path: r.path(""), sudo: u.UserName}, &repo)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return false, nil // may not even see it
+		return Access{ID: u.ID}, nil // may not even see it
 	case err != nil:
-		return false, err
+		return Access{}, err
 	case repo.Permissions == nil:
-		return false, fmt.Errorf("the forge did not tell what %s may do in %s", user, r)
+		return Access{}, fmt.Errorf("the forge did not tell what %s may do in %s", user, r)
 	}
-	return repo.Permissions.Push, nil
+	return Access{ID: u.ID, Repo: repo.ID, Read: repo.Permissions.Pull, Push: repo.Permissions.Push}, nil
 }
 
 // A Comment on an issue.

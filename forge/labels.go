@@ -153,6 +153,12 @@ func (c *Client) SetState(ctx context.Context, i Issue, state string) (changed b
 // RemoveLabel takes a label off an issue; one that is not on it is no error. The
 // label may be the repository's or its organization's.
 func (c *Client) RemoveLabel(ctx context.Context, r Repo, n int64, name string) error {
+	return c.RemoveLabelAs(ctx, r, n, name, "")
+}
+
+// RemoveLabelAs is that as another account's act (Sudo), for which the service is a site
+// admin; the forge refuses it where that account may not. "" is the service's own.
+func (c *Client) RemoveLabelAs(ctx context.Context, r Repo, n int64, name, user string) error {
 	issue, err := c.Issue(ctx, r, n)
 	if err != nil || !slices.Contains(issue.Labels, name) {
 		return err
@@ -166,7 +172,7 @@ func (c *Client) RemoveLabel(ctx context.Context, r Repo, n int64, name string) 
 	if i < 0 {
 		return nil
 	}
-	err = c.do(ctx, call{method: http.MethodDelete, path: r.path("/issues/%d/labels/%d", n, on[i].ID)}, nil)
+	err = c.do(ctx, call{method: http.MethodDelete, path: r.path("/issues/%d/labels/%d", n, on[i].ID), sudo: user}, nil)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("taking %s off %s#%d: %w", name, r, n, err)
 	}

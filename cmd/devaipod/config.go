@@ -43,6 +43,7 @@ type config struct {
 		Webhook string `mapstructure:"webhook"`
 		Image   string `mapstructure:"image"`
 		Listen  string `mapstructure:"listen"`
+		Panel   bool   `mapstructure:"panel"`
 	} `mapstructure:"forge"`
 	Mirror struct {
 		Dir           string        `mapstructure:"dir"`
@@ -211,7 +212,7 @@ func defaults() map[string]any {
 		"budget.time":             "0s",
 		"ssh.authorized_keys":     []string{},
 	}
-	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults(), auditDefaults(), landDefaults()} {
+	for _, more := range []map[string]any{imageDefaults(), notifyDefaults(), checkDefaults(), ciDefaults(), pruneDefaults(), auditDefaults(), landDefaults(), panelDefaults()} {
 		maps.Copy(all, more)
 	}
 	return all

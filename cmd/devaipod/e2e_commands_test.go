@@ -49,6 +49,7 @@ func commands() map[string]func(*call) error {
 		"noleak":     (*call).noleak,     // noleak FILE…: none of our secrets in them
 		"processes":  (*call).processes,  // processes: pids of the world's processes
 		"terminal":   (*call).terminal,   // terminal FILE COMMAND ARG…: in a terminal, with a script of keys
+		"browse":     (*call).browse,     // browse FILE: in a real browser, with a script of clicks
 		"task":       (*call).task,       // task SCENARIO TITLE FILE: what `run` is given; sets $SUM
 		"release":    (*call).release,    // release: the model goes on in the scenario slow
 		"letgo":      (*call).letgo,      // letgo: the same, until the agent has tried to push
@@ -385,7 +386,7 @@ func (c *call) secrets() (map[string]string, error) {
 	cred, err := c.Credentials()
 	return map[string]string{
 		"the service's token": cred.ServiceToken, "the bot's token": cred.BotToken, "the person's token": cred.PersonToken,
-		"the webhook's secret": cred.WebhookSecret, "the person's password": c.password, "the model's key": modelKey,
+		"the webhook's secret": cred.WebhookSecret, "the person's password": c.password, "the model's key": modelKey, "the panel's secret": cred.PanelSecret,
 	}, err
 }
 

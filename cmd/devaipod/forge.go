@@ -22,7 +22,7 @@ import (
 func (a *app) forgeCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "forge", Short: "The local forge and the service beside it", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(a.forgeUpCmd(), a.forgeDownCmd(), a.forgeStatusCmd(), a.forgeOpenCmd(), a.forgeLogsCmd(), a.forgeAddCmd(), a.forgeFollowCmd(), a.forgeUnfollowCmd(), a.forgeSyncCmd(), a.forgeJoinCmd())
+	cmd.AddCommand(a.forgeUpCmd(), a.forgeDownCmd(), a.forgeStatusCmd(), a.forgeOpenCmd(), a.forgeLogsCmd(), a.forgeAddCmd(), a.forgeFollowCmd(), a.forgeUnfollowCmd(), a.forgeSyncCmd(), a.forgeJoinCmd(), a.forgePanelCmd())
 	return cmd
 }
 
@@ -143,6 +143,9 @@ func (a *app) bringUp(ctx context.Context, who person) (*podman.Client, error) {
 		return nil, err
 	}
 	if err := a.provision(ctx, forgeCLI(p, stack.ForgeContainer), who); err != nil {
+		return nil, err
+	}
+	if err := a.putPanel(ctx, p, stack.ForgeContainer); err != nil {
 		return nil, err
 	}
 	if err := a.repairRepositories(ctx); err != nil {

@@ -166,15 +166,16 @@ func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.
 }
 
 func (p forgePort) Unlabel(ctx context.Context, k reconcile.Key) error {
-	return readOnly(unlabel(ctx, p.client, k, p.label))
+	return readOnly(unlabel(ctx, p.client, k, p.label, ""))
 }
 
-// unlabel takes all labels off that start agents.
-func unlabel(ctx context.Context, client *forge.Client, k reconcile.Key, trigger string) error {
+// unlabel takes all labels off that start agents, as the act of an account, "" for the
+// client's own.
+func unlabel(ctx context.Context, client *forge.Client, k reconcile.Key, trigger, as string) error {
 	i, err := client.Issue(ctx, repoOf(k), k.Issue)
 	for _, l := range i.Labels {
 		if err == nil && forge.Triggers(trigger, l) {
-			err = client.RemoveLabel(ctx, repoOf(k), k.Issue, l)
+			err = client.RemoveLabelAs(ctx, repoOf(k), k.Issue, l, as)
 		}
 	}
 	return err

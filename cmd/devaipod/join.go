@@ -199,6 +199,9 @@ func (a *app) joinForge(ctx context.Context) error {
 	if err := a.joinHook(ctx, &c); err != nil {
 		return err
 	}
+	if err := a.joinPanel(ctx, &c); err != nil {
+		return err
+	}
 	a.step("forge    %s (%s), joined as %s, bot %s", a.cfg.forgeURL(), version, c.Service, c.Bot)
 	if c.PersonToken == "" {
 		a.step("person   no token of yours: run and forge add need one (devaipod forge join person)")
@@ -301,6 +304,9 @@ func (a *app) leaveForge(ctx context.Context) {
 		if err != nil {
 			a.step("the webhook to %s could not be taken off the forge (%v): remove it at %s/admin/hooks", c.Webhook, err, a.cfg.forgeURL())
 		}
+	}
+	if err := a.leavePanel(ctx, c); err != nil {
+		a.step("the application by which people logged in to the panel stays on the forge: %v", err)
 	}
 	if c.BotMade {
 		a.step("the account %s stays on the forge, with its comments and pull requests: %s/admin/users", c.Bot, a.cfg.forgeURL())

@@ -200,7 +200,7 @@ func (a *app) unlabel(ctx context.Context, k reconcile.Key) error {
 	if err != nil {
 		return err
 	}
-	err = unlabel(ctx, client, k, a.cfg.Label)
+	err = unlabel(ctx, client, k, a.cfg.Label, "")
 	if errors.Is(err, forge.ErrNotFound) {
 		return fmt.Errorf("there is no issue %s on the forge: %w", k, forge.ErrNotFound)
 	}

@@ -20,6 +20,7 @@ import (
 	"codeberg.org/devaipod/devaipod/mirror"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/follow"
+	"codeberg.org/devaipod/devaipod/panel"
 	"codeberg.org/devaipod/devaipod/podapi"
 	"codeberg.org/devaipod/devaipod/podapi/web"
 	"codeberg.org/devaipod/devaipod/pods"
@@ -47,9 +48,10 @@ type service struct {
 	basis    string
 	follow   *follow.Follower
 	site     *web.Site
-	found    sync.Map    // issues' keys by the names of their pods, as they were seen last
-	unpushed sync.Map    // by pods' names, for the list of all
-	ready    atomic.Bool // the first pass over everything is done
+	panel    *panel.Panel // nil where there is none
+	found    sync.Map     // issues' keys by the names of their pods, as they were seen last
+	unpushed sync.Map     // by pods' names, for the list of all
+	ready    atomic.Bool  // the first pass over everything is done
 
 	tools    string // the image with our own programs
 	wsLocks  workspaceLocks
@@ -402,7 +404,10 @@ func (s *service) getReady(ctx context.Context) {
 func (s *service) publicHandler() http.Handler {
 	mux := s.relayHandler()
 	serveCache(mux, s.cache, s.count)
-	return s.site.Handler(mux)
+	if s.panel == nil {
+		return s.site.Handler(mux)
+	}
+	return s.panel.Handler(s.site.Handler(mux))
 }
 
 // relayHandler is what the forge's relay reaches: nothing that reads a

@@ -26,6 +26,9 @@ type credentials struct {
 	PersonToken   string `json:"person_token"`
 	WebhookSecret string `json:"webhook_secret"`
 
+	PanelClient string `json:"panel_client,omitempty"` // our application there, for the panel's logins
+	PanelSecret string `json:"panel_secret,omitempty"`
+
 	// Of a forge that we joined (forge.url):
 	Forge   string `json:"forge,omitempty"`    // its URL: whose tokens these are
 	BotMade bool   `json:"bot_made,omitempty"` // the bot's account is of our making

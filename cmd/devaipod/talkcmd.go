@@ -28,12 +28,9 @@ func (s *service) say(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
 		http.Error(w, "a message has at most 1 MiB", http.StatusRequestEntityTooLarge)
 		return
 	}
-	if err := s.pods.control(s.loop.PodKey(k)).Send(r.Context(), string(text)); err != nil {
-		http.Error(w, fmt.Sprintf("the agent on %s did not get it; does it run (devaipod status)? %v", k, err), http.StatusConflict)
+	if err := s.send(r.Context(), k, string(text)); err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
 		return
-	}
-	if err := s.pods.ForgiveRounds(s.loop.PodKey(k)); err != nil {
-		s.log.Warn("the agent has its rounds of CI not again", "issue", k.String(), "err", err)
 	}
 	for over := time.Now().Add(takenUp); time.Now().Before(over) && r.Context().Err() == nil; {
 		if v, ok := s.loop.View(k); !ok || !v.State.Waits() {
@@ -42,6 +39,17 @@ func (s *service) say(w http.ResponseWriter, r *http.Request, k reconcile.Key) {
 		sleep(r.Context(), 100*time.Millisecond)
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// send gives an agent what a person says.
+func (s *service) send(ctx context.Context, k reconcile.Key, text string) error {
+	if err := s.pods.control(s.loop.PodKey(k)).Send(ctx, text); err != nil {
+		return fmt.Errorf("the agent on %s did not get it; does it run (devaipod status)? %w", k, err)
+	}
+	if err := s.pods.ForgiveRounds(s.loop.PodKey(k)); err != nil {
+		s.log.Warn("the agent has its rounds of CI not again", "issue", k.String(), "err", err)
+	}
+	return nil
 }
 
 func (a *app) sendCmd() *cobra.Command {

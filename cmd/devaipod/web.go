@@ -42,13 +42,16 @@ func (a *app) webToken() (string, error) {
 	return string(bytes.TrimSpace(b)), nil
 }
 
-// newSite makes the pages about the service's pods.
+// newSite makes the pages about the service's pods, and the panel in the forge's.
 func (s *service) newSite(a *app) error {
 	token, err := a.webToken()
 	if err != nil {
 		return err
 	}
 	s.site, err = web.New(web.Config{Pods: webPods{s}, Acted: webPods{s}.keep, Listen: a.cfg.Service.Listen, Token: token, Log: a.log})
+	if err == nil {
+		err = s.newPanel(a, token)
+	}
 	return err
 }
 

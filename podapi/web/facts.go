@@ -38,8 +38,17 @@ type known struct {
 
 // know finds out.
 func (s *Site) know(ctx context.Context, p Pod) known {
-	k := known{Pod: p}
+	k := s.hear(ctx, p)
 	var err error
+	if k.Work, err = s.cfg.Pods.Work(ctx, p.Name); err != nil {
+		k.WorkErr = err.Error()
+	}
+	return k
+}
+
+// hear is that without the agent's work, which costs more.
+func (s *Site) hear(ctx context.Context, p Pod) known {
+	k := known{Pod: p}
 	if p.Runs {
 		c, err := s.cfg.Pods.Control(p.Name)
 		if err == nil {
@@ -49,10 +58,17 @@ func (s *Site) know(ctx context.Context, p Pod) known {
 			k.Silent = err.Error()
 		}
 	}
-	if k.Work, err = s.cfg.Pods.Work(ctx, p.Name); err != nil {
-		k.WorkErr = err.Error()
-	}
 	return k
+}
+
+// Brief are the facts of a pod without those of its agent's work, false when there is
+// none with that name.
+func (s *Site) Brief(ctx context.Context, name string) ([]Fact, bool) {
+	p, ok := s.find(name)
+	if !ok {
+		return nil, false
+	}
+	return s.hear(ctx, p).Facts(), true
 }
 
 // Facts are those of a pod, false when there is none with that name.

@@ -77,7 +77,7 @@ func (s *Site) listed(r *http.Request) listPage {
 		if err != nil {
 			s.cfg.Log.Debug("what of an agent's work is not on the forge can't be told", "pod", p.Name, "err", err) // its page says so
 		}
-		l.Rows = append(l.Rows, row{p, s.base() + "/pods/enter?pod=" + p.Name, unpushed})
+		l.Rows = append(l.Rows, row{p, s.Link(p.Name), unpushed})
 	}
 	return l
 }

@@ -291,6 +291,9 @@ func (s *Site) Open(name string) string {
 	return s.base() + "/pods/enter?" + q.Encode()
 }
 
+// Link is a URL of a pod's page, for who is logged in or has the token.
+func (s *Site) Link(name string) string { return s.base() + "/pods/enter?pod=" + name }
+
 // find is a pod by its name.
 func (s *Site) find(name string) (Pod, bool) {
 	for _, p := range s.cfg.Pods.List() {

@@ -83,6 +83,7 @@ func TestTheRealForge(t *testing.T) {
 	}
 	t.Run("accounts", func(t *testing.T) { accounts(t, c, prov, api) })
 	t.Run("who may write", func(t *testing.T) { whoMayWrite(t, c, prov, api) })
+	t.Run("applications", func(t *testing.T) { applications(t, prov, api) })
 	t.Run("labels and comments", func(t *testing.T) { labelsAndComments(t, c, prov, api) })
 	t.Run("calls", func(t *testing.T) { calls(t, c, prov, api) })
 	t.Run("pull requests", func(t *testing.T) { pullRequests(t, c, api) })
@@ -135,12 +136,13 @@ func whoMayWrite(t *testing.T, c *forge.Client, prov forge.Provisioner, api *tes
 		units map[string]string // of a team with these
 		as    string            // or a collaborator
 		want  bool
+		read  bool
 	}{
-		"coder":       {units: map[string]string{"repo.code": "write", "repo.issues": "write"}, want: true},
-		"triager":     {units: map[string]string{"repo.code": "read", "repo.issues": "write"}},
+		"coder":       {units: map[string]string{"repo.code": "write", "repo.issues": "write"}, want: true, read: true},
+		"triager":     {units: map[string]string{"repo.code": "read", "repo.issues": "write"}, read: true},
 		"issuesonly":  {units: map[string]string{"repo.code": "none", "repo.issues": "write"}},
-		"collwrite":   {as: "write", want: true},
-		"collread":    {as: "read"},
+		"collwrite":   {as: "write", want: true, read: true},
+		"collread":    {as: "read", read: true},
 		"outsider":    {},
 		"prohibited":  {as: "write"},
 		"inactiveone": {as: "write"},
@@ -164,6 +166,9 @@ func whoMayWrite(t *testing.T, c *forge.Client, prov forge.Provisioner, api *tes
 		if err != nil || got != p.want {
 			t.Errorf("%s: %v, want %v (%v)", name, got, p.want, err)
 		}
+		if got, err := c.Access(ctx, r, name); err != nil || got.Push != p.want || got.Read != p.read || got.ID == 0 != strings.Contains("prohibited inactiveone", name) {
+			t.Errorf("%s: %+v, want to read %v (%v)", name, got, p.read, err)
+		}
 	}
 	for _, name := range []string{"nobody-of-that-name", "", "../svc"} {
 		if got, _ := c.CanWrite(ctx, r, name); got {
@@ -182,6 +187,39 @@ func whoMayWrite(t *testing.T, c *forge.Client, prov forge.Provisioner, api *tes
 	all, err := c.Repositories(ctx)
 	if err != nil || !slices.ContainsFunc(all, func(i forge.RepoInfo) bool { return i.Repo == r }) {
 		t.Errorf("repositories: %+v, %v", all, err)
+	}
+}
+
+// An application is made once, told by its client id and redirection, and replaced.
+func applications(t *testing.T, prov forge.Provisioner, api *testkit.API) {
+	ctx := t.Context()
+	token, err := prov.Token(ctx, "svc", "applications", []string{"write:user", "write:admin"})
+	must(t, err)
+	c, err := forge.New(forge.Config{URL: api.URL, Token: token})
+	must(t, err)
+	first, err := c.MakeOAuthApp(ctx, forge.Login{}, "test-panel", "http://panel.localhost:1/callback")
+	must(t, err)
+	second, err := c.MakeOAuthApp(ctx, forge.Login{}, "test-panel", "http://panel.localhost:2/callback")
+	must(t, err)
+	for _, has := range []struct {
+		client, redirect string
+		want             bool
+	}{{first.Client, "http://panel.localhost:1/callback", false}, {second.Client, "http://panel.localhost:1/callback", false}, {second.Client, "http://panel.localhost:2/callback", true}} {
+		if got, err := c.HasOAuthApp(ctx, has.client, has.redirect); err != nil || got != has.want {
+			t.Errorf("%+v: %v, %v", has, got, err)
+		}
+	}
+	must(t, c.SetPassword(ctx, "svc", "a-password-of-svc"))
+	must(t, c.RemoveOAuthApp(ctx, forge.Login{User: "svc", Password: "a-password-of-svc"}, "test-panel"))
+	if got, err := c.HasOAuthApp(ctx, second.Client, "http://panel.localhost:2/callback"); err != nil || got {
+		t.Errorf("removed: %v, %v", got, err)
+	}
+	least, err := prov.Token(ctx, "svc", "reads", []string{"read:user"})
+	must(t, err)
+	c, err = forge.New(forge.Config{URL: api.URL, Token: least})
+	must(t, err)
+	if _, err := c.MakeOAuthApp(ctx, forge.Login{}, "test-panel", "http://panel.localhost:1/callback"); !errors.Is(err, forge.ErrForbidden) {
+		t.Errorf("with a token that may not: %v", err)
 	}
 }
 

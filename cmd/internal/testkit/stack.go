@@ -184,6 +184,7 @@ type Credentials struct {
 	Person        string `json:"person"`
 	PersonToken   string `json:"person_token"`
 	WebhookSecret string `json:"webhook_secret"`
+	PanelSecret   string `json:"panel_secret"`
 }
 
 // Credentials reads them, so that tests can look for them where they must not be.

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/panel"
+	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+// newPanel makes what shows agents in the forge's pages, where that is wanted and the
+// forge knows our application.
+func (s *service) newPanel(a *app, key string) error {
+	if !a.cfg.Forge.Panel || s.creds.PanelClient == "" {
+		return nil
+	}
+	transport, err := a.cfg.forgeTransport()
+	if err != nil {
+		return err
+	}
+	s.panel, err = panel.New(panel.Config{
+		Agents: &panelAgents{service: s, record: s.auditPanel, answered: map[reconcile.Key]string{}, ci: map[reconcile.Key]ciSeen{}},
+		Listen: a.cfg.Service.Listen, Forge: a.cfg.forgeURL(), Client: s.creds.PanelClient, Secret: s.creds.PanelSecret, Key: key, Transport: transport, Log: a.log,
+	})
+	return err
+}
+
+var _ panel.Agents = (*panelAgents)(nil)
+
+// panelAgents is what the panel is about.
+type panelAgents struct {
+	*service
+	// record is told of each act: who wanted it, what rule allowed it or not, about what,
+	// and what came of it.
+	record func(act, who, rule, target, result string)
+
+	mu       sync.Mutex
+	answered map[reconcile.Key]string // the asks that were answered last
+	ci       map[reconcile.Key]ciSeen
+}
+
+// ciSeen is what CI said of a branch.
+type ciSeen struct {
+	at    time.Time
+	state reconcile.CIState
+}
+
+// ciFor is how long that is not asked again.
+const ciFor = 5 * time.Second
+
+func (s *service) auditPanel(act, who, rule, target, result string) {
+	s.log.Info("by the panel", "act", act, "who", who, "rule", rule, "target", target, "result", result)
+}
+
+// Access implements [panel.Agents].
+func (p *panelAgents) Access(ctx context.Context, who panel.Person, at panel.Place) (read, write bool, err error) {
+	may, err := p.forge.Access(ctx, forge.Repo{Owner: at.Owner, Name: at.Repo}, who.Name)
+	if err != nil || may.ID != who.ID {
+		return false, false, err
+	}
+	if v, ok := p.find(at); ok { // of a repository that had this name, perhaps
+		account, err := pods.ReadAccount(p.pods.manager.UsageDir(pods.Key(p.loop.PodKey(v.Key))))
+		if errors.Is(err, fs.ErrNotExist) { // no pod yet
+			return may.Read, may.Push, nil
+		}
+		if err != nil || account.RepoID != may.Repo {
+			return false, false, err
+		}
+	}
+	return may.Read, may.Push, nil
+}
+
+// find is the issue that a page of the forge is about.
+func (p *panelAgents) find(at panel.Place) (reconcile.View, bool) {
+	for _, v := range p.loop.Views() {
+		if v.Owner == at.Owner && v.Repo == at.Repo && (v.Key.Issue == at.Number || v.Pull == at.Number) {
+			return v, true
+		}
+	}
+	return p.goneOf(reconcile.Key{Owner: at.Owner, Repo: at.Repo, Issue: at.Number})
+}
+
+// panelFacts are the facts that a panel shows, in its order: the forge's page has the others.
+var panelFacts = []string{"agent is", "silent", "trouble", "asks", "error", "why", "note", "version", "now", "used", "network", "blocked", "checked", "ci", "pull request", "labeled by", "ssh"}
+
+// Look implements [panel.Agents].
+func (p *panelAgents) Look(ctx context.Context, at panel.Place) (panel.Shown, bool, error) {
+	v, ok := p.find(at)
+	if !ok {
+		return panel.Shown{}, false, nil
+	}
+	name := webPods{p.service}.podName(v)
+	facts, ok := p.site.Brief(ctx, name)
+	if !ok {
+		return panel.Shown{}, false, nil
+	}
+	out := panel.Shown{Issue: v.Issue, State: string(v.State), Choices: v.Choices, Ask: v.Ask, Acts: p.acts(v)}
+	for _, name := range panelFacts {
+		for _, f := range facts {
+			if f.Name != name {
+				continue
+			}
+			fact := panel.Fact{Name: name, Lines: f.Lines, Link: f.Link(), Alert: f.Alert}
+			if name == "ci" {
+				state, err := p.ciState(ctx, v)
+				if err != nil {
+					return panel.Shown{}, false, fmt.Errorf("asking for the state of CI of %s: %w", v.Key, err)
+				}
+				fact.Lines = []string{string(state)}
+			}
+			out.Facts = append(out.Facts, fact)
+		}
+	}
+	out.Facts = append(out.Facts, panel.Fact{Name: "page", Lines: []string{name}, Link: p.site.Link(name)})
+	return out, true, nil
+}
+
+// ciState is what CI says of the branch's newest commit.
+func (p *panelAgents) ciState(ctx context.Context, v reconcile.View) (reconcile.CIState, error) {
+	p.mu.Lock()
+	last, ok := p.ci[v.Key]
+	p.mu.Unlock()
+	if ok && time.Since(last.at) < ciFor {
+		return last.state, nil
+	}
+	seen := ciSeen{at: time.Now(), state: reconcile.CINone}
+	commit, ok, err := p.forge.Branch(ctx, repoOf(v.Key), v.Branch)
+	if err == nil && ok {
+		var ci reconcile.CI
+		ci, err = forgePort{client: p.forge}.CI(ctx, v.Key, commit)
+		seen.state = ci.State
+	}
+	if err != nil {
+		return "", err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, s := range p.ci {
+		if time.Since(s.at) > ciFor {
+			delete(p.ci, k)
+		}
+	}
+	p.ci[v.Key] = seen
+	return seen.state, nil
+}
+
+// acts are what may be done about an issue's agent now.
+func (p *panelAgents) acts(v reconcile.View) (out []string) {
+	runs := v.Pod != "" && !v.Resting
+	switch v.State {
+	case reconcile.Queued, reconcile.Starting, reconcile.Working, reconcile.Checking, reconcile.Asking, reconcile.Review, reconcile.Failed:
+		out = append(out, panel.Stop)
+	}
+	if v.State == reconcile.Failed {
+		out = append(out, panel.Retry)
+	}
+	if runs && slices.Contains([]reconcile.State{reconcile.Working, reconcile.Checking, reconcile.Asking, reconcile.Review}, v.State) {
+		out = append(out, panel.Message)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if runs && v.State == reconcile.Asking && len(v.Choices) > 0 && v.Ask != "" && p.answered[v.Key] != v.Ask {
+		out = append(out, panel.Answer)
+	}
+	return out
+}
+
+// ruleWrite is what lets somebody act: invariant S1's.
+const ruleWrite = "may push to the repository"
+
+// Refused implements [panel.Agents].
+func (p *panelAgents) Refused(who panel.Person, at panel.Place, act panel.Act) {
+	p.record(act.Kind, who.Name, ruleWrite, at.String(), "refused")
+}
+
+// Do implements [panel.Agents].
+func (p *panelAgents) Do(ctx context.Context, who panel.Person, at panel.Place, act panel.Act) (err error) {
+	v, ok := p.find(at)
+	defer func() {
+		result := "done"
+		if err != nil {
+			result = err.Error()
+		}
+		p.record(act.Kind, who.Name, ruleWrite, cmp.Or(v.Issue, at.String()), result)
+	}()
+	if !ok {
+		return errors.New("there is no agent any more")
+	}
+	if !slices.Contains(p.acts(v), act.Kind) {
+		return fmt.Errorf("that can't be done now: it is %s", v.State)
+	}
+	switch act.Kind {
+	case panel.Stop:
+		if err := unlabel(ctx, p.forge, v.Key, p.cfg.Label, who.Name); err != nil {
+			return fmt.Errorf("taking the label off in your name: %w", err)
+		}
+	case panel.Retry:
+		p.loop.Retry(v.Key)
+	case panel.Message:
+		err = p.send(ctx, v.Key, act.Text)
+	case panel.Answer:
+		err = p.answer(ctx, v, act)
+	}
+	p.loop.Kick(v.Key)
+	return err
+}
+
+// answer gives an agent a choice, once for each thing that it asks.
+func (p *panelAgents) answer(ctx context.Context, v reconcile.View, act panel.Act) error {
+	n, err := strconv.Atoi(act.Text)
+	if err != nil || n < 1 || n > len(v.Choices) {
+		return fmt.Errorf("there are choices 1 to %d", len(v.Choices))
+	}
+	p.mu.Lock()
+	before := p.answered[v.Key]
+	if act.Ask != v.Ask || before == v.Ask {
+		p.mu.Unlock()
+		return errors.New("it was answered already, or asks something else now")
+	}
+	p.answered[v.Key] = v.Ask
+	p.mu.Unlock()
+	if err = p.send(ctx, v.Key, strconv.Itoa(n)); err != nil {
+		p.mu.Lock()
+		p.answered[v.Key] = before
+		p.mu.Unlock()
+	}
+	return err
+}
