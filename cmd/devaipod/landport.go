@@ -11,6 +11,7 @@ import (
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/follow"
+	"codeberg.org/devaipod/devaipod/pods/audit"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -31,17 +32,16 @@ type landPort struct {
 	cache  *cache.Cache
 	follow *follow.Follower
 	store  *follow.Store
-	// audit is told of each act that others see, once it is done or has failed.
-	audit func(act, who, rule, target, result string)
+	// audit keeps each act that others see, before it is tried (which an error prevents) and
+	// with what came of it.
+	audit func(audit.Entry) error
 }
 
 var _ reconcile.Lander = landPort{}
 
 func (a *app) newLander(s *service) (landPort, error) {
 	store, err := a.followStore()
-	return landPort{client: s.forge, cache: s.cache, follow: s.follow, store: store, audit: func(act, who, rule, target, result string) {
-		s.log.Info("audit", "act", act, "who", who, "rule", rule, "target", target, "result", result)
-	}}, err
+	return landPort{client: s.forge, cache: s.cache, follow: s.follow, store: store, audit: s.keepLanding}, err
 }
 
 // Votes implements [reconcile.Lander].
@@ -109,12 +109,18 @@ func (p landPort) Land(ctx context.Context, l reconcile.Landing) (reconcile.Land
 	return p.merge(ctx, l)
 }
 
-func (p landPort) tell(act string, l reconcile.Landing, target string, err error) {
-	result := "done"
-	if err != nil {
-		result = err.Error()
+// keepLanding keeps one act. What is tried again and again is one.
+func (s *service) keepLanding(e audit.Entry) error { return s.noted(s.audit.AddOnce(e)) }
+
+// try does what others see, for a landing; it is kept in the audit log before and after.
+func (p landPort) try(act string, l reconcile.Landing, target string, do func() error) error {
+	e := audit.Entry{Act: act, About: l.Key.String(), Who: atName(strings.Join(l.Approvers, ", ")), Rule: "they approved of it (land.approvals)", Done: target, Result: "begins"}
+	if err := p.audit(e); err != nil {
+		return fmt.Errorf("keeping that in the audit log, without which nothing lands: %w", err)
 	}
-	p.audit(act, strings.Join(l.Approvers, ", "), "land.approvals", target, result)
+	err := do()
+	e.Result = resultOf(err)
+	return errors.Join(err, p.audit(e))
 }
 
 func (p landPort) pullName(l reconcile.Landing) string {
@@ -143,8 +149,7 @@ func (p landPort) merge(ctx context.Context, l reconcile.Landing) (reconcile.Lan
 	if err != nil {
 		return out, err
 	}
-	said := p.client.Merge(ctx, repoOf(l.Key), l.Pull, l.Commit)
-	p.tell("merge", l, p.pullName(l), said)
+	said := p.try("merge", l, p.pullName(l), func() error { return p.client.Merge(ctx, repoOf(l.Key), l.Pull, l.Commit) })
 	now, err := p.client.Pull(ctx, repoOf(l.Key), l.Pull)
 	var answer *forge.Error
 	switch {
@@ -199,11 +204,15 @@ func exported(e follow.Export) reconcile.Landed {
 // export pushes a commit upstream, lets the forge's copy follow, and marks the pull request as
 // merged. What was killed in between is found as it is by the next call.
 func (p landPort) export(ctx context.Context, l reconcile.Landing) (reconcile.Landed, error) {
-	e, err := p.follow.Export(ctx, l.RepoID, l.Commit)
-	out := exported(e)
-	var behind *follow.BehindError
-	if !errors.As(err, &behind) {
-		p.tell("export", l, fmt.Sprintf("%s %s %.12s..%s", e.Upstream, e.Branch, e.Old, l.Commit), err)
+	planned, err := p.follow.Plan(ctx, l.RepoID, l.Commit)
+	out := exported(planned)
+	if err == nil {
+		target := fmt.Sprintf("%s of %s from %.12s to %s", planned.Branch, planned.Upstream, planned.Old, l.Commit)
+		err = p.try("export", l, target, func() error {
+			e, err := p.follow.Export(ctx, l.RepoID, l.Commit)
+			out = exported(e)
+			return err
+		})
 	}
 	if err != nil {
 		return out, p.explain(l, err)
@@ -224,7 +233,7 @@ func (p landPort) Finish(ctx context.Context, l reconcile.Landing) (bool, error)
 	if err != nil || pull.Merged || pull.State != "open" || pull.HeadSHA != l.Commit {
 		return pull.Merged, gone(err)
 	}
-	said := p.client.MarkMerged(ctx, repoOf(l.Key), l.Pull, l.Commit)
+	said := p.try("mark-merged", l, p.pullName(l), func() error { return p.client.MarkMerged(ctx, repoOf(l.Key), l.Pull, l.Commit) })
 	// The forge may have found out by itself meanwhile.
 	if pull, err = p.client.Pull(ctx, repoOf(l.Key), l.Pull); err != nil {
 		return false, errors.Join(said, err)
@@ -232,7 +241,6 @@ func (p landPort) Finish(ctx context.Context, l reconcile.Landing) (bool, error)
 	if pull.Merged {
 		said = nil
 	}
-	p.tell("mark as merged", l, p.pullName(l), said)
 	if errors.Is(said, forge.ErrConflict) { // it is not in the base
 		return false, nil
 	}

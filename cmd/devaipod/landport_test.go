@@ -17,6 +17,7 @@ import (
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/mirror/follow"
+	"codeberg.org/devaipod/devaipod/pods/audit"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -112,15 +113,16 @@ func newMerge(t *testing.T) (*mergeForge, landPort, reconcile.Landing) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := landPort{client: client, cache: c, store: store, audit: func(string, string, string, string, string) {}}
+	p := landPort{client: client, cache: c, store: store, audit: func(audit.Entry) error { return nil }}
 	return f, p, reconcile.Landing{Key: reconcile.Key{Owner: "ann", Repo: "app", Issue: 3}, RepoID: 7, Pull: 4, Branch: "agent/3-x", Base: "main", Commit: f.head, Approvers: []string{"bob"}}
 }
 
 func TestAMergeIsOfThatCommit(t *testing.T) {
 	f, p, l := newMerge(t)
 	var told []string
-	p.audit = func(act, who, rule, target, result string) {
-		told = append(told, strings.Join([]string{act, who, rule, target, result}, "|"))
+	p.audit = func(e audit.Entry) error {
+		told = append(told, strings.Join([]string{e.Act, e.About, e.Who, e.Rule, e.Done, e.Result}, "|"))
+		return nil
 	}
 	f.then = func(f *mergeForge) { f.merged = true }
 	done, err := p.Land(t.Context(), l)
@@ -130,8 +132,14 @@ func TestAMergeIsOfThatCommit(t *testing.T) {
 	if want := "POST /pulls/4/merge map[Do:merge head_commit_id:" + l.Commit + "]"; !slices.Equal(f.asked, []string{want}) {
 		t.Errorf("asked %q, want %q", f.asked, want)
 	}
-	if want := "merge|bob|land.approvals|ann/app!4 at " + l.Commit + "|done"; !slices.Equal(told, []string{want}) {
+	if want := "merge|ann/app#3|@bob|they approved of it (land.approvals)|ann/app!4 at " + l.Commit + "|"; !slices.Equal(told, []string{want + "begins", want + "done"}) {
 		t.Errorf("told %q, want %q", told, want)
+	}
+	// What can't be kept is not done.
+	f, p, l = newMerge(t)
+	p.audit = func(audit.Entry) error { return errors.New("disk full") }
+	if _, err := p.Land(t.Context(), l); err == nil || !strings.Contains(err.Error(), "disk full") || len(f.asked) > 0 {
+		t.Errorf("%v, asked %q", err, f.asked)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"codeberg.org/devaipod/devaipod/forge"
 	"codeberg.org/devaipod/devaipod/panel"
 	"codeberg.org/devaipod/devaipod/pods"
+	"codeberg.org/devaipod/devaipod/pods/audit"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -58,7 +59,7 @@ type ciSeen struct {
 const ciFor = 5 * time.Second
 
 func (s *service) auditPanel(act, who, rule, target, result string) {
-	s.log.Info("by the panel", "act", act, "who", who, "rule", rule, "target", target, "result", result)
+	_ = s.note(audit.Entry{Act: act, About: target, Who: atName(who), Rule: rule + ", by the panel", Result: result}) // who keeps it says so
 }
 
 // Access implements [panel.Agents].
