@@ -219,7 +219,7 @@ func (p landPort) export(ctx context.Context, l reconcile.Landing) (reconcile.La
 	}
 	done, err := p.Finish(ctx, l)
 	if err == nil && !done { // another commit came meanwhile, or the forge is at it
-		err = fmt.Errorf("%w: %.12s is upstream, and the pull request is not marked as merged", reconcile.ErrMoved, l.Commit)
+		err = fmt.Errorf("%w: %.12s is upstream, and the pull request is not marked as merged yet", reconcile.ErrLater, l.Commit)
 	}
 	return out, err
 }
