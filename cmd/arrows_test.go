@@ -34,9 +34,9 @@ var allowed = map[string][]string{
 	"mirror/gitproc":   {},
 	"mirror/follow":    {"mirror/cache"},
 	"mirror/smarthttp": {},
-	"internal":         {},
-	"panel":            {},
 	"podapi":           {"podapi"},
+	"podapi/panel":     {},
+	"podapi/chromium":  {},
 
 	"podapi/command/wire": {},
 	"sshd":                {},

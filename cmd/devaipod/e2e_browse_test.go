@@ -11,7 +11,7 @@ import (
 
 	"github.com/chromedp/chromedp"
 
-	"codeberg.org/devaipod/devaipod/internal/chromium"
+	"codeberg.org/devaipod/devaipod/podapi/chromium"
 )
 
 // browse does in a real browser what a file says, line by line; $NAME is the script's.

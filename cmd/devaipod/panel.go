@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"codeberg.org/devaipod/devaipod/forge"
-	"codeberg.org/devaipod/devaipod/panel"
+	"codeberg.org/devaipod/devaipod/podapi/panel"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/audit"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"codeberg.org/devaipod/devaipod/forge"
-	"codeberg.org/devaipod/devaipod/panel"
+	"codeberg.org/devaipod/devaipod/podapi/panel"
 	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 

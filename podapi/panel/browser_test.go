@@ -10,7 +10,7 @@ import (
 
 	"github.com/chromedp/chromedp"
 
-	"codeberg.org/devaipod/devaipod/internal/chromium"
+	"codeberg.org/devaipod/devaipod/podapi/chromium"
 )
 
 // inPanel is JavaScript for the panel's inside.

@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"codeberg.org/devaipod/devaipod/panel"
+	"codeberg.org/devaipod/devaipod/podapi/panel"
 )
 
 const evil = `<img src=x onerror=alert(1)><script>alert(2)</script>"'`
