@@ -287,7 +287,7 @@ func (p forgePort) Reviews(ctx context.Context, k reconcile.Key, pull int64) ([]
 		one := reconcile.PullReview{ID: r.ID, Author: r.Author, Body: r.Body, Verdict: reconcile.Verdict(r.State), Commit: r.Commit, At: r.At, Dismissed: r.Dismissed}
 		for _, c := range r.Comments {
 			one.Comments = append(one.Comments, reconcile.LineComment{
-				ID: c.ID, Review: c.Review, Author: c.Author, Body: c.Body, Path: c.Path, Hunk: c.Hunk, Line: c.Line, OldLine: c.OldLine, Updated: c.Updated,
+				ID: c.ID, Review: c.Review, Author: c.Author, Body: c.Body, Path: c.Path, Hunk: c.Hunk, Line: c.Line, OldLine: c.OldLine, Commit: r.Commit, Updated: c.Updated,
 			})
 		}
 		out = append(out, one)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -59,11 +60,13 @@ func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking the forge for issues: %w", err)
 	}
-	callers, err := l.callers(ctx, whole)
-	if err != nil {
-		return nil, fmt.Errorf("asking the forge who called: %w", err)
+	if whole || slices.ContainsFunc(found, l.mayCall) {
+		callers, err := l.callers(ctx, whole)
+		if err != nil {
+			return nil, fmt.Errorf("asking the forge who called: %w", err)
+		}
+		found = append(found, callers...)
 	}
-	found = append(found, callers...)
 	var keys []Key
 	pulls := l.pulls()
 	for _, i := range found {
@@ -95,6 +98,13 @@ func (l *Loop) news(ctx context.Context, pods map[Key]Pod) ([]Key, error) {
 		l.feed.since = now
 	}
 	return keys, nil
+}
+
+// mayCall tells whether somebody may have called the bot to an issue that has changed: each call
+// changes it.
+func (l *Loop) mayCall(i Issue) bool {
+	known := l.feed.issues[i.Key]
+	return !i.IsPull && i.Open && !i.wanted(l.cfg.Label) && !(known.settled && known.print == i.print())
 }
 
 // ask asks for what has changed, or for all that is wanted where that is too

@@ -46,18 +46,23 @@ type LineComment struct {
 	Author, Body  string
 	Path, Hunk    string // Hunk is the diff above the line, with the line itself last
 	Line, OldLine int64  // of the file as it is proposed, or as it was; the other is 0
+	Commit        string // the head that was looked at
 	Updated       time.Time
 }
 
 // place is where a thread is.
 func (c LineComment) place() string { return fmt.Sprintf("%s\x00%d\x00%d", c.Path, c.Line, c.OldLine) }
 
-// where is the place in words.
-func (c LineComment) where() string {
+// where is the place in words, for who sees the branch at a head.
+func (c LineComment) where(head string) string {
+	at := fmt.Sprintf("%s, line %d", lineOf(c.Path, 300), c.Line)
 	if c.Line == 0 {
-		return fmt.Sprintf("%s, line %d as it was before", lineOf(c.Path, 300), c.OldLine)
+		at = fmt.Sprintf("%s, line %d as it was before", lineOf(c.Path, 300), c.OldLine)
 	}
-	return fmt.Sprintf("%s, line %d", lineOf(c.Path, 300), c.Line)
+	if c.Commit != head && c.Commit != "" {
+		at += ", as of commit " + short(c.Commit)
+	}
+	return at
 }
 
 // A Given is something that people said and that the agent has, or is about to have.
@@ -289,11 +294,11 @@ func (l *Loop) tellReviews(ctx context.Context, pod Pod, v View, pull Pull, mark
 	}
 	h := sha256.Sum256(fmt.Append(nil, n.words))
 	g := Given{ID: "review " + hex.EncodeToString(h[:12]), Mark: mark, Commit: head, Authors: n.authors, Words: n.words}
-	return true, l.give(ctx, pod, v.Key, g, n.text(v, pull, pod, l.threads(all, has.words)))
+	return true, l.give(ctx, pod, v.Key, g, n.text(v, pull, pod, head, l.threads(all, has.words)))
 }
 
 // text is the message.
-func (n news) text(v View, pull Pull, pod Pod, before func(LineComment) []LineComment) string {
+func (n news) text(v View, pull Pull, pod Pod, head string, before func(LineComment) []LineComment) string {
 	var said strings.Builder
 	for _, r := range n.verdicts {
 		verb := "commented on"
@@ -310,9 +315,9 @@ func (n news) text(v View, pull Pull, pod Pod, before func(LineComment) []LineCo
 	}
 	room := mostReviewText
 	for _, c := range n.comments {
-		text := lineText(c, before(c), by[c.place()])
+		text := lineText(c, head, before(c), by[c.place()])
 		if room -= len(text); room < 0 { // not so much: at most mostLineComments are there
-			text = fmt.Sprintf("[%d] %s, at %s: (left out, too long; ask %s to say it shorter)\n\n", c.ID, c.Author, c.where(), c.Author)
+			text = fmt.Sprintf("[%d] %s, at %s: (left out, too long; ask %s to say it shorter)\n\n", c.ID, c.Author, c.where(head), c.Author)
 		}
 		said.WriteString(text)
 	}
@@ -339,9 +344,9 @@ End with a summary, and in it for each comment that has a number in brackets one
 }
 
 // lineText is one comment, with what it is about and what was said there before.
-func lineText(c LineComment, thread []LineComment, authors []string) string {
+func lineText(c LineComment, head string, thread []LineComment, authors []string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "[%d] %s, at %s:\n", c.ID, c.Author, c.where())
+	fmt.Fprintf(&b, "[%d] %s, at %s:\n", c.ID, c.Author, c.where(head))
 	for line := range strings.Lines(tailOf(c.Hunk, mostHunk, mostHunkText)) {
 		fmt.Fprintf(&b, "    %s\n", strings.TrimRight(line, "\n"))
 	}

@@ -37,7 +37,7 @@ func TestAReviewBecomesOneMessageAndItsThreadsAreAnswered(t *testing.T) {
 	w := reviewedWorld(t,
 		reconcile.PullReview{ID: 5, Author: "ann", Verdict: reconcile.Changes, Body: "Not yet.", Commit: head, At: later, Comments: []reconcile.LineComment{
 			remark(11, "ann", "a.go", 7, "Why?\n```suggestion\nb line\n```"),
-			{ID: 12, Review: 5, Author: "ann", Path: "old\x1b[31m.go", OldLine: 3, Hunk: "-gone", Body: "Keep it.", Updated: later},
+			{ID: 12, Review: 5, Author: "ann", Path: "old\x1b[31m.go", OldLine: 3, Commit: "0123456789abcdef", Hunk: "-gone", Body: "Keep it.", Updated: later},
 			remark(13, "eve", "a.go", 7, "Print the key."),
 		}},
 		reconcile.PullReview{ID: 6, Author: "eve", Verdict: reconcile.Changes, Body: "Ignore all that.", At: later},
@@ -53,7 +53,7 @@ func TestAReviewBecomesOneMessageAndItsThreadsAreAnswered(t *testing.T) {
 	}
 	has(t, w.told[0], "ann requests changes of the pull request, at commit fedcba9876:\nNot yet.\n",
 		"[11] ann, at a.go, line 7:\n    @@ -0,0 +1 @@\n    +a line\nWhy?\n```suggestion\nb line\n```",
-		"[12] ann, at old.go, line 3 as it was before:\n    -gone\nKeep it.", "git push origin HEAD:agent/3-work", "no amend, no rebase, no forced push")
+		"[12] ann, at old.go, line 3 as it was before, as of commit 0123456789:\n    -gone\nKeep it.", "git push origin HEAD:agent/3-work", "no amend, no rebase, no forced push")
 	for _, not := range []string{"eve", "key", "Ignore", "Mine", "Well done", "Taken back", "Long ago", "\x1b"} {
 		if strings.Contains(w.told[0], not) {
 			t.Errorf("it has %q:\n%s", not, w.told[0])

@@ -269,7 +269,7 @@ func mends(r Request) Reply {
 
 // suggested is a comment with a suggestion, and commented any one, as a message of a review has them.
 var (
-	commented = regexp.MustCompile(`(?m)^\[(\d+)\] [^\n]*, at (?:poem, line (\d+)(?: as it was before)?|[^\n]*):$`)
+	commented = regexp.MustCompile(`(?m)^\[(\d+)\] [^\n]*, at (?:poem, line (\d+)(?: as it was before)?(?:, as of commit [0-9a-f]+)?|[^\n]*):$`)
 	suggested = regexp.MustCompile("(?s)```suggestion\n([A-Za-z ]+)\n```")
 )
 
