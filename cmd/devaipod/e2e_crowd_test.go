@@ -368,7 +368,7 @@ func (c *crowd) relabel(tb testing.TB, on, off int64) {
 		}
 	}
 	var found []testkit.Issue
-	for !has(found, on) || has(found, off) {
+	for !c.has(found, on) || c.has(found, off) {
 		if err := pause(c.ctx, 200*time.Millisecond); err != nil {
 			tb.Fatal(err)
 		}
@@ -379,9 +379,11 @@ func (c *crowd) relabel(tb testing.TB, on, off int64) {
 	}
 }
 
-func has(issues []testkit.Issue, n int64) bool {
+// has tells whether an issue of the crowd's own repository is among them, with the label. Other
+// crowds have left theirs.
+func (c *crowd) has(issues []testkit.Issue, n int64) bool {
 	for _, i := range issues {
-		if i.Number == n && strings.Contains(fmt.Sprint(i.Labels), crowdLabel) {
+		if i.Number == n && strings.Contains(i.URL, "/"+c.repo.String()+"/") && strings.Contains(fmt.Sprint(i.Labels), crowdLabel) {
 			return true
 		}
 	}
