@@ -267,6 +267,14 @@ func wordsOf(g Given) string {
 
 // give gives the agent words of people's, and keeps that.
 func (l *Loop) give(ctx context.Context, pod Pod, k Key, g Given, text string) error {
+	has, err := l.givenTo(k, pod)
+	if err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(has.all, func(o Given) bool { return o.ID == g.ID }); i >= 0 {
+		// We were killed while it was given, and its turn may be over by now.
+		g.Mark, g.Commit = has.all[i].Mark, has.all[i].Commit
+	}
 	g.Trigger, g.At = pod.TriggerID, l.cfg.Now()
 	if err := l.keepGiven(k, pod, g); err != nil {
 		return err

@@ -182,3 +182,25 @@ func TestAnOrderInCodeIsNone(t *testing.T) {
 		t.Errorf("told %q, want %q", w.told, want)
 	}
 }
+
+// A kill after the agent was told and before that was kept, and its turn is over before the
+// service is back.
+func TestAKillWhileAReviewIsGiven(t *testing.T) {
+	w := reviewedWorld(t, reconcile.PullReview{ID: 5, Author: "ann", Verdict: reconcile.Changes, Commit: head, At: later, Comments: []reconcile.LineComment{remark(11, "ann", "a.go", 7, "Why?")}})
+	w.giveFail = func(g reconcile.Given) error {
+		if g.Given {
+			return errors.New("killed")
+		}
+		return nil
+	}
+	w.pass(t)
+	if len(w.told) != 1 {
+		t.Fatalf("told %q", w.told)
+	}
+	w.giveFail = nil
+	w.turn(2, "[11] Because.")
+	w.pass(t) // the pod takes what it has once
+	if v := w.pass(t); v.State != reconcile.Review || !strings.Contains(w.answers[11], "> Because.\n\nCommits since then:\n\n- 0000002abcdef") {
+		t.Errorf("%+v, answers %v, given %+v", v, w.answers, w.given)
+	}
+}

@@ -63,6 +63,7 @@ type world struct {
 	told     []string // the agent, of comments
 	tellErr  error
 	given    []reconcile.Given
+	giveFail func(reconcile.Given) error
 	reviews  []reconcile.PullReview
 	answers  map[int64]string // of ours, to line comments
 	check    reconcile.Check
@@ -487,6 +488,11 @@ func (w *world) Given(reconcile.Key) ([]reconcile.Given, error) {
 func (w *world) KeepGiven(_ reconcile.Key, g reconcile.Given) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.giveFail != nil {
+		if err := w.giveFail(g); err != nil {
+			return err
+		}
+	}
 	if i := slices.IndexFunc(w.given, func(o reconcile.Given) bool { return o.ID == g.ID }); i >= 0 {
 		w.given[i] = g
 	} else {
