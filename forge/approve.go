@@ -25,26 +25,15 @@ type Verdict struct {
 
 // Verdicts lists the reviews of a pull request that approve it or ask for changes, the
 // oldest first.
-//
-// Seen on the sibling 1.23.8: a review keeps the commit that was the head when it was
-// submitted, in commit_id; what is not submitted is "PENDING", a request for a review
-// "REQUEST_REVIEW".
 func (c *Client) Verdicts(ctx context.Context, r Repo, n int64) ([]Verdict, error) {
-	found, err := pages[struct {
-		ID        int64     `json:"id"`
-		User      *sdk.User `json:"user"`
-		State     string    `json:"state"`
-		Commit    string    `json:"commit_id"`
-		At        time.Time `json:"submitted_at"`
-		Dismissed bool      `json:"dismissed"`
-	}](ctx, c, call{method: "GET", path: r.path("/pulls/%d/reviews", n)})
+	found, err := c.reviewsOf(ctx, r, n)
 	if err != nil {
 		return nil, err
 	}
 	var out []Verdict
 	for _, f := range found {
-		if who := login(f.User); who != "" && (f.State == "APPROVED" || f.State == "REQUEST_CHANGES") {
-			out = append(out, Verdict{f.ID, who, f.State == "APPROVED", f.Commit, f.At, f.Dismissed})
+		if who := login(f.Reviewer); who != "" && (f.State == sdk.ReviewStateApproved || f.State == sdk.ReviewStateRequestChanges) {
+			out = append(out, Verdict{f.ID, who, f.State == sdk.ReviewStateApproved, f.CommitID, f.Submitted, f.Dismissed})
 		}
 	}
 	slices.SortFunc(out, func(a, b Verdict) int { return cmp.Compare(a.ID, b.ID) })

@@ -39,7 +39,7 @@ type LineComment struct {
 // Reviews lists a pull request's reviews that were submitted, the oldest first, with all line
 // comments. What is a draft still is nobody's but its author's, and not among them.
 func (c *Client) Reviews(ctx context.Context, r Repo, pull int64) ([]Review, error) {
-	found, err := pages[sdk.PullReview](ctx, c, call{method: "GET", path: r.path("/pulls/%d/reviews", pull)})
+	found, err := c.reviewsOf(ctx, r, pull)
 	if err != nil {
 		return nil, err
 	}
@@ -63,6 +63,15 @@ func (c *Client) Reviews(ctx context.Context, r Repo, pull int64) ([]Review, err
 	}
 	slices.SortStableFunc(out, func(a, b Review) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.ID, b.ID)) })
 	return out, nil
+}
+
+// reviewsOf lists all that the forge calls a review of a pull request.
+//
+// Seen on the sibling 1.23.8: a review keeps the commit that was the head when it was
+// submitted, in commit_id; what is not submitted is "PENDING", a request for a review
+// "REQUEST_REVIEW".
+func (c *Client) reviewsOf(ctx context.Context, r Repo, pull int64) ([]sdk.PullReview, error) {
+	return pages[sdk.PullReview](ctx, c, call{method: "GET", path: r.path("/pulls/%d/reviews", pull)})
 }
 
 func (c *Client) lineComments(ctx context.Context, r Repo, pull, review int64) ([]LineComment, error) {
