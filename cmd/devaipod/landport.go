@@ -183,7 +183,7 @@ func (p landPort) conflict(ctx context.Context, l reconcile.Landing, base string
 	if err != nil {
 		return fmt.Errorf("reading %s to see whether it can be merged: %w", addr, err)
 	}
-	conflict, err := p.cache.Conflict(ctx, addr, base, l.Commit)
+	conflict, _, err := p.cache.Conflict(ctx, addr, base, l.Commit)
 	switch {
 	case err != nil:
 		return fmt.Errorf("seeing whether %.12s can be merged: %w", l.Commit, err)

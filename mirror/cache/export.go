@@ -132,24 +132,3 @@ func (c *Cache) Between(ctx context.Context, addr Address, old, new string) ([]C
 	}
 	return out, nil
 }
-
-// Conflict tells whether two commits of a repository that is here can't be merged by git
-// alone (git-merge-tree(1)). Nothing of it stays.
-func (c *Cache) Conflict(ctx context.Context, addr Address, one, other string) (bool, error) {
-	dir := c.repo(addr).git()
-	objects, err := os.MkdirTemp("", "devaipod-merge-")
-	if err != nil {
-		return false, err
-	}
-	defer os.RemoveAll(objects) //nolint:errcheck // a directory of ours, of temporary files
-	var tree bytes.Buffer
-	err = gitproc.Child{
-		Dir: dir, Stdout: &tree, Args: []string{"merge-tree", "--write-tree", "--name-only", "--no-messages", one, other},
-		Env: []string{"GIT_OBJECT_DIRECTORY=" + objects, "GIT_ALTERNATE_OBJECT_DIRECTORIES=" + dir + "/objects"},
-	}.Run(ctx)
-	id, _, _ := strings.Cut(tree.String(), "\n")
-	if err == nil || exitCode(err) == 1 && objectID.MatchString(id) { // without a tree it is another failure
-		return err != nil, nil
-	}
-	return false, err
-}

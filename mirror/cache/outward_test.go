@@ -115,12 +115,15 @@ func TestAConflictIsFoundWithoutAMerge(t *testing.T) {
 	}
 	id := func(rev string) string { return strings.TrimSpace(git(t, work, "rev-parse", rev)) }
 	for rev, want := range map[string]bool{"other": true, "apart": false, "side": false, "main": false} {
-		if got, err := w.cache.Conflict(t.Context(), copied, id("main"), id(rev)); err != nil || got != want {
+		if got, _, err := w.cache.Conflict(t.Context(), copied, id("main"), id(rev)); err != nil || got != want {
 			t.Errorf("%s: %t, %v", rev, got, err)
 		}
 	}
-	if _, err := w.cache.Conflict(t.Context(), copied, id("main"), strings.Repeat("0", 40)); err == nil {
+	if _, _, err := w.cache.Conflict(t.Context(), copied, id("main"), strings.Repeat("0", 40)); err == nil {
 		t.Error("with nothing there is no error")
+	}
+	if conflict, files, err := w.cache.Conflict(t.Context(), copied, id("main"), id("other")); !conflict || err != nil || strings.Join(files, " ") != "README" {
+		t.Errorf("in %q, %v", files, err)
 	}
 	list, err := w.cache.Between(t.Context(), copied, id("main~2"), id("main"))
 	if err != nil || len(list) != 2 || list[0] != (cache.Commit{ID: id("main~1"), Subject: "four"}) || list[1].Subject != "five" {
