@@ -223,6 +223,7 @@ var exercises = map[string][][]any{
 	"CreateUser":       {{forge.User{Name: "bot", Email: "bot@example.org", Password: "password"}}},
 	"DeleteRepo":       {{repo}},
 	"DispatchWorkflow": {{repo, "test.yaml", "main", map[string]string{"a": "b"}}},
+	"EditComment":      {{repo, int64(1), "marker", "newer"}, {repo, int64(2), "marker", "newer"}},
 	"EnsureBot":        {{repo}},
 	"EnsureLabels":     {{repo, forge.DefaultLabels("devaipod")}},
 	"EnsurePull":       {{repo, forge.PullSpec{Head: "agent/1-x", Base: "main", Title: "t", Body: "b"}}, {repo, forge.PullSpec{Head: "agent/2-y", Base: "main", Title: "t", Body: "b", Draft: true}}},

@@ -393,6 +393,15 @@ func (c *Client) PutComment(ctx context.Context, r Repo, n int64, marker, body s
 	return err == nil || changed, err
 }
 
+// EditComment makes the bot's comment with a marker say body, if there is one.
+func (c *Client) EditComment(ctx context.Context, r Repo, n int64, marker, body string) (changed bool, err error) {
+	mine, _, err := c.findMarked(ctx, r, n, "<!-- "+marker+" -->")
+	if err != nil || mine.id == 0 {
+		return false, err
+	}
+	return c.PutComment(ctx, r, n, marker, body)
+}
+
 // findMarked finds the bot's comment that begins with line, and removes doubles.
 func (c *Client) findMarked(ctx context.Context, r Repo, n int64, line string) (mine marked, changed bool, err error) {
 	all, err := c.Comments(ctx, r, n)

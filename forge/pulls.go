@@ -185,6 +185,7 @@ type Pull struct {
 	MergeBase           string // the commit where its branch left the base
 	Own                 bool   // its branch is of the repository itself
 	Base, Author, URL   string
+	BaseSHA             string    // the base's newest commit
 	Closed              time.Time // when closed or merged, else zero
 	Updated             time.Time // of its text, comments or reviews; whole seconds
 	Reviewers           []string  // who is asked
@@ -214,7 +215,7 @@ func pullOf(p pullJSON) Pull {
 		out.Own = p.Head.Repository == nil || (p.Base != nil && p.Base.Repository != nil && p.Head.Repository.ID == p.Base.Repository.ID)
 	}
 	if p.Base != nil {
-		out.Base = p.Base.Ref
+		out.Base, out.BaseSHA = p.Base.Ref, p.Base.Sha
 	}
 	if p.Updated != nil {
 		out.Updated = *p.Updated
