@@ -181,14 +181,22 @@ func unlabel(ctx context.Context, client *forge.Client, k reconcile.Key, trigger
 	return err
 }
 
+func (p forgePort) marker(subject string) string {
+	return fmt.Sprintf("devaipod:%s:%s", p.instance, subject)
+}
+
 func (p forgePort) Say(ctx context.Context, k reconcile.Key, subject, body string) error {
-	marker := fmt.Sprintf("devaipod:%s:%s", p.instance, subject)
-	_, err := p.client.PutComment(ctx, repoOf(k), k.Issue, marker, body)
+	_, err := p.client.PutComment(ctx, repoOf(k), k.Issue, p.marker(subject), body)
+	return readOnly(err)
+}
+
+func (p forgePort) Resay(ctx context.Context, k reconcile.Key, subject, body string) error {
+	_, err := p.client.EditComment(ctx, repoOf(k), k.Issue, p.marker(subject), body)
 	return readOnly(err)
 }
 
 func pullOf(p forge.Pull) reconcile.Pull {
-	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed, MergeBase: p.MergeBase, Updated: p.Updated, Head: p.HeadSHA, Base: p.Base}
+	return reconcile.Pull{Number: p.Number, URL: p.URL, Open: p.State == "open", Merged: p.Merged, Draft: p.Draft, ClosedAt: p.Closed, MergeBase: p.MergeBase, Updated: p.Updated, Head: p.HeadSHA, Base: p.Base, BaseHead: p.BaseSHA}
 }
 
 func (p forgePort) Pull(ctx context.Context, k reconcile.Key, branch string) (reconcile.Pull, bool, error) {

@@ -188,7 +188,8 @@ func (s *service) newLoop(a *app) (err error) {
 		return err
 	}
 	s.loop, err = reconcile.New(reconcile.Config{
-		Lander: lander, Approvals: a.cfg.Land.Approvals, OwnApprovals: a.cfg.Land.Own,
+		Collider: collidePort{cache: s.cache, bot: agentsEmail(s.creds.Bot)},
+		Lander:   lander, Approvals: a.cfg.Land.Approvals, OwnApprovals: a.cfg.Land.Own,
 		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, web: s.web, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: s.ciSoon, Changed: s.tellAgent, Acted: s.acted, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
@@ -254,9 +255,12 @@ func (s *service) spec(ctx context.Context, t reconcile.Task, tools string) (pod
 		Model: podfile.Model{API: s.cfg.Model.API, Name: agent.Model, BaseURL: s.cfg.Model.URL, ViaService: s.pods.model != ""},
 		Agent: agent.Name, Driver: agent.Driver, Ask: agent.Ask, AgentImage: agent.Image, AgentCommand: agent.Command, ToolsImage: tools, Limits: limits, WritableRoot: s.cfg.Agent.WritableRoot,
 		Pin:     pods.Pin{TextHash: t.TextHash, Labeler: t.Trigger.User, EventID: t.Trigger.ID, At: t.Trigger.At},
-		GitName: s.creds.Bot, GitEmail: s.creds.Bot + "@noreply.localhost",
+		GitName: s.creds.Bot, GitEmail: agentsEmail(s.creds.Bot),
 	}, nil
 }
+
+// agentsEmail is the address in the commits of agents.
+func agentsEmail(bot string) string { return bot + "@noreply.localhost" }
 
 // event takes a verified webhook: a key, nothing more.
 func (s *service) event(ev forge.Event) {
@@ -281,6 +285,9 @@ func (s *service) event(ev forge.Event) {
 	n := ev.Issue
 	if n == 0 {
 		n = pods.IssueOfBranch(ev.Branch)
+	}
+	if n == 0 && ev.Branch != "" {
+		s.loop.Moved(ev.Repo.Owner, ev.Repo.Name, ev.Branch)
 	}
 	if n != 0 {
 		s.loop.Kick(reconcile.Key{Owner: ev.Repo.Owner, Repo: ev.Repo.Name, Issue: n})

@@ -59,6 +59,9 @@ var ErrMoved = errors.New("the pull request has changed")
 type BehindError struct {
 	Base string // that commit
 	Why  string
+	// Unasked is what was found without that anybody wanted to land; Clean what git can merge
+	// by itself.
+	Unasked, Clean bool
 }
 
 func (e *BehindError) Error() string { return e.Why }
@@ -188,7 +191,8 @@ func (l *Loop) lands(v *View, pull Pull) bool {
 // Where the base has to be merged in first, behind tells which commit of it.
 func (l *Loop) land(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (over bool, behind *BehindError, err error) {
 	if !l.lands(v, pull) {
-		return false, nil, nil
+		behind, err = l.takesIn(ctx, i, pod, pull, v)
+		return false, behind, err
 	}
 	a, err := l.approval(ctx, i, pod, pull)
 	if err != nil {
@@ -200,7 +204,8 @@ func (l *Loop) land(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (
 		over, err := l.finished(ctx, i, pod, a.Landing)
 		return over, nil, err
 	case len(a.lacks) > 0:
-		return false, nil, nil
+		behind, err = l.takesIn(ctx, i, pod, pull, v)
+		return false, behind, err
 	}
 	done, err := l.cfg.Lander.Land(ctx, a.Landing)
 	switch {
@@ -256,28 +261,31 @@ func (l *Loop) quoted(err error) string {
 }
 
 // landAwake lands the pull request of a pod that runs, or gives its agent the base to merge
-// in; mark is of the turn that the agent has ended.
+// in, and tells what is in its way; mark is of the turn that the agent has ended.
 func (l *Loop) landAwake(ctx context.Context, i Issue, pod Pod, pull Pull, v *View, mark string) (over bool, err error) {
 	over, behind, err := l.land(ctx, i, pod, pull, v)
+	if !over {
+		err = errors.Join(err, l.collide(ctx, i, pull))
+	}
 	if behind == nil {
 		return over, err
 	}
-	r, known, err := l.baseRound(pod, behind.Base)
+	r, known, e := l.baseRound(pod, behind.Base)
 	switch {
-	case err != nil:
-		return false, err
+	case e != nil:
+		return false, errors.Join(err, e)
 	case !known:
-		err = l.tellRound(ctx, pod, v, l.newBaseRound(pod, mark, pull.Head, behind))
+		e = l.tellRound(ctx, pod, v, l.newBaseRound(pod, mark, pull.Head, behind))
 	case !r.Told: // we were killed, or the pod was away
-		err = l.tellRound(ctx, pod, v, r)
+		e = l.tellRound(ctx, pod, v, r)
 	case r.Mark == mark: // it has not taken it up yet
 		v.State = Working
 	default:
-		return false, l.sayStuck(ctx, i, pull, behind)
+		return false, errors.Join(err, l.sayStuck(ctx, i, pull, behind))
 	}
 	v.ordered = l.cfg.Now()
 	v.Activity = "is told to merge " + short(behind.Base) + " of " + pod.Base + " in"
-	return false, err
+	return false, errors.Join(err, e)
 }
 
 // landAsleep lands the pull request of a pod that rests. The pod wakes when its agent has to
@@ -309,7 +317,14 @@ func (l *Loop) finished(ctx context.Context, i Issue, pod Pod, at Landing) (bool
 }
 
 func (l *Loop) sayStuck(ctx context.Context, i Issue, pull Pull, behind *BehindError) error {
-	return l.sayLanding(ctx, i, pull.Number, fmt.Sprintf("**Approved, and not landed**: %s\nThe agent was told to merge that in, and ended without. Say in a comment on the issue, with a line `/retry`, what it should do, or do it by a push to its branch; that commit is to be approved then.\n", l.quoted(behind)))
+	what := "Approved, and not landed"
+	switch {
+	case behind.Clean: // it may land as it is
+		return nil
+	case behind.Unasked:
+		what = "In conflict with its base"
+	}
+	return l.sayLanding(ctx, i, pull.Number, fmt.Sprintf("**%s**: %s\nThe agent was told to merge that in, and ended without. Say in a comment on the issue, with a line `/retry`, what it should do, or do it by a push to its branch; that commit is to be approved then.\n", what, l.quoted(behind)))
 }
 
 // baseRound finds the message that told an agent of a commit of its base.
@@ -348,9 +363,16 @@ func (l *Loop) baseTold(pod Pod) (at time.Time, err error) {
 // it is of no person's word, so that it counts for none of CI's.
 func (l *Loop) newBaseRound(pod Pod, mark, commit string, behind *BehindError) Round {
 	h := sha256.Sum256(fmt.Appendf(nil, "%d base %s", pod.TriggerID, behind.Base))
+	why := fmt.Sprintf("is approved, and can't go into %s as it is: that has moved to commit %s meanwhile", pod.Base, behind.Base)
+	switch {
+	case behind.Clean:
+		why = fmt.Sprintf("is for review. Meanwhile %s has moved to commit %s: another agent's work has landed there that changes the same files, so that yours may need changes even where git merges it", pod.Base, behind.Base)
+	case behind.Unasked:
+		why = fmt.Sprintf("is for review, and conflicts with %s by now, which has moved to commit %s", pod.Base, behind.Base)
+	}
 	return Round{
 		ID: hex.EncodeToString(h[:12]), Trigger: pod.TriggerID, Word: -1, Mark: mark, Commit: commit, Base: behind.Base, At: l.cfg.Now(),
-		Text: fmt.Sprintf(`Your work, up to commit %s, is approved, and can't go into %s as it is: that has moved to commit %s meanwhile.
+		Text: fmt.Sprintf(`Your work, up to commit %s, %s.
 
 Merge it in, do not rebase, and do not rewrite what you have pushed:
 
@@ -358,7 +380,7 @@ git fetch origin %s
 git merge %s
 
 Mend what conflicts, try it, commit, and push with: git push origin HEAD:%s
-`, commit, pod.Base, behind.Base, pod.Base, behind.Base, pod.Branch),
+`, commit, why, pod.Base, behind.Base, pod.Branch),
 	}
 }
 

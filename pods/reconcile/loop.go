@@ -46,6 +46,8 @@ type Config struct {
 	Lander       Lander
 	Approvals    int
 	OwnApprovals bool
+	// Collider compares agents' pull requests; nil does not.
+	Collider Collider
 	// Watch is the time between two looks at the working agents; 2 s when 0.
 	Watch time.Duration
 	// Overlap is how far back a pass asks for changes beyond the last one, since
@@ -106,13 +108,17 @@ type Loop struct {
 	heeds   map[Key]int64         // the comment whose /retry was seen to last
 	// reviewed has the reviews of an issue's pull request.
 	reviewed map[Key]reviewed
-	line     map[Key]*claim // who waits for a place
-	served   map[place]int  // whose turn it was last, by number
-	turns    int
-	turn     bool // a place is free for the one that is looked at
-	stamps   map[stampKey]stamp
-	failed   int // consecutive passes that failed
-	feed     feed
+	pairs    map[pair]compared
+	collided map[Key]string // what was told on its pull request of others in its way
+	// landedSince is how an issue's pull request stands to its base.
+	landedSince map[Key]compared
+	line        map[Key]*claim // who waits for a place
+	served      map[place]int  // whose turn it was last, by number
+	turns       int
+	turn        bool // a place is free for the one that is looked at
+	stamps      map[stampKey]stamp
+	failed      int // consecutive passes that failed
+	feed        feed
 }
 
 const (
@@ -144,6 +150,7 @@ func New(cfg Config) (*Loop, error) {
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
 		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, given: map[Key]*given{}, heeds: map[Key]int64{}, reviewed: map[Key]reviewed{}, pressed: map[Key]Said{},
+		pairs: map[pair]compared{}, collided: map[Key]string{}, landedSince: map[Key]compared{},
 		line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
 	}, nil
 }
@@ -470,7 +477,11 @@ func (l *Loop) keepView(i Issue, v View) View {
 	if old, known := l.views[i.Key]; l.cfg.Changed != nil && (!known || old.State != v.State || v.Ask != "" && v.Ask != old.Ask) {
 		l.cfg.Changed(v)
 	}
+	old := l.views[i.Key]
 	l.views[i.Key] = v
+	if old.open.Open && !v.open.Open {
+		l.passes(old)
+	}
 	return v
 }
 
@@ -482,5 +493,8 @@ func (l *Loop) dropView(k Key) {
 		l.walk(k, v.State, Gone)
 		l.forgetStamps(v.pod)
 		delete(l.views, k)
+		if v.open.Open {
+			l.passes(v)
+		}
 	}
 }

@@ -88,6 +88,7 @@ type Pull struct {
 	Updated             time.Time // of its text, comments or reviews
 	MergeBase           string    // the commit where its branch left the base
 	Head, Base          string    // its newest commit, and the branch that it goes to
+	BaseHead            string    // that one's newest commit
 }
 
 // A Commit of a branch that its base does not have.
@@ -141,6 +142,8 @@ type Forge interface {
 	Unlabel(ctx context.Context, k Key) error
 	// Say puts a comment of ours with that subject, or changes the one there.
 	Say(ctx context.Context, k Key, subject, body string) error
+	// Resay changes the comment with that subject, if there is one.
+	Resay(ctx context.Context, k Key, subject, body string) error
 
 	// Pull finds the newest pull request from a branch of ours.
 	Pull(ctx context.Context, k Key, branch string) (Pull, bool, error)

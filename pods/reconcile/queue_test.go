@@ -25,6 +25,7 @@ type town struct {
 	last   map[reconcile.Key]string
 	began  []reconcile.Key // in the order in which their agents began
 	most   int             // that worked at once
+	pulls  map[reconcile.Key]*reconcile.Pull
 }
 
 func newTown() *town {
@@ -105,7 +106,12 @@ func (w *town) Say(_ context.Context, k reconcile.Key, _, body string) error {
 	return nil
 }
 
-func (w *town) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bool, error) {
+func (w *town) Pull(_ context.Context, k reconcile.Key, _ string) (reconcile.Pull, bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p := w.pulls[k]; p != nil {
+		return *p, true, nil
+	}
 	return reconcile.Pull{}, false, nil
 }
 

@@ -83,6 +83,8 @@ func (l *Loop) leave(k Key) error {
 	delete(l.heeds, k)
 	delete(l.reviewed, k)
 	delete(l.stuck, k)
+	delete(l.collided, k)
+	delete(l.landedSince, k)
 	return l.cfg.Pods.Keep(k, nil)
 }
 
@@ -104,7 +106,7 @@ func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error 
 	if err != nil {
 		return err
 	}
-	v.Pull, v.PullRequest = pull.Number, pull.URL
+	v.Pull, v.PullRequest, v.open = pull.Number, pull.URL, pull
 	switch {
 	case pull.Merged:
 		return l.merged(ctx, i, pull, pod)
@@ -274,6 +276,7 @@ func (l *Loop) sleeps(ctx context.Context, i Issue, pod Pod, pull Pull, v View, 
 	}
 	if !wakes {
 		l.rest(i, v, state)
+		err = errors.Join(err, l.collide(ctx, i, pull))
 	}
 	return !wakes, err
 }

@@ -41,6 +41,7 @@ type View struct {
 	// thing, also after a restart; "" for nothing, and while somebody's answer is given to it.
 	Ask string `json:"-"`
 
+	open    Pull          // its pull request, while that is open
 	ordered time.Time     // when somebody gave an order last
 	pod     Key           // the pod's, which is another where a repository was renamed
 	until   time.Duration // Uptime at which it has to be looked at again, 0 for never

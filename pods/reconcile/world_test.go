@@ -274,6 +274,14 @@ func (w *world) Say(_ context.Context, k reconcile.Key, subject, body string) er
 	}
 	return nil
 }
+
+func (w *world) Resay(ctx context.Context, k reconcile.Key, subject, body string) error {
+	if w.said[subject] == "" {
+		return nil
+	}
+	return w.Say(ctx, k, subject, body)
+}
+
 func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bool, error) {
 	if err := w.up(); err != nil {
 		return reconcile.Pull{}, false, err

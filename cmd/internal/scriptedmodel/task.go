@@ -27,7 +27,9 @@ const ProofFile = "NONCE.sha256"
 //
 //	default      compute the sha256 of the line "nonce: …" by a command, write
 //	             it to a file, commit, push, sum up; goes on only when opencode
-//	             has told the result of the step before, the right digest for one
+//	             has told the result of the step before, the right digest for one.
+//	             Told to merge a commit in, do that with its own files where both have
+//	             changed one, push, and sum up
 //	slow         the same, and waits for Release before the push
 //	no-commits   say something and end
 //	push-main    commit, try to push to main, and tell what git said
@@ -199,7 +201,24 @@ func nonceTask(r Request, slow bool) Reply {
 	if reply, done := play(r, []step{compute, write, commit, push}); !done {
 		return reply
 	}
+	for _, m := range mergeLine.FindAllStringSubmatch(r.User, -1) {
+		if reply, done := play(r, mergeIn(m[1], branch)); !done {
+			return reply
+		}
+	}
 	return Reply{Text: "I computed the sha256 of the nonce with a command and wrote it to `" + ProofFile + "`.\n\nTried: the command's output was read back. Left: nothing."}
+}
+
+// mergeLine is where a message says what to merge in.
+var mergeLine = regexp.MustCompile(`(?m)^git merge ([0-9a-f]{40,64})$`)
+
+// mergeIn merges a commit in, and keeps its own files where both have changed one.
+func mergeIn(commit, branch string) []step {
+	merge := bash("git fetch -q origin && { git merge -q --no-edit "+commit+" || { git checkout -q --ours . && git add -A && git commit -q --no-edit; }; } && git log -1 --format=merged:%p", "Merges "+commit[:10]+" in")
+	merge.ok = contains("merged:")
+	push := bash("git push origin HEAD:"+branch+" && echo merged-"+commit[:10], "Pushes the merge")
+	push.ok = contains("merged-" + commit[:10])
+	return []step{merge, push}
 }
 
 // toolAlone runs one command, and tells what came of it.
