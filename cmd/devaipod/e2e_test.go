@@ -133,6 +133,7 @@ var (
 )
 
 func TestEndToEnd(t *testing.T) {
+	t.Parallel() // beside TestRootless
 	running.once.Do(func() { running.s, running.err = start(suiteContext) })
 	if running.err != nil {
 		t.Fatal(running.err)

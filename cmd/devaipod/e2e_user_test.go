@@ -55,6 +55,7 @@ func TestRootless(t *testing.T) {
 		t.Log("the whole suite is an ordinary user's here; only root can make another")
 		return
 	}
+	t.Parallel() // beside TestEndToEnd: another user's podman, whose locks, networks and ports are its own
 	ctx, cancel := context.WithTimeout(interrupted, patience)
 	defer cancel()
 	scripts := userScripts(t)
