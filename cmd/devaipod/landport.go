@@ -26,7 +26,7 @@ func landDefaults() map[string]any {
 }
 
 // landPort lands commits: by a merge in the forge, or, where the base follows an upstream,
-// by a push to there.
+// by a push to there. [landings] has that done beside the loop.
 type landPort struct {
 	client *forge.Client
 	cache  *cache.Cache
@@ -37,11 +37,10 @@ type landPort struct {
 	audit func(audit.Entry) error
 }
 
-var _ reconcile.Lander = landPort{}
-
-func (a *app) newLander(s *service) (landPort, error) {
+func (a *app) newLander(s *service) (*landings, error) {
 	store, err := a.followStore()
-	return landPort{client: s.forge, cache: s.cache, follow: s.follow, store: store, audit: s.keepLanding}, err
+	port := landPort{client: s.forge, cache: s.cache, follow: s.follow, store: store, audit: s.keepLanding}
+	return newLandings(port, port.Land, func(k reconcile.Key) { s.loop.Kick(k) }), err
 }
 
 // Votes implements [reconcile.Lander].
@@ -85,10 +84,10 @@ func (p landPort) Plan(ctx context.Context, l reconcile.Landing) (reconcile.Land
 	return out, p.conflict(ctx, l, out.Old)
 }
 
-// landWithin is how long the loop waits for a landing. One that is cut off goes on with the next try.
+// landWithin is how long one landing may take. One that is cut off goes on with the next try.
 const landWithin = 3 * time.Minute
 
-// Land implements [reconcile.Lander].
+// Land lands a commit, and returns when it is there or can't be.
 func (p landPort) Land(ctx context.Context, l reconcile.Landing) (reconcile.Landed, error) {
 	ctx, cancel := context.WithTimeout(ctx, landWithin)
 	defer cancel()

@@ -57,6 +57,7 @@ type service struct {
 	wsLocks  workspaceLocks
 	happened *chronicle
 	audit    *audit.Log
+	lander   *landings
 	repos    chan struct{} // capacity 1: a repository may be new
 	runs     *podman.Pods
 }
@@ -183,13 +184,12 @@ func (s *service) openRecords(a *app) (err error) {
 
 // newLoop makes the loop over issues and pods.
 func (s *service) newLoop(a *app) (err error) {
-	lander, err := a.newLander(s)
-	if err != nil {
+	if s.lander, err = a.newLander(s); err != nil {
 		return err
 	}
 	s.loop, err = reconcile.New(reconcile.Config{
 		Collider: collidePort{cache: s.cache, bot: agentsEmail(s.creds.Bot)},
-		Lander:   lander, Approvals: a.cfg.Land.Approvals, OwnApprovals: a.cfg.Land.Own,
+		Lander:   s.lander, Approvals: a.cfg.Land.Approvals, OwnApprovals: a.cfg.Land.Own,
 		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, web: s.web, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: s.ciSoon, Changed: s.tellAgent, Acted: s.acted, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
@@ -327,6 +327,7 @@ func (s *service) run(ctx context.Context) error {
 	s.pods.release(ctx)
 	defer s.pods.shutAll() //nolint:errcheck // the process ends
 	defer s.pods.endChecks()
+	defer s.lander.end()
 	public, err := listenTCP(s.cfg.Service.Listen, "service.listen")
 	if err != nil {
 		return err

@@ -77,7 +77,8 @@ type Lander interface {
 	// Plan tells what Land would do. A BehindError comes with what is known.
 	Plan(ctx context.Context, l Landing) (Landed, error)
 	// Land brings the commit, and nothing else, to the base, and sees to it that the pull
-	// request is merged.
+	// request is merged. Where that takes long it goes on beside the caller, and the answer is
+	// an [UnderWayError]: the same one until it has ended, when the issue is to be kicked.
 	Land(ctx context.Context, l Landing) (Landed, error)
 	// Finish marks a pull request as merged whose head has come to its base by way of an
 	// upstream, as by a Land that was killed; false where that is not so.
@@ -199,16 +200,24 @@ func (l *Loop) land(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (
 		return false, nil, fmt.Errorf("counting the approvals of pull request %d of %s: %w", pull.Number, i.Key, err)
 	}
 	v.Landing = a.words()
+	done, going, err := l.ended(i.Key, a.Commit)
 	switch {
-	case a.there:
+	case going == nil && a.there:
 		over, err := l.finished(ctx, i, pod, a.Landing)
 		return over, nil, err
-	case len(a.lacks) > 0:
+	case going == nil && len(a.lacks) > 0:
 		behind, err = l.takesIn(ctx, i, pod, pull, v)
 		return false, behind, err
+	case going == nil:
+		done, err = l.start(ctx, i.Key, a)
+	default:
+		a = going.approval
 	}
-	done, err := l.cfg.Lander.Land(ctx, a.Landing)
+	var under *UnderWayError
 	switch {
+	case errors.As(err, &under):
+		v.Landing += "; it is landing"
+		return false, nil, nil
 	case err == nil:
 		over, err = l.landed(ctx, i, pod, a, done)
 		return over, nil, err
@@ -228,12 +237,7 @@ func (l *Loop) land(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (
 
 // landed tells where a commit went and ends its issue.
 func (l *Loop) landed(ctx context.Context, i Issue, pod Pod, a approval, done Landed) (over bool, err error) {
-	l.cfg.Log.Info("landed", "issue", i.Key.String(), "pull", a.Pull, "commit", a.Commit, "approved_by", a.Approvers, "upstream", done.Upstream)
-	where := fmt.Sprintf("merged into %s", code(a.Base))
-	if done.Upstream != "" {
-		where = fmt.Sprintf("pushed to %s of %s, where %s was before", code(done.Branch), code(done.Upstream), short(done.Old))
-	}
-	if err := l.sayLanding(ctx, i, a.Pull, fmt.Sprintf("**Landed**: %s, %s; %s.\n", a.Commit, a.words(), where)); err != nil {
+	if err := l.sayLanded(ctx, i, a, done); err != nil {
 		return false, err
 	}
 	pull, err := l.pull(ctx, pod)
@@ -242,6 +246,15 @@ func (l *Loop) landed(ctx context.Context, i Issue, pod Pod, a approval, done La
 		return false, err
 	}
 	return true, l.merged(ctx, i, pull, pod)
+}
+
+func (l *Loop) sayLanded(ctx context.Context, i Issue, a approval, done Landed) error {
+	l.cfg.Log.Info("landed", "issue", i.Key.String(), "pull", a.Pull, "commit", a.Commit, "approved_by", a.Approvers, "upstream", done.Upstream)
+	where := fmt.Sprintf("merged into %s", code(a.Base))
+	if done.Upstream != "" {
+		where = fmt.Sprintf("pushed to %s of %s, where %s was before", code(done.Branch), code(done.Upstream), short(done.Old))
+	}
+	return l.sayLanding(ctx, i, a.Pull, fmt.Sprintf("**Landed**: %s, %s; %s.\n", a.Commit, a.words(), where))
 }
 
 // sayLanding puts the one comment about landing on a pull request, or changes it.
@@ -407,8 +420,12 @@ func (l *Loop) Export(ctx context.Context, k Key, lands bool) (a Approval, err e
 	if l.cfg.Lander == nil {
 		return a, errors.New("nothing lands by this loop")
 	}
+	var under *UnderWayError
 	if e := l.Between(ctx, func() { a, err = l.export(ctx, k, lands) }); e != nil {
 		return a, e
+	}
+	if errors.As(err, &under) {
+		return a, l.await(ctx, k, under, &a)
 	}
 	return a, err
 }
@@ -455,7 +472,11 @@ func (l *Loop) export(ctx context.Context, k Key, lands bool) (Approval, error) 
 }
 
 func (l *Loop) exportNow(ctx context.Context, i Issue, pod Pod, a approval, out *Approval) error {
-	done, err := l.cfg.Lander.Land(ctx, a.Landing)
+	done, err := l.start(ctx, i.Key, a)
+	var under *UnderWayError
+	if errors.As(err, &under) {
+		return err
+	}
 	if err != nil {
 		l.Kick(i.Key)
 		out.Failed, out.Refused = err.Error(), errors.Is(err, ErrRefused)
@@ -471,13 +492,9 @@ func (l *Loop) pullOf(ctx context.Context, k Key) (i Issue, pod Pod, pull Pull, 
 	if i, err = l.cfg.Forge.Issue(ctx, k); err != nil {
 		return i, pod, pull, err
 	}
-	found, err := l.cfg.Pods.List(ctx)
+	pods, err := l.pods(ctx)
 	if err != nil {
 		return i, pod, pull, err
-	}
-	pods := map[Key]Pod{}
-	for _, p := range found {
-		pods[p.Key] = p
 	}
 	pod, has := podOf(i, pods)
 	if !has {

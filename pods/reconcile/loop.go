@@ -112,6 +112,7 @@ type Loop struct {
 	collided map[Key]string // what was told on its pull request of others in its way
 	// landedSince is how an issue's pull request stands to its base.
 	landedSince map[Key]compared
+	going       map[Key]*going // the landings whose end was not seen to yet
 	line        map[Key]*claim // who waits for a place
 	served      map[place]int  // whose turn it was last, by number
 	turns       int
@@ -151,7 +152,7 @@ func New(cfg Config) (*Loop, error) {
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
 		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, given: map[Key]*given{}, heeds: map[Key]int64{}, reviewed: map[Key]reviewed{}, pressed: map[Key]Said{},
 		pairs: map[pair]compared{}, collided: map[Key]string{}, landedSince: map[Key]compared{},
-		line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
+		going: map[Key]*going{}, line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
 	}, nil
 }
 
@@ -300,14 +301,10 @@ func (l *Loop) pass(ctx context.Context) error {
 	l.dirty, l.all = map[Key]bool{}, false
 	l.mu.Unlock()
 
-	found, err := l.cfg.Pods.List(ctx)
+	pods, err := l.pods(ctx)
 	if err != nil {
 		l.remember(dirty, all)
-		return fmt.Errorf("listing pods: %w", err)
-	}
-	pods := map[Key]Pod{}
-	for _, p := range found {
-		pods[p.Key] = p
+		return err
 	}
 	if all {
 		changed, err := l.news(ctx, pods)
@@ -332,6 +329,19 @@ func (l *Loop) pass(ctx context.Context) error {
 	return nil
 }
 
+// pods are those that there are, by their keys.
+func (l *Loop) pods(ctx context.Context) (map[Key]Pod, error) {
+	found, err := l.cfg.Pods.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("listing pods: %w", err)
+	}
+	pods := map[Key]Pod{}
+	for _, p := range found {
+		pods[p.Key] = p
+	}
+	return pods, nil
+}
+
 // one reconciles a key; an error is logged, told and tried again later. Who waits
 // for a place and can't be looked at keeps it, unless it was its turn.
 func (l *Loop) one(ctx context.Context, k Key, pods map[Key]Pod) (ok bool) {
@@ -339,7 +349,9 @@ func (l *Loop) one(ctx context.Context, k Key, pods map[Key]Pod) (ok bool) {
 	delete(l.line, k)
 	err := l.reconcileOne(ctx, k, pods)
 	if err == nil {
-		delete(l.errs, k)
+		if l.going[k] == nil { // else it is not known yet
+			delete(l.errs, k)
+		}
 		return true
 	}
 	if waits != nil && !l.turn && l.line[k] == nil {

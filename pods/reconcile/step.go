@@ -85,6 +85,7 @@ func (l *Loop) leave(k Key) error {
 	delete(l.stuck, k)
 	delete(l.collided, k)
 	delete(l.landedSince, k)
+	delete(l.going, k)
 	return l.cfg.Pods.Keep(k, nil)
 }
 
@@ -575,6 +576,9 @@ func (l *Loop) halt(ctx context.Context, k Key, pod Pod, who, why string) error 
 // issue, so that nothing starts again, it is told, and the pod is removed. The
 // pod goes last: while it is there, a kill in between is made good.
 func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
+	if wait, err := l.tellLanding(ctx, i); wait || err != nil {
+		return err
+	}
 	if i.wanted(l.cfg.Label) {
 		if err := l.cfg.Forge.Unlabel(ctx, i.Key); err != nil {
 			return err

@@ -90,7 +90,9 @@ type world struct {
 	verdicts []reconcile.Vote
 	hands    []string
 	handsErr error
-	landing  func() error // what comes of landing
+	landing  func() error  // what comes of landing
+	beside   chan struct{} // what lands is at its end when that is closed; nil for at once
+	under    *reconcile.UnderWayError
 	landings []reconcile.Landing
 }
 
@@ -554,6 +556,14 @@ func (w *world) Land(_ context.Context, l reconcile.Landing) (reconcile.Landed, 
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.landings = append(w.landings, l)
+	if w.beside != nil {
+		w.under = &reconcile.UnderWayError{Done: w.beside, Result: func() (reconcile.Landed, error) { return w.lands(l) }}
+		return reconcile.Landed{}, w.under
+	}
+	return w.lands(l)
+}
+
+func (w *world) lands(l reconcile.Landing) (reconcile.Landed, error) {
 	if w.landing != nil {
 		if err := w.landing(); err != nil {
 			return reconcile.Landed{}, err
