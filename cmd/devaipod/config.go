@@ -433,8 +433,8 @@ func (c config) validate() error {
 	if c.Service.Resync < time.Second {
 		return fmt.Errorf("service.resync = %q: want 1s or more", c.Service.Resync)
 	}
-	if c.Land.Approvals < 0 {
-		return fmt.Errorf("land.approvals = %d: want 0 (never by itself) or more", c.Land.Approvals)
+	if c.Land.Approvals < approvalsByForge {
+		return fmt.Errorf("land.approvals = %d: want 0 (never by itself) or more, or -1 (1 on a forge of devaipod's own, 0 on one that was joined)", c.Land.Approvals)
 	}
 	if c.Agent.Max < 0 {
 		return fmt.Errorf("agent.max = %d: want 0 (no limit) or more", c.Agent.Max)

@@ -79,6 +79,21 @@ func TestWhereTheServiceRunsTheForgesActions(t *testing.T) {
 	}
 }
 
+// On somebody else's forge nothing lands by itself, unless somebody says so.
+func TestHowManyApprovalsLand(t *testing.T) {
+	joined := "[forge]\nurl = \"https://forge.example.org\"\n"
+	for file, want := range map[string]int{
+		"": 1, joined: 0, "[land]\napprovals = 0\n": 0, joined + "[land]\napprovals = 1\n": 1, joined + "[land]\napprovals = -1\n": 0,
+	} {
+		if got, err := load(t, file, nil); err != nil || got.approvals() != want {
+			t.Errorf("%q: %d %v, want %d", file, got.approvals(), err, want)
+		}
+	}
+	if _, err := load(t, "[land]\napprovals = -2\n", nil); err == nil || !strings.Contains(err.Error(), "land.approvals") {
+		t.Error(err)
+	}
+}
+
 func TestFlagBeatsEnvironmentBeatsFileBeatsDefault(t *testing.T) {
 	file := "instance = \"file\"\n[model]\nname = \"filemodel\"\nkey = \"filekey\"\n"
 	c, err := load(t, file, []string{"DEVAIPOD_INSTANCE=env", "DEVAIPOD_MODEL_NAME=envmodel"}, "--instance", "flag")

@@ -22,7 +22,22 @@ type landConfig struct {
 }
 
 func landDefaults() map[string]any {
-	return map[string]any{"land.approvals": 1, "land.own": false}
+	return map[string]any{"land.approvals": approvalsByForge, "land.own": false}
+}
+
+// approvalsByForge as land.approvals is 1 on a forge of our own. On one that others have made, and
+// have their own ways with, nothing lands by itself unless somebody says so.
+const approvalsByForge = -1
+
+// approvals is how many people must approve so that something lands by itself, 0 for that nothing does.
+func (c config) approvals() int {
+	switch {
+	case c.Land.Approvals != approvalsByForge:
+		return c.Land.Approvals
+	case c.joined():
+		return 0
+	}
+	return 1
 }
 
 // landPort lands commits: by a merge in the forge, or, where the base follows an upstream,

@@ -189,7 +189,7 @@ func (s *service) newLoop(a *app) (err error) {
 	}
 	s.loop, err = reconcile.New(reconcile.Config{
 		Collider: collidePort{cache: s.cache, bot: agentsEmail(s.creds.Bot)},
-		Lander:   s.lander, Approvals: a.cfg.Land.Approvals, OwnApprovals: a.cfg.Land.Own,
+		Lander:   s.lander, Approvals: a.cfg.approvals(), OwnApprovals: a.cfg.Land.Own,
 		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, web: s.web, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
 		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: s.ciSoon, Changed: s.tellAgent, Acted: s.acted, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
