@@ -17,12 +17,12 @@ import (
 var probes = map[string]func(nobody string) call{
 	"read:user": func(string) call { return call{method: "GET", path: "/user"} },
 	"write:repository": func(n string) call {
-		return call{method: http.MethodPatch, path: Repo{n, n}.path(""), body: struct{}{}}
+		return call{method: http.MethodPatch, path: Repo{n, n}.path(""), body: struct{}{}, probe: true}
 	},
 	"write:issue": func(n string) call {
-		return call{method: http.MethodPatch, path: Repo{n, n}.path("/issues/1"), body: struct{}{}}
+		return call{method: http.MethodPatch, path: Repo{n, n}.path("/issues/1"), body: struct{}{}, probe: true}
 	},
-	"write:admin": func(n string) call { return call{method: http.MethodDelete, path: "/admin/users/" + n} },
+	"write:admin": func(n string) call { return call{method: http.MethodDelete, path: "/admin/users/" + n, probe: true} },
 }
 
 // MissingScopes tells which of the wanted scopes the client's token lacks:

@@ -100,10 +100,19 @@ type Config struct {
 	Transport http.RoundTripper
 	// MaxAnswer is how long one answer may be, in bytes; 64 MiB when 0.
 	MaxAnswer int64
+	// Writes, when not nil, is told of each call that changes something, right before it is
+	// made, and once more, with why, when it fails. It must not call the client.
+	Writes func(ctx context.Context, w Write, failed error)
 	// Fault, when not nil, is called with a name before each call that changes
 	// something; tests end the process there.
 	Fault func(point string)
 	Log   *slog.Logger
+}
+
+// A Write is a call that changes something at the forge.
+type Write struct {
+	As           string // the account in whose name; "" for that of [Config.Token]
+	Method, Path string // of the API, or of a page
 }
 
 // A Client talks to one forge. Its methods are safe for concurrent use.
@@ -163,6 +172,28 @@ type call struct {
 	bot          bool
 	sudo         string        // act as this account: site admins only
 	login        *url.Userinfo // name and password, instead of a token
+	probe        bool          // it changes nothing, whatever its method: what it is about is not there
+}
+
+// writes tells whether a call changes something.
+func (in call) writes() bool { return in.method != http.MethodGet && !in.probe }
+
+// as is in whose name a call is.
+func (c *Client) as(in call) string {
+	switch {
+	case in.login != nil:
+		return in.login.Username()
+	case in.bot:
+		return c.cfg.BotUser
+	}
+	return in.sudo
+}
+
+// tell tells of a write, and of how it failed.
+func (c *Client) tell(ctx context.Context, w Write, failed error) {
+	if c.cfg.Writes != nil {
+		c.cfg.Writes(ctx, w, failed)
+	}
 }
 
 // do makes a call and decodes the answer into out, which may be nil.
@@ -196,7 +227,20 @@ func passing(err error) bool {
 	return !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errTooLarge)
 }
 
+// once makes a call once; what it writes is told of.
 func (c *Client) once(ctx context.Context, in call, out any) (http.Header, error) {
+	w := Write{As: c.as(in), Method: in.method, Path: in.path}
+	if in.writes() {
+		c.tell(ctx, w, nil)
+	}
+	header, err := c.request(ctx, in, out)
+	if err != nil && in.writes() {
+		c.tell(ctx, w, err)
+	}
+	return header, err
+}
+
+func (c *Client) request(ctx context.Context, in call, out any) (http.Header, error) {
 	target := c.base + "/api/v1" + in.path
 	if strings.HasPrefix(in.path, "/api/") {
 		target = c.base + in.path

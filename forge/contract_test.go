@@ -53,6 +53,7 @@ type recorder struct {
 	fake  func(method, path string) (status int, body string)
 	mu    sync.Mutex
 	calls []recorded
+	told  []string // the writes, as the client tells of them
 }
 
 func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -315,7 +316,9 @@ var later = map[string]string{
 }
 
 // record runs all exercises, against what looks like Forgejo in a sub-path.
-func record(t *testing.T) []recorded {
+func record(t *testing.T) []recorded { return newRecord(t).calls }
+
+func newRecord(t *testing.T) *recorder {
 	asked := map[string]int{}
 	rec := &recorder{fake: func(method, path string) (int, string) {
 		asked[path]++
@@ -343,7 +346,12 @@ func record(t *testing.T) []recorded {
 		}
 	}}
 	newClient := func() *forge.Client {
-		c, err := forge.New(forge.Config{URL: "https://forge.example.org/git/", Token: "t", BotToken: "b", BotUser: "bot", ServiceUser: "svc", Transport: rec})
+		c, err := forge.New(forge.Config{URL: "https://forge.example.org/git/", Token: "t", BotToken: "b", BotUser: "bot", ServiceUser: "svc", Transport: rec, Writes: func(_ context.Context, w forge.Write, failed error) {
+			if failed != nil {
+				t.Errorf("%s %s is told to have failed: %v", w.Method, w.Path, failed)
+			}
+			rec.told = append(rec.told, w.Method+" "+w.Path)
+		}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -378,7 +386,22 @@ func record(t *testing.T) []recorded {
 	if err := prov.RepairUser(t.Context(), user); err != nil {
 		t.Error(err)
 	}
-	return rec.calls
+	return rec
+}
+
+// What changes something is told of, each once and in its order; what only asks what a token
+// may do is not.
+func TestEveryWriteIsTold(t *testing.T) {
+	rec := newRecord(t)
+	var wrote []string
+	for _, c := range rec.calls {
+		if c.method != http.MethodGet && !strings.Contains(c.path, "nobody-") {
+			wrote = append(wrote, c.String())
+		}
+	}
+	if len(wrote) < 30 || !slices.Equal(rec.told, wrote) {
+		t.Errorf("told of\n%s\nwrote\n%s", strings.Join(rec.told, "\n"), strings.Join(wrote, "\n"))
+	}
 }
 
 func TestEveryCallIsInForgejosOwnDocumentation(t *testing.T) {

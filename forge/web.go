@@ -115,8 +115,13 @@ func (w *Web) post(ctx context.Context, what string, r Repo, page string, form u
 		if w.client.cfg.Fault != nil {
 			w.client.cfg.Fault("forge: POST " + path)
 		}
+		act := Write{As: w.client.cfg.BotUser, Method: http.MethodPost, Path: path}
+		w.client.tell(ctx, act, nil)
 		err := w.send(ctx, http.MethodPost, path, form)
 		var e *Error
+		if err != nil && !(errors.As(err, &e) && e.Status == http.StatusSeeOther) { // which leads to the next page
+			w.client.tell(ctx, act, err)
+		}
 		if fresh || !errors.As(err, &e) || e.Status >= 500 || e.Status == http.StatusSeeOther {
 			return err
 		}

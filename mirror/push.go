@@ -46,6 +46,7 @@ type facts struct {
 type refusal struct {
 	short string   // one line
 	lines []string // more of it
+	kept  bool     // it is taken, and the forge gets it later
 }
 
 func (r *refusal) Error() string { return r.short }
@@ -65,6 +66,9 @@ func (p *push) run(body io.Reader) {
 		}
 	} else {
 		p.w.log.Warn("push refused", "repo", p.at.get(), "why", no.short)
+		if !no.kept {
+			p.w.refused(p.rules.delivery(p.at.get(), p.list, nil), no.short)
+		}
 	}
 	reasons := map[string]string{}
 	for _, c := range p.list.commands {
@@ -350,13 +354,7 @@ func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error 
 
 // delivery is what the forge took.
 func (p *push) delivery(said *pushAnswer, lifts []Lift) Delivery {
-	who := p.rules.Pusher()
-	d := Delivery{Repo: p.at.get(), Issue: who.Issue, Agent: who.Agent}
-	for _, c := range p.list.commands {
-		if said.ok[c.ref] {
-			d.Refs = append(d.Refs, c.ref+" "+c.new)
-		}
-	}
+	d := p.rules.delivery(p.at.get(), p.list, said.ok)
 	for _, l := range lifts {
 		d.Lifts = append(d.Lifts, l.Path)
 	}
@@ -374,7 +372,7 @@ func (p *push) postpone(ctx context.Context, lifts []Lift, why error) error {
 		return err
 	}
 	p.w.kick()
-	return &refusal{short: "not on the forge yet: it does not answer; devaipod keeps the commits and delivers them", lines: []string{
+	return &refusal{kept: true, short: "not on the forge yet: it does not answer; devaipod keeps the commits and delivers them", lines: []string{
 		"The push was looked at and would have been taken, but the forge does not answer.",
 		"Your commits are kept here and go to the forge by themselves when it is back.",
 		"What to do: go on working. Pushing again later is not needed, and does no harm.",

@@ -82,6 +82,7 @@ type Work struct {
 	box       gitproc.Box
 	protected protected
 	delivered func(Delivery)
+	refused   func(d Delivery, why string)
 
 	locks  sync.Map // of *sync.Mutex, by repository
 	kicked chan struct{}
@@ -117,10 +118,13 @@ type WorkConfig struct {
 	Protected []string
 	// Delivered is told of what came to the forge; nil for nobody.
 	Delivered func(Delivery)
-	Log       *slog.Logger
+	// Refused is told of what the gate did not let through, and why, in words that a pod may
+	// have a part in; nil for nobody.
+	Refused func(d Delivery, why string)
+	Log     *slog.Logger
 }
 
-// A Delivery is what one push brought to the forge.
+// A Delivery is what one push brought to the forge, or would have.
 type Delivery struct {
 	Repo string // owner/name
 	// Issue and Agent are who pushed; "" for what waited for a forge that was away.
@@ -159,8 +163,11 @@ func NewWork(cfg WorkConfig) (*Work, error) {
 	if cfg.Delivered == nil {
 		cfg.Delivered = func(Delivery) {}
 	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(Delivery, string) {}
+	}
 	w := &Work{
-		delivered: cfg.Delivered, forge: u, user: cfg.User, token: cfg.Token, wait: cfg.Wait, log: cfg.Log,
+		delivered: cfg.Delivered, refused: cfg.Refused, forge: u, user: cfg.User, token: cfg.Token, wait: cfg.Wait, log: cfg.Log,
 		dir: cfg.Dir, known: cfg.Known, copy: cfg.Copy, name: cfg.Name, limits: cfg.Limits, box: cfg.Limits.box(cfg.Launcher), protected: cfg.Protected,
 		kicked: make(chan struct{}, 1),
 		http: &http.Client{
@@ -235,6 +242,7 @@ func (w *Work) receive(rw http.ResponseWriter, r *http.Request, rules Rules, at 
 		for ref, why := range reasons {
 			w.log.Warn("push refused", "repo", rules.Repo, "ref", ref, "why", why)
 		}
+		w.refused(rules.delivery(at.get(), list, nil), anyOf(reasons))
 		w.refuse(rw, list, body, reasons, nil)
 		return
 	}
@@ -270,6 +278,22 @@ func (w *Work) refuse(rw http.ResponseWriter, list *commandList, body io.Reader,
 		w.log.Debug("reading the rest of a refused push", "err", err)
 	}
 	answer(rw, list, reasons, more)
+}
+
+// delivery is what of a push would come, or came, to the forge: the refs that may choose, all
+// where it is nil.
+func (rules Rules) delivery(repo string, list *commandList, may map[string]bool) Delivery {
+	d := Delivery{Repo: repo}
+	if rules.Pusher != nil {
+		who := rules.Pusher()
+		d.Issue, d.Agent = who.Issue, who.Agent
+	}
+	for _, c := range list.commands {
+		if may == nil || may[c.ref] {
+			d.Refs = append(d.Refs, c.ref+" "+c.new)
+		}
+	}
+	return d
 }
 
 // check returns why each ref is refused; none when the whole push may pass.

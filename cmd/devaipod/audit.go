@@ -28,8 +28,20 @@ const (
 	byPages   = "the pages"        // whoever logged in to them
 )
 
-// openAudit is the log of what is done outwards.
+// ofUser is the rule by which the command line may.
+const ofUser = "the state directory is its user's"
+
+func byCommandLine(ctx context.Context) context.Context {
+	return audit.Because(ctx, audit.Entry{Who: byCommand, Rule: ofUser})
+}
+
+// openAudit is the log of what is done outwards, the same one each time.
 func (a *app) openAudit() (*audit.Log, error) {
+	a.auditOnce.Do(func() { a.audit, a.auditErr = a.newAudit() })
+	return a.audit, a.auditErr
+}
+
+func (a *app) newAudit() (*audit.Log, error) {
 	size, err := parseBytes(a.cfg.Audit.MaxSize)
 	if err == nil && size < 1<<20 {
 		err = errors.New("want 1MiB or more")
@@ -44,7 +56,7 @@ func (a *app) openAudit() (*audit.Log, error) {
 func (a *app) withoutSecrets(s string) string {
 	var all []string
 	if c, err := a.readCredentials(); err == nil { // one that can't be read is in no text either
-		all = append(all, c.ServiceToken, c.BotToken, c.PersonToken, c.WebhookSecret)
+		all = append(all, c.ServiceToken, c.BotToken, c.PersonToken, c.WebhookSecret, c.PanelSecret)
 	}
 	kept := a.cfg.secrets()
 	if found, err := kept.List(); err == nil {
@@ -110,6 +122,9 @@ func (s *service) pushed(d mirror.Delivery) {
 	if len(d.Lifts) > 0 {
 		e.Rule += "; somebody who may push allowed it to change " + strings.Join(d.Lifts, ", ")
 	}
+	s.refusedMu.Lock()
+	delete(s.refused, e.About)
+	s.refusedMu.Unlock()
 	_ = s.note(e) // it said so
 }
 
@@ -119,7 +134,7 @@ func (s *service) ciActed(repo int64, what, by, done string, err error) {
 	if info, e := s.forge.RepositoryByID(context.Background(), repo); e == nil { // else its number has to do
 		about = info.Repo.String()
 	}
-	rule := "the state directory is its user's"
+	rule := ofUser
 	if by != byCommand {
 		by, rule = atName(by), "may push to the repository, and named the whole commit"
 	}
@@ -149,8 +164,8 @@ func (s *service) keepCommands(h http.Handler) http.Handler {
 			return
 		}
 		answered := &noteWriter{ResponseWriter: w}
-		h.ServeHTTP(answered, r)
-		e := audit.Entry{Act: act, About: about, Who: byCommand, Rule: "the state directory is its user's", Done: r.URL.RawQuery, Result: "done"}
+		h.ServeHTTP(answered, r.WithContext(byCommandLine(r.Context())))
+		e := audit.Entry{Act: act, About: about, Who: byCommand, Rule: ofUser, Done: r.URL.RawQuery, Result: "done"}
 		if about == "" {
 			e.Done = strings.TrimSpace(r.URL.Path + " " + r.URL.RawQuery)
 		}
@@ -196,7 +211,7 @@ func (a *app) keepCommand(act, about, done string) error {
 	if err != nil {
 		return err
 	}
-	return log.Add(audit.Entry{Act: act, About: about, Who: byCommand, Rule: "the state directory is its user's", Done: done, Result: "done"})
+	return log.Add(audit.Entry{Act: act, About: about, Who: byCommand, Rule: ofUser, Done: done, Result: "done"})
 }
 
 // An auditQuery is what of the log is asked for.
@@ -211,8 +226,9 @@ func (a *app) auditCmd() *cobra.Command {
 	var q auditQuery
 	cmd := &cobra.Command{
 		Use: "audit [ISSUE|REPO]", Short: "Print what was done outwards, and on whose word", Args: args(cobra.MaximumNArgs(1)),
-		Long: `Print what devaipod did outwards: agents begun and refused, what people's comments had it do,
-messages, pushes, pull requests, what was approved, and what commands did. A line each: when,
+		Long: `Print what devaipod did outwards, which is all that it changed at the forge or at an upstream, and
+what it was asked for: agents begun and refused, what people's comments had it do, messages,
+what was approved, and what commands did. A line each: when,
 about what, what, on whose word, by which rule, what of it, and what came of it; with --json a
 line of JSON. There is nothing secret in it. What is kept is the newest 64 to 128 MiB
 (audit.max_size).`,

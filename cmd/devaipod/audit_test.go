@@ -38,8 +38,8 @@ func auditService(t *testing.T, a *app) *service {
 // What is in the state directory as a secret is in no entry.
 func TestNothingSecretIsInTheAudit(t *testing.T) {
 	a, _ := auditApp(t)
-	values := map[string]string{"service": "tok-service-1", "bot": "tok-bot-12345", "person": "tok-person-1", "hook": "tok-hook-1234", "model": "sk-model-1234", "web": "tok-pages-123"}
-	creds, err := json.Marshal(credentials{ServiceToken: values["service"], BotToken: values["bot"], PersonToken: values["person"], WebhookSecret: values["hook"]})
+	values := map[string]string{"service": "tok-service-1", "bot": "tok-bot-12345", "person": "tok-person-1", "hook": "tok-hook-1234", "model": "sk-model-1234", "web": "tok-pages-123", "panel": "tok-panel-123"}
+	creds, err := json.Marshal(credentials{ServiceToken: values["service"], BotToken: values["bot"], PersonToken: values["person"], WebhookSecret: values["hook"], PanelSecret: values["panel"]})
 	if err != nil {
 		t.Fatal(err)
 	}

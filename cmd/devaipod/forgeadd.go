@@ -169,9 +169,11 @@ func (a *app) addRepo(ctx context.Context, client *forge.Client, creds credentia
 	a.step("writing  %s/%s", a.cfg.forgeURL(), repo)
 	auth := base64.StdEncoding.EncodeToString([]byte(creds.Person + ":" + creds.PersonToken))
 	env := a.cfg.gitEnv("extraHeader", "Authorization: Basic "+auth)
+	a.keepCopy(ctx, repo, creds.Person, nil)
 	// The default branch goes first: the forge makes what comes first the default.
 	for _, refs := range [][]string{{"refs/heads/" + head}, {"refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"}} {
 		if err := a.git(ctx, bare, env, append([]string{"push", a.cfg.forgeURL() + "/" + repo.String() + ".git"}, refs...)...); err != nil {
+			a.keepCopy(ctx, repo, creds.Person, err)
 			return info, errors.Join(fmt.Errorf("writing %s: %w", repo, err), client.DeleteRepo(context.WithoutCancel(ctx), repo))
 		}
 	}

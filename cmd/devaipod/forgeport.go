@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 
 	"codeberg.org/devaipod/devaipod/ci"
 	"codeberg.org/devaipod/devaipod/forge"
+	"codeberg.org/devaipod/devaipod/pods/audit"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -152,6 +154,7 @@ func (p forgePort) HasBranch(ctx context.Context, k reconcile.Key, name string) 
 
 func (p forgePort) SetState(ctx context.Context, i reconcile.Issue, s reconcile.State) error {
 	issue := forge.Issue{Repo: repoOf(i.Key), Number: i.Issue, Labels: i.Labels}
+	ctx = audit.Because(ctx, audit.Entry{Act: "state", Done: cmp.Or(string(s), "none")})
 	_, err := p.client.SetState(ctx, issue, string(s))
 	if !errors.Is(err, forge.ErrNotFound) {
 		return readOnly(err)

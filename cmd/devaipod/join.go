@@ -161,11 +161,7 @@ func (a *app) reach(ctx context.Context, token string) (forge.Version, error) {
 
 // forgeWith is a client with one token.
 func (a *app) forgeWith(token string) (*forge.Client, error) {
-	transport, err := a.cfg.forgeTransport()
-	if err != nil {
-		return nil, err
-	}
-	return forge.New(forge.Config{URL: a.cfg.forgeURL(), Token: token, Transport: transport, Fault: fault, Log: a.log})
+	return a.newForge(forge.Config{Token: token}, "")
 }
 
 // joinForge is what `forge up` does with a forge that is there.

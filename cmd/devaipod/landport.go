@@ -127,12 +127,12 @@ func (p landPort) Land(ctx context.Context, l reconcile.Landing) (reconcile.Land
 func (s *service) keepLanding(e audit.Entry) error { return s.noted(s.audit.AddOnce(e)) }
 
 // try does what others see, for a landing; it is kept in the audit log before and after.
-func (p landPort) try(act string, l reconcile.Landing, target string, do func() error) error {
+func (p landPort) try(ctx context.Context, act string, l reconcile.Landing, target string, do func(context.Context) error) error {
 	e := audit.Entry{Act: act, About: l.Key.String(), Who: atName(strings.Join(l.Approvers, ", ")), Rule: "they approved of it (land.approvals)", Done: target, Result: "begins"}
 	if err := p.audit(e); err != nil {
 		return fmt.Errorf("keeping that in the audit log, without which nothing lands: %w", err)
 	}
-	err := do()
+	err := do(audit.Kept(ctx))
 	e.Result = resultOf(err)
 	return errors.Join(err, p.audit(e))
 }
@@ -163,7 +163,7 @@ func (p landPort) merge(ctx context.Context, l reconcile.Landing) (reconcile.Lan
 	if err != nil {
 		return out, err
 	}
-	said := p.try("merge", l, p.pullName(l), func() error { return p.client.Merge(ctx, repoOf(l.Key), l.Pull, l.Commit) })
+	said := p.try(ctx, "merge", l, p.pullName(l), func(ctx context.Context) error { return p.client.Merge(ctx, repoOf(l.Key), l.Pull, l.Commit) })
 	now, err := p.client.Pull(ctx, repoOf(l.Key), l.Pull)
 	var answer *forge.Error
 	switch {
@@ -222,7 +222,7 @@ func (p landPort) export(ctx context.Context, l reconcile.Landing) (reconcile.La
 	out := exported(planned)
 	if err == nil {
 		target := fmt.Sprintf("%s of %s from %.12s to %s", planned.Branch, planned.Upstream, planned.Old, l.Commit)
-		err = p.try("export", l, target, func() error {
+		err = p.try(ctx, "export", l, target, func(ctx context.Context) error {
 			e, err := p.follow.Export(ctx, l.RepoID, l.Commit)
 			out = exported(e)
 			return err
@@ -247,7 +247,7 @@ func (p landPort) Finish(ctx context.Context, l reconcile.Landing) (bool, error)
 	if err != nil || pull.Merged || pull.State != "open" || pull.HeadSHA != l.Commit {
 		return pull.Merged, gone(err)
 	}
-	said := p.try("mark-merged", l, p.pullName(l), func() error { return p.client.MarkMerged(ctx, repoOf(l.Key), l.Pull, l.Commit) })
+	said := p.try(ctx, "mark-merged", l, p.pullName(l), func(ctx context.Context) error { return p.client.MarkMerged(ctx, repoOf(l.Key), l.Pull, l.Commit) })
 	// The forge may have found out by itself meanwhile.
 	if pull, err = p.client.Pull(ctx, repoOf(l.Key), l.Pull); err != nil {
 		return false, errors.Join(said, err)

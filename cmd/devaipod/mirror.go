@@ -263,7 +263,7 @@ func (a *app) openCache(counted prometheus.Registerer) (*cache.Cache, error) {
 	}
 	return cache.New(cache.Config{
 		Dir: a.cfg.Mirror.Dir, Borrower: a.cfg.Instance, MaxSize: size, Hostnames: a.cfg.Mirror.Hostnames, Metrics: counted, Interval: a.cfg.Mirror.Interval, MaxAge: a.cfg.Mirror.MaxAge,
-		Allow: up.allow, Hosts: up.hosts, Credentials: up.credentials, Ours: token.shown, Log: a.log,
+		Allow: up.allow, Hosts: up.hosts, Credentials: up.credentials, Ours: token.shown, Pushes: a.keepPush, Log: a.log,
 		Progress: func(cache.Address) io.Writer { return a.progress() },
 	})
 }

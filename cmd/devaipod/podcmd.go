@@ -23,14 +23,7 @@ func (a *app) personForge(creds credentials) (*forge.Client, error) {
 	if creds.PersonToken == "" {
 		return nil, &exitError{codeNeedsHuman, fmt.Errorf("this needs a token of yours: %s", a.howToJoin("person"))}
 	}
-	transport, err := a.cfg.forgeTransport()
-	if err != nil {
-		return nil, err
-	}
-	return forge.New(forge.Config{
-		URL: a.cfg.forgeURL(), Token: creds.PersonToken, BotToken: creds.BotToken, BotUser: creds.Bot, ServiceUser: creds.Service,
-		Transport: transport, Log: a.log,
-	})
+	return a.newForge(forge.Config{Token: creds.PersonToken, BotToken: creds.BotToken, BotUser: creds.Bot, ServiceUser: creds.Service}, creds.Person)
 }
 
 func (a *app) listCmd() *cobra.Command {

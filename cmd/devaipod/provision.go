@@ -115,7 +115,7 @@ func (a *app) repairAccount(ctx context.Context, prov forge.Provisioner, c crede
 		if err != nil {
 			return fmt.Errorf("making a token for %s: %w", c.Person, err)
 		}
-		if prov.Admin, err = forge.New(forge.Config{URL: a.cfg.forgeURL(), Token: token, Log: a.log}); err != nil {
+		if prov.Admin, err = a.newForge(forge.Config{Token: token}, c.Person); err != nil {
 			return err
 		}
 	}

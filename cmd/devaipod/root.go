@@ -8,9 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"codeberg.org/devaipod/devaipod/pods/audit"
 )
 
 // version is set by the linker (see the Makefile).
@@ -70,6 +73,10 @@ type app struct {
 	ownPodman bool
 	// store is the work store that --store names, 0 for none.
 	store int64
+
+	auditOnce sync.Once
+	audit     *audit.Log
+	auditErr  error
 }
 
 // run is the whole program: it parses args, runs the command, and prints an
@@ -109,6 +116,7 @@ func (a *app) root() *cobra.Command {
 
 // configure reads the configuration once the flags are known.
 func (a *app) configure(cmd *cobra.Command) error {
+	cmd.SetContext(byCommandLine(cmd.Context()))
 	cfg, err := loadConfig(cmd.Flags(), os.Environ())
 	if err != nil {
 		return &exitError{codeUsage, err}

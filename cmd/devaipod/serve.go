@@ -58,8 +58,12 @@ type service struct {
 	happened *chronicle
 	audit    *audit.Log
 	lander   *landings
-	repos    chan struct{} // capacity 1: a repository may be new
-	runs     *podman.Pods
+
+	refusedMu sync.Mutex
+	refused   map[string]int // pushes in a row, by what they are about
+
+	repos chan struct{} // capacity 1: a repository may be new
+	runs  *podman.Pods
 }
 
 func (a *app) serveCmd() *cobra.Command {
@@ -75,6 +79,7 @@ var errServiceRuns = errors.New("the service runs already")
 
 // serve runs the service until ctx ends.
 func (a *app) serve(ctx context.Context) error {
+	ctx = audit.Afresh(ctx) // what the service does is not what the command line does
 	creds, err := a.readCredentials()
 	if err != nil {
 		return err
@@ -192,7 +197,7 @@ func (s *service) newLoop(a *app) (err error) {
 		Lander:   s.lander, Approvals: a.cfg.approvals(), OwnApprovals: a.cfg.Land.Own,
 		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, web: s.web, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
-		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: s.ciSoon, Changed: s.tellAgent, Acted: s.acted, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
+		Resync: a.cfg.Service.Resync, Deadline: a.cfg.Agent.Deadline, Rest: a.cfg.Agent.Rest, CIWait: a.cfg.CI.Wait, CIRounds: a.cfg.CI.Rounds, CISoon: s.ciSoon, Changed: s.tellAgent, Because: because, Acted: s.acted, Harmless: forge.Harmless, BranchName: pods.Branch, Log: a.log,
 	})
 	s.pods.kick = s.loop.Kick
 	return err
@@ -214,14 +219,7 @@ func (s *service) newManager(ctx context.Context, a *app, pod *podman.Client) (m
 }
 
 func (a *app) serviceForge(creds credentials) (*forge.Client, error) {
-	transport, err := a.cfg.forgeTransport()
-	if err != nil {
-		return nil, err
-	}
-	return forge.New(forge.Config{
-		URL: a.cfg.forgeURL(), Token: creds.ServiceToken, BotToken: creds.BotToken,
-		BotUser: creds.Bot, ServiceUser: creds.Service, Transport: transport, Fault: fault, Log: a.log,
-	})
+	return a.newForge(forge.Config{Token: creds.ServiceToken, BotToken: creds.BotToken, BotUser: creds.Bot, ServiceUser: creds.Service}, creds.Service)
 }
 
 // spec is the pod for a task, by the configuration.
@@ -382,12 +380,12 @@ func (s *service) tend(ctx context.Context) {
 	s.notifier().start(ctx)
 	go s.cache.Run(ctx) //nolint:errcheck // it ends with ctx
 	go s.work.Run(ctx)  //nolint:errcheck // the same
-	go s.follow.Run(ctx)
+	go s.follow.Run(audit.Because(ctx, audit.Entry{Rule: "it follows an upstream"}))
 	go s.followConfigs(ctx)
 	if s.cfg.joined() {
 		s.tellJoined()
 	} else {
-		go s.prepareRepositories(ctx)
+		go s.prepareRepositories(audit.Because(ctx, audit.Entry{Rule: "each repository has the labels, and lets the bot push"}))
 	}
 }
 

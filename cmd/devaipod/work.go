@@ -45,7 +45,7 @@ func (s *service) newWork(a *app, transport http.RoundTripper) (*mirror.Work, er
 			}
 			return info.Repo.String(), err
 		},
-		Delivered: s.pushed, Log: s.log,
+		Delivered: s.pushed, Refused: s.pushRefused, Log: s.log,
 	})
 }
 

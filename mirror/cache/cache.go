@@ -61,6 +61,9 @@ type Config struct {
 	// Progress is where git's progress of a fetch goes, and what the upstream says
 	// with it, as it is; nil for nowhere.
 	Progress func(Address) io.Writer
+	// Pushes is told of each [Cache.Push], right before it is made, and once more, with why,
+	// when it fails; nil for nobody.
+	Pushes func(ctx context.Context, to Address, refs map[string]string, failed error)
 	// Metrics takes what is counted; nil for nobody.
 	Metrics prometheus.Registerer
 	// Now is the clock; time.Now when nil.
@@ -106,6 +109,9 @@ func New(cfg Config) (*Cache, error) {
 	}
 	if cfg.Patience == 0 {
 		cfg.Patience = 2 * time.Minute
+	}
+	if cfg.Pushes == nil {
+		cfg.Pushes = func(context.Context, Address, map[string]string, error) {}
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

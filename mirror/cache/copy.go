@@ -150,10 +150,14 @@ func (c *Cache) Push(ctx context.Context, from, to Address, as Login, refs map[s
 		}
 		specs = append(specs, refs[name]+":"+name)
 	}
+	c.cfg.Pushes(ctx, to, refs, nil)
 	for some := range slices.Chunk(specs, pushedAtOnce) {
 		if e := c.pushSome(ctx, u, from, as, some); e != nil {
 			err = errors.Join(err, e)
 		}
+	}
+	if err != nil {
+		c.cfg.Pushes(ctx, to, refs, err)
 	}
 	return err
 }

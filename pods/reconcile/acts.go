@@ -1,13 +1,14 @@
 package reconcile
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 )
 
-// An Act is something that the loop did on somebody's word, or that others see, for
-// the log of such acts. Its texts may be hostile.
+// An Act is something that the loop did on somebody's word, or why it has the forge do
+// something, for the log of such acts. Its texts may be hostile.
 type Act struct {
 	What string // one word: start, push, …
 	Key  Key
@@ -23,6 +24,14 @@ type Act struct {
 
 // mayPush is the rule S1, by which people's words count.
 const mayPush = "may push to the repository"
+
+// because is for what others see: it says why it is done.
+func (l *Loop) because(ctx context.Context, a Act) context.Context {
+	if l.cfg.Because == nil {
+		return ctx
+	}
+	return l.cfg.Because(ctx, a)
+}
 
 // acted tells of an act. Its error, that the act can't be kept, is for what must not
 // go on then: what can't be undone.

@@ -10,13 +10,21 @@ import (
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
-// toldActs are what a loop told of, each once where it is one act.
-func (w *world) toldActs() string {
+// toldActs are what a loop told of and wrote, each once where it is one act; without what it says
+// of how it goes, which has to have a reason.
+func (w *world) toldActs(t *testing.T) string {
+	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var lines []string
 	seen := map[string]bool{}
 	for _, a := range w.acted {
+		if a.Result == "sent" && (a.Who == "" || a.Rule == "" || a.Key != w.issue.Key) {
+			t.Errorf("written without a reason: %+v", a)
+		}
+		if a.What == "comment" || a.What == "state" || a.What == "pull-request" && a.Done == "" {
+			continue
+		}
 		line := fmt.Sprintf("%s @%s [%s] %s", a.What, a.Who, a.Rule, a.Result)
 		if full := line + a.Done; !a.Once || !seen[full] {
 			lines = append(lines, line)
@@ -54,12 +62,12 @@ start @ann [may push to the repository] failed: no room
 start @ann [may push to the repository] done
 order @ann [may push to the repository] taken
 message @ann [may push to the repository] done
-pull-request @ann [the agent's branch has commits] done
-review-request @ann [put the label on, or reviewed it] done
-pull-request @ann [its agent is done, and there is evidence] done
+pull-request @ann [the agent's branch has commits] sent
+review-request @ann [put the label on, or reviewed it] sent
+pull-request @ann [its agent is done, and there is evidence] sent
 stop @bea [The label was taken off.] done
 remove @ [pull request 0 was merged] done`
-	if got := w.toldActs(); strings.Replace(got, fmt.Sprintf("[pull request %d was", w.pull.Number), "[pull request 0 was", 1) != want {
+	if got := w.toldActs(t); strings.Replace(got, fmt.Sprintf("[pull request %d was", w.pull.Number), "[pull request 0 was", 1) != want {
 		t.Errorf("got\n%s", got)
 	}
 }
@@ -70,7 +78,7 @@ func TestARefusalIsAnAct(t *testing.T) {
 	for range 3 {
 		w.pass(t)
 	}
-	if got := w.toldActs(); strings.Count(got, "\n") != 0 || !strings.HasPrefix(got, "start @eve [thank you, but eve can't push") || !strings.HasSuffix(got, "refused") {
+	if got := w.toldActs(t); strings.Count(got, "\n") != 0 || !strings.HasPrefix(got, "start @eve [thank you, but eve can't push") || !strings.HasSuffix(got, "refused") {
 		t.Errorf("got\n%s", got)
 	}
 }

@@ -16,6 +16,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 	if err != nil {
 		return err
 	}
+	ctx = l.because(ctx, Act{Who: tr.User})
 	task, why, err := l.task(ctx, i, tr, ok)
 	if err != nil {
 		return err
@@ -27,8 +28,9 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 			}
 		}
 		l.note(Act{What: "start", Key: i.Key, Who: tr.User, Rule: why, Done: fmt.Sprintf("label event %d", tr.ID), Result: "refused", Once: true}, nil)
-		return l.refuse(ctx, i, why)
+		return l.refuse(l.because(ctx, Act{Rule: "nothing starts, which is told"}), i, why)
 	}
+	ctx = l.because(ctx, Act{Rule: mayPush})
 	if has {
 		task.Key = pod.Key
 	}

@@ -99,12 +99,12 @@ func (l *Loop) answer(ctx context.Context, i Issue) (labeled bool, err error) {
 	if slices.Contains(l.cfg.Agents, call.Word) {
 		agent = call.Word
 	}
+	ctx = l.because(ctx, Act{What: "label", Who: call.User, Rule: mayPush, Done: call.words()})
 	labeled, err = l.write(ctx, i, func() error { return l.cfg.Forge.PutLabel(ctx, i.Key, agent) })
 	if err != nil {
 		return false, fmt.Errorf("putting the label on %s, as %s asked: %w", i.Key, call.User, err)
 	}
 	if labeled {
-		l.note(Act{What: "label", Key: i.Key, Who: call.User, Rule: mayPush, Done: call.words()}, nil)
 		l.Kick(i.Key)
 	}
 	return labeled, nil
@@ -158,9 +158,9 @@ func (l *Loop) unlabeler(ctx context.Context, i Issue) string {
 
 // sentAway takes the label off an issue that the bot is not assigned to any more.
 func (l *Loop) sentAway(ctx context.Context, i Issue, by string) error {
+	ctx = l.because(ctx, Act{What: "unlabel", Who: by, Rule: "the bot was assigned, and is not any more"})
 	err := l.cfg.Forge.Unlabel(ctx, i.Key)
 	if err == nil {
-		l.note(Act{What: "unlabel", Key: i.Key, Who: by, Rule: "the bot was assigned, and is not any more"}, nil)
 		l.Kick(i.Key)
 	}
 	return err

@@ -41,12 +41,13 @@ func (w *world) Stands(_ context.Context, _ reconcile.Key, c reconcile.Call) (bo
 	return !w.changed[c.ID], nil
 }
 
-func (w *world) PutLabel(_ context.Context, _ reconcile.Key, agent string) error {
+func (w *world) PutLabel(ctx context.Context, _ reconcile.Key, agent string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.labelErr != nil {
 		return w.labelErr
 	}
+	w.wrote(ctx, "label")
 	label := "devaipod"
 	if agent != "" {
 		label += ":" + agent

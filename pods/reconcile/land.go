@@ -250,6 +250,7 @@ func (l *Loop) landed(ctx context.Context, i Issue, pod Pod, a approval, done La
 
 func (l *Loop) sayLanded(ctx context.Context, i Issue, a approval, done Landed) error {
 	l.cfg.Log.Info("landed", "issue", i.Key.String(), "pull", a.Pull, "commit", a.Commit, "approved_by", a.Approvers, "upstream", done.Upstream)
+	ctx = l.because(ctx, Act{Who: strings.Join(a.Approvers, ", "), Rule: "they approved of it (land.approvals)"})
 	where := fmt.Sprintf("merged into %s", code(a.Base))
 	if done.Upstream != "" {
 		where = fmt.Sprintf("pushed to %s of %s, where %s was before", code(done.Branch), code(done.Upstream), short(done.Old))

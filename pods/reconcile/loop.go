@@ -58,8 +58,10 @@ type Config struct {
 	// Changed, when not nil, is told of each view whose state is another than before, or
 	// that asks another thing. It must not call the loop.
 	Changed func(View)
-	// Acted, when not nil, keeps what the loop did on people's word, and what it did that
-	// others see. It must not call the loop.
+	// Because, when not nil, puts into a context why what is asked of Forge with it is done: what
+	// others see is kept by whoever does it. It adds to what the context has already.
+	Because func(ctx context.Context, a Act) context.Context
+	// Acted, when not nil, keeps what the loop did on people's word. It must not call the loop.
 	Acted func(Act) error
 	// BranchName is the branch for an issue.
 	BranchName func(issue int64, title string) string

@@ -457,14 +457,15 @@ func (l *Loop) settle(ctx context.Context, pod Pod, v View, pull Pull, sum Summa
 		if l.answered(reviews, mark) {
 			continue
 		}
-		if err := l.cfg.Forge.Answer(ctx, v.Key, pull.Number, c, text+"\n"+mark); err != nil {
+		why := l.because(ctx, Act{What: "answer", Who: c.Author, Rule: "the agent was given it, and is done", Done: fmt.Sprintf("comment %d on pull request %d", c.ID, pull.Number)})
+		if err := l.cfg.Forge.Answer(why, v.Key, pull.Number, c, text+"\n"+mark); err != nil {
 			return fmt.Errorf("answering comment %d on pull request %d of %s: %w", c.ID, pull.Number, v.Key, err)
 		}
-		l.note(Act{What: "answer", Key: v.Key, Who: c.Author, Rule: "the agent was given it, and is done", Done: fmt.Sprintf("comment %d on pull request %d", c.ID, pull.Number)}, nil)
 	}
 	if general {
 		k := v.Key
 		k.Issue = pull.Number
+		ctx = l.because(ctx, Act{Who: strings.Join(g.Authors, ", "), Rule: "the agent was given it, and is done"})
 		if err := l.cfg.Forge.Say(ctx, k, "answer "+g.ID, "About what "+strings.Join(g.Authors, ", ")+" said:\n\n"+answerText(sum.Message, since, nil, l.cfg.Harmless)); err != nil {
 			return fmt.Errorf("answering on pull request %d of %s: %w", pull.Number, v.Key, err)
 		}

@@ -46,6 +46,7 @@ func (i Issue) triggered(label string) bool {
 
 func (l *Loop) reconcileIssue(ctx context.Context, i Issue, pod Pod, has bool, pods map[Key]Pod) error {
 	k := i.Key
+	ctx = l.because(ctx, Act{Key: k})
 	if other, taken := pods[k]; taken && !has {
 		return l.namesake(ctx, i, other)
 	}
@@ -100,6 +101,7 @@ func (l *Loop) leaveState(ctx context.Context, i Issue) error {
 
 // advance brings a pod's branch and pull request to where its agent is.
 func (l *Loop) advance(ctx context.Context, i Issue, pod Pod, tr Trigger) error {
+	ctx = l.because(ctx, Act{Who: pod.Labeler, Rule: mayPush})
 	v := View{Key: i.Key, State: Working, Branch: pod.Branch, Pod: pod.Name, Labeler: pod.Labeler, Started: pod.Started, Agent: tr.Agent, pod: pod.Key}
 	l.elapsed(pod.Key, "created", pod.Created) // seen as soon as they can be
 	l.elapsed(pod.Key, "started", pod.Started)
@@ -475,12 +477,12 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 	if pull.Number == 0 {
 		draft := pullText(v, i.Key, sum, commits, nil, nil, l.cfg.Harmless)
 		draft.Draft = true
-		opened, err := l.cfg.Forge.PutPull(ctx, i.Key, pod.Branch, pod.Base, draft)
+		why := l.because(ctx, Act{What: "pull-request", Rule: "the agent's branch has commits", Done: fmt.Sprintf("opens a draft, from %s to %s", pod.Branch, pod.Base)})
+		opened, err := l.cfg.Forge.PutPull(why, i.Key, pod.Branch, pod.Base, draft)
 		if err != nil {
 			return v, fmt.Errorf("opening a pull request for %s: %w", i.Key, err)
 		}
 		pull, v.Pull, v.PullRequest = opened, opened.Number, opened.URL
-		l.note(Act{What: "pull-request", Key: i.Key, Who: pod.Labeler, Rule: "the agent's branch has commits", Done: fmt.Sprintf("opened %d, a draft, from %s to %s", pull.Number, pod.Branch, pod.Base)}, nil)
 		l.cfg.Log.Info("pull request opened", "issue", i.Key.String(), "pull", pull.Number)
 	}
 	if v.State == Starting && !pull.Draft { // what its agent does is not known yet
@@ -507,12 +509,12 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 	}
 	text := pullText(v, i.Key, sum, commits, changes, ev, l.cfg.Harmless)
 	text.Number = pull.Number // somebody may just have merged it
+	if pull.Draft && !text.Draft {
+		ctx = l.because(ctx, Act{What: "pull-request", Rule: "its agent is done, and there is evidence",
+			Done: fmt.Sprintf("%d is no draft any more, at %s", pull.Number, commits[len(commits)-1].SHA)})
+	}
 	if _, err := l.cfg.Forge.PutPull(ctx, i.Key, pod.Branch, pod.Base, text); err != nil {
 		return v, fmt.Errorf("updating pull request %d of %s: %w", pull.Number, i.Key, err)
-	}
-	if pull.Draft && !text.Draft {
-		l.note(Act{What: "pull-request", Key: i.Key, Who: pod.Labeler, Rule: "its agent is done, and there is evidence",
-			Done: fmt.Sprintf("%d is no draft any more, at %s", pull.Number, commits[len(commits)-1].SHA)}, nil)
 	}
 	return v, nil
 }
@@ -527,8 +529,8 @@ func (l *Loop) requestReview(ctx context.Context, i Issue, pod Pod, pull Pull) e
 		people = append(people, pod.Labeler)
 	}
 	for _, who := range people {
-		err := l.cfg.Forge.RequestReview(ctx, i.Key, pull.Number, who)
-		l.note(Act{What: "review-request", Key: i.Key, Who: pod.Labeler, Rule: "put the label on, or reviewed it", Done: fmt.Sprintf("%s is asked to review %d", who, pull.Number)}, err)
+		why := l.because(ctx, Act{What: "review-request", Rule: "put the label on, or reviewed it", Done: fmt.Sprintf("%s is asked to review %d", who, pull.Number)})
+		err := l.cfg.Forge.RequestReview(why, i.Key, pull.Number, who)
 		switch {
 		case errors.Is(err, ErrRefused): // may push, and may not see pull requests
 			l.cfg.Log.Warn("somebody can't be asked for a review", "issue", i.Key.String(), "who", who, "err", err)
@@ -554,9 +556,11 @@ func (l *Loop) finish(ctx context.Context, i Issue, pod Pod) error {
 	if !i.Open {
 		v.Why = "The issue was closed."
 	}
-	if err := l.halt(ctx, i.Key, pod, l.unlabeler(ctx, i), v.Why); err != nil {
+	who := l.unlabeler(ctx, i)
+	if err := l.halt(ctx, i.Key, pod, who, v.Why); err != nil {
 		return err
 	}
+	ctx = l.because(ctx, Act{Who: cmp.Or(who, pod.Labeler), Rule: v.Why})
 	return l.show(ctx, i, v)
 }
 
@@ -579,6 +583,7 @@ func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
 	if wait, err := l.tellLanding(ctx, i); wait || err != nil {
 		return err
 	}
+	ctx = l.because(ctx, Act{Who: pod.Labeler, Rule: fmt.Sprintf("pull request %d was merged", pull.Number)})
 	if i.wanted(l.cfg.Label) {
 		if err := l.cfg.Forge.Unlabel(ctx, i.Key); err != nil {
 			return err

@@ -238,12 +238,13 @@ func (w *world) DefaultBranch(context.Context, reconcile.Key) (string, bool, err
 func (w *world) HasBranch(_ context.Context, _ reconcile.Key, name string) (bool, error) {
 	return name != "nowhere", nil
 }
-func (w *world) SetState(_ context.Context, _ reconcile.Issue, s reconcile.State) error {
+func (w *world) SetState(ctx context.Context, _ reconcile.Issue, s reconcile.State) error {
 	if err := w.up(); err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.wrote(ctx, "state")
 	w.state = s
 	w.issue.Labels = slices.DeleteFunc(w.issue.Labels, func(l string) bool { return strings.HasPrefix(l, "agent/") })
 	if s != "" {
@@ -252,13 +253,14 @@ func (w *world) SetState(_ context.Context, _ reconcile.Issue, s reconcile.State
 	w.issue.Updated = w.issue.Updated.Add(time.Hour)
 	return nil
 }
-func (w *world) Unlabel(context.Context, reconcile.Key) error {
+func (w *world) Unlabel(ctx context.Context, _ reconcile.Key) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.wrote(ctx, "unlabel")
 	w.issue.Labels = nil
 	return nil
 }
-func (w *world) Say(_ context.Context, k reconcile.Key, subject, body string) error {
+func (w *world) Say(ctx context.Context, k reconcile.Key, subject, body string) error {
 	if err := w.up(); err != nil {
 		return err
 	}
@@ -270,6 +272,7 @@ func (w *world) Say(_ context.Context, k reconcile.Key, subject, body string) er
 	if w.archived {
 		return reconcile.ErrReadOnly
 	}
+	w.wrote(ctx, "comment")
 	w.said[subject] = body
 	if k.Issue == w.issue.Issue { // and not on its pull request
 		w.issue.Updated = w.issue.Updated.Add(time.Hour)
@@ -314,7 +317,7 @@ func (w *world) Ahead(context.Context, reconcile.Key, string, string) ([]reconci
 func (w *world) Changes(context.Context, reconcile.Key, int64) ([]reconcile.FileChange, error) {
 	return []reconcile.FileChange{{Path: "a`|b", Added: 1}}, nil
 }
-func (w *world) PutPull(_ context.Context, _ reconcile.Key, _, _ string, t reconcile.PullText) (reconcile.Pull, error) {
+func (w *world) PutPull(ctx context.Context, _ reconcile.Key, _, _ string, t reconcile.PullText) (reconcile.Pull, error) {
 	if err := w.up(); err != nil {
 		return reconcile.Pull{}, err
 	}
@@ -325,6 +328,9 @@ func (w *world) PutPull(_ context.Context, _ reconcile.Key, _, _ string, t recon
 	}
 	if w.pull == nil || !w.pull.Open {
 		w.opened++
+	}
+	if w.text != t {
+		w.wrote(ctx, "pull-request")
 	}
 	w.text = t
 	w.pull = &reconcile.Pull{Number: 4, URL: "http://forge/4", Open: true, Draft: t.Draft}
@@ -414,12 +420,13 @@ func (w *world) Left(context.Context, reconcile.Key) (string, error) {
 	}
 	return w.noted[len(w.noted)-1].Commit, nil
 }
-func (w *world) RequestReview(_ context.Context, _ reconcile.Key, _ int64, user string) error {
+func (w *world) RequestReview(ctx context.Context, _ reconcile.Key, _ int64, user string) error {
 	if err := w.up(); err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.wrote(ctx, "review-request")
 	w.asked = append(w.asked, user)
 	return nil
 }
@@ -520,9 +527,10 @@ func (w *world) Reviews(context.Context, reconcile.Key, int64) ([]reconcile.Pull
 	return w.reviews, nil
 }
 
-func (w *world) Answer(_ context.Context, _ reconcile.Key, _ int64, to reconcile.LineComment, body string) error {
+func (w *world) Answer(ctx context.Context, _ reconcile.Key, _ int64, to reconcile.LineComment, body string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.wrote(ctx, "answer")
 	w.answers[to.ID] += body
 	for i, r := range w.reviews {
 		if r.ID == to.Review {
@@ -588,9 +596,32 @@ func (w *world) config() reconcile.Config {
 		BranchName: func(n int64, _ string) string { return fmt.Sprintf("agent/%d-work", n) },
 		Now:        func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now },
 		Uptime:     func() time.Duration { w.mu.Lock(); defer w.mu.Unlock(); return w.now.Sub(at) - w.jumped },
-		Deadline:   4 * time.Hour, Rest: 24 * time.Hour, CIRounds: 3, Acted: w.act,
+		Deadline:   4 * time.Hour, Rest: 24 * time.Hour, CIRounds: 3, Acted: w.act, Because: func(ctx context.Context, a reconcile.Act) context.Context {
+			return context.WithValue(ctx, actKey{}, merged(actOf(ctx), a))
+		},
 		Log: slog.New(slog.DiscardHandler),
 	}
+}
+
+type actKey struct{}
+
+func actOf(ctx context.Context) reconcile.Act {
+	a, _ := ctx.Value(actKey{}).(reconcile.Act)
+	return a
+}
+
+func merged(a, more reconcile.Act) reconcile.Act {
+	return reconcile.Act{What: cmp.Or(more.What, a.What), Key: cmp.Or(more.Key, a.Key), Who: cmp.Or(more.Who, a.Who), Rule: cmp.Or(more.Rule, a.Rule), Done: cmp.Or(more.Done, a.Done)}
+}
+
+// wrote keeps what was written to the forge, as whoever writes there does; the lock is held.
+func (w *world) wrote(ctx context.Context, what string) {
+	a := actOf(ctx)
+	if a.What != what {
+		a.Done = ""
+	}
+	a.What, a.Result = what, "sent"
+	w.acted = append(w.acted, a)
 }
 
 func (w *world) act(a reconcile.Act) error {
