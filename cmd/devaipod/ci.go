@@ -123,7 +123,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	c.Runners, err = ci.NewRunners(ci.Config{
 		Forge: a.cfg.forgeURL(), HTTP: &http.Client{Transport: c.transport, Timeout: time.Minute}, Dir: a.cfg.file("ci"),
 		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: slices.Sorted(maps.Keys(c.images)), Jobs: a.cfg.CI.Jobs,
-		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: port.token, Executor: c.executor(),
+		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: port.token, Executor: handOuts{c.executor(), s.note},
 		Rules: ci.Rules{Agents: ours, Branches: "agent/", Approved: c.approver.Approved, ChangesWorkflows: port.ChangesWorkflows},
 		Ended: func(r ci.Record) { c.approver.Kick(); s.jobEnded(r) }, Log: a.log,
 	})

@@ -374,7 +374,7 @@ func (s *service) tend(ctx context.Context) {
 	go s.runs.KeepFence(ctx, s.cfg.Service.Resync)
 	go s.pods.disk.Run(ctx)
 	if s.ci != nil {
-		go s.ci.run(ctx, s.detect)
+		go s.ci.run(audit.Because(ctx, audit.Entry{Rule: "the service runs CI"}), s.detect)
 	}
 	go s.collectAll(ctx)
 	s.notifier().start(ctx)

@@ -62,6 +62,13 @@ func startOf(k Key, t Task) Act {
 		Done: fmt.Sprintf("label event %d, text %s, branch %s from %s", t.Trigger.ID, t.TextHash, t.Branch, t.Base)}
 }
 
+// starting tells of a start before it is made.
+func (l *Loop) starting(k Key, t Task) {
+	a := startOf(k, t)
+	a.Result, a.Once = "begins", true
+	l.note(a, nil)
+}
+
 // ordersTaken tells of the orders of a comment. They are read again and again.
 func (l *Loop) ordersTaken(k Key, c Comment, budget, allow []string, retry bool) {
 	var what []string

@@ -16,7 +16,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 	if err != nil {
 		return err
 	}
-	ctx = l.because(ctx, Act{Who: tr.User})
+	ctx = l.because(ctx, Act{Who: tr.User, Rule: mayPush})
 	task, why, err := l.task(ctx, i, tr, ok)
 	if err != nil {
 		return err
@@ -28,9 +28,8 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 			}
 		}
 		l.note(Act{What: "start", Key: i.Key, Who: tr.User, Rule: why, Done: fmt.Sprintf("label event %d", tr.ID), Result: "refused", Once: true}, nil)
-		return l.refuse(l.because(ctx, Act{Rule: "nothing starts, which is told"}), i, why)
+		return l.refuse(ctx, i, why)
 	}
-	ctx = l.because(ctx, Act{Rule: mayPush})
 	if has {
 		task.Key = pod.Key
 	}
@@ -57,9 +56,7 @@ func (l *Loop) begin(ctx context.Context, i Issue, tr Trigger, ok bool, pod Pod,
 	l.cfg.Log.Info("starting a pod", "issue", i.Key.String(), "labeler", tr.User, "text", task.TextHash, "branch", task.Branch)
 	delete(l.resumes, task.Key)
 	delete(l.exits, task.Key)
-	act := startOf(i.Key, task)
-	act.Result, act.Once = "begins", true
-	l.note(act, nil)
+	l.starting(i.Key, task)
 	err = l.cfg.Pods.Begin(ctx, task)
 	l.note(startOf(i.Key, task), err)
 	if err != nil {
@@ -207,6 +204,7 @@ func (l *Loop) refuse(ctx context.Context, i Issue, why string) error {
 	if l.said[i.Key].body == body {
 		return nil
 	}
+	ctx = l.because(ctx, Act{Rule: "nothing starts, which is told"})
 	done, err := l.write(ctx, i, func() error {
 		if err := l.cfg.Forge.Say(ctx, i.Key, "refused", body); err != nil {
 			return err
