@@ -1,38 +1,20 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"codeberg.org/devaipod/devaipod/pods"
-	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
 // givenFile is where a pod's run directory tells what its agent was given of people's words.
-func (p *podPort) givenFile(k reconcile.Key) string {
-	return filepath.Join(p.manager.RunDir(pods.Key(k)), "given.json")
+func (p *podPort) givenFile(k reconcile.Key) listFile[reconcile.Given] {
+	return listFile[reconcile.Given](filepath.Join(p.manager.RunDir(pods.Key(k)), "given.json"))
 }
 
 // Given implements [reconcile.Pods].
-func (p *podPort) Given(k reconcile.Key) (all []reconcile.Given, err error) {
-	text, err := os.ReadFile(p.givenFile(k))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &all)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", p.givenFile(k), err)
-	}
-	return all, nil
-}
+func (p *podPort) Given(k reconcile.Key) ([]reconcile.Given, error) { return p.givenFile(k).read() }
 
 // KeepGiven implements [reconcile.Pods]. The loop alone calls it, for one issue at a time. Those of
 // earlier labels go: their agents have been told all that there was in a new task.
@@ -48,9 +30,5 @@ func (p *podPort) KeepGiven(k reconcile.Key, g reconcile.Given) error {
 	} else {
 		all = append(all, g)
 	}
-	text, err := json.Marshal(all)
-	if err != nil {
-		return err
-	}
-	return podfile.Replace(p.givenFile(k), text)
+	return p.givenFile(k).write(all)
 }

@@ -2,17 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"codeberg.org/devaipod/devaipod/pods"
-	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -22,26 +17,10 @@ type roundsFile string
 // mostRounds is how many rounds are kept: more than what counts of them ever is.
 const mostRounds = 100
 
-func (f roundsFile) read() (rounds []reconcile.Round, err error) {
-	text, err := os.ReadFile(string(f))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &rounds)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", f, err)
-	}
-	return rounds, nil
-}
+func (f roundsFile) read() ([]reconcile.Round, error) { return listFile[reconcile.Round](f).read() }
 
 func (f roundsFile) write(rounds []reconcile.Round) error {
-	text, err := json.Marshal(rounds[max(0, len(rounds)-mostRounds):])
-	if err != nil {
-		return err
-	}
-	return podfile.Replace(string(f), text)
+	return listFile[reconcile.Round](f).write(rounds[max(0, len(rounds)-mostRounds):])
 }
 
 func (f roundsFile) keep(r reconcile.Round) error {

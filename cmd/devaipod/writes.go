@@ -150,7 +150,7 @@ func kindOf(w forge.Write) (act, about string) {
 // keepPush keeps what the cache pushes to the forge.
 func (a *app) keepPush(ctx context.Context, to cache.Address, refs map[string]string, failed error) {
 	e := audit.Cause(ctx)
-	e.Act, e.About, e.Rule = "sync", to.Path, cmp.Or(e.Rule, "it follows an upstream")
+	e.Act, e.About, e.Rule = "sync", strings.TrimSuffix(to.Path, ".git"), cmp.Or(e.Rule, "it follows an upstream")
 	names := slices.Sorted(maps.Keys(refs))
 	for i, name := range names {
 		names[i] = name + " " + refs[name]

@@ -1,11 +1,13 @@
 package cache_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -85,6 +87,42 @@ func TestACopyFollowsOutOfTheCache(t *testing.T) {
 		t.Error(err)
 	}
 	w.mustNotHold(password)
+}
+
+// Each push is told before it is made, and how it failed; what is not tried is not.
+func TestAPushIsToldBeforeItIsMade(t *testing.T) {
+	w, forge, from := newCopyWorld(t)
+	work := w.up.repo(t, "app")
+	bare := forge.copyOf(t, work, "app", "main~1:refs/heads/main")
+	var told []string
+	w.open(func(c *cache.Config) {
+		allow, err := cache.ParseAllow([]string{w.up.host, "forge"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Allow, c.Dir = allow, filepath.Join(w.dir, "told")
+		c.Hosts = map[string]cache.Host{"forge": {URL: forge.url, Push: true}}
+		c.Pushes = func(_ context.Context, to cache.Address, refs map[string]string, failed error) {
+			there := strings.TrimSpace(git(t, bare, "rev-parse", "main"))
+			told = append(told, fmt.Sprintf("%s %v, there is %s, failed: %t", to, refs, there, failed != nil))
+		}
+	})
+	if _, err := w.cache.Sync(t.Context(), from); err != nil {
+		t.Fatal(err)
+	}
+	before, after := strings.TrimSpace(git(t, work, "rev-parse", "main~1")), strings.TrimSpace(git(t, work, "rev-parse", "main"))
+	for _, as := range []cache.Login{{User: "eve", Password: "a guess"}, ada} {
+		if err := w.cache.Push(t.Context(), from, copied, as, map[string]string{"refs/heads/main": after}); (err == nil) != (as == ada) {
+			t.Errorf("%s: %v", as.User, err)
+		}
+	}
+	if err := w.cache.Push(t.Context(), from, copied, ada, map[string]string{"HEAD": after}); err == nil {
+		t.Error("HEAD is pushed")
+	}
+	one := fmt.Sprintf("forge/app.git map[refs/heads/main:%s], there is %s, failed: ", after, before)
+	if want := []string{one + "false", one + "true", one + "false"}; !slices.Equal(told, want) {
+		t.Errorf("told\n%s\nwant\n%s", strings.Join(told, "\n"), strings.Join(want, "\n"))
+	}
 }
 
 func TestNothingIsOverwritten(t *testing.T) {
