@@ -112,6 +112,7 @@ type Config struct {
 // A Write is a call that changes something at the forge.
 type Write struct {
 	As           string // the account in whose name; "" for that of [Config.Token]
+	Sudo         bool   // which is that of a person who wanted it
 	Method, Path string // of the API, or of a page
 }
 
@@ -229,7 +230,7 @@ func passing(err error) bool {
 
 // once makes a call once; what it writes is told of.
 func (c *Client) once(ctx context.Context, in call, out any) (http.Header, error) {
-	w := Write{As: c.as(in), Method: in.method, Path: in.path}
+	w := Write{As: c.as(in), Sudo: in.sudo != "", Method: in.method, Path: in.path}
 	if in.writes() {
 		c.tell(ctx, w, nil)
 	}

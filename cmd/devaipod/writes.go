@@ -82,6 +82,9 @@ func writeOf(ctx context.Context, w forge.Write) audit.Entry {
 		e.Act = act
 	}
 	e.About = cmp.Or(e.About, about)
+	if w.Sudo {
+		e.Who = cmp.Or(e.Who, atName(w.As))
+	}
 	call := w.Method + " " + w.Path
 	if w.As != "" {
 		call += " as " + w.As

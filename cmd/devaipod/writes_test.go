@@ -33,7 +33,7 @@ func auditForge(t *testing.T, a *app, status *int) *forge.Client {
 		case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/labels"):
 			fmt.Fprint(w, `[{"id": 1, "name": "agent/review", "exclusive": true}]`)
 		case r.Method == http.MethodGet:
-			fmt.Fprint(w, `{"number": 3, "name": "app", "owner": {"login": "ada"}}`)
+			fmt.Fprint(w, `{"number": 3, "name": "app", "owner": {"login": "ada"}, "repository": {"full_name": "ada/app"}, "labels": [{"id": 1, "name": "agent/review"}]}`)
 		default:
 			text, err := os.ReadFile(a.cfg.file(auditFile))
 			if want := r.Method + " " + strings.TrimPrefix(r.URL.Path, "/api/v1"); err != nil || !bytes.Contains(text, []byte(want)) && !strings.HasSuffix(want, "/merge") {
@@ -92,6 +92,7 @@ func TestWritesToTheForgeAreKept(t *testing.T) {
 	do(c.SetStatus(t.Context(), app3, "c0ffee", forge.Status{Name: "a", State: "success"}, ""))
 	do(c.Merge(audit.Kept(t.Context()), app3, 4, "c0ffee")) // whose entries are the caller's
 	do(c.SetDefaultBranch(byCommandLine(t.Context()), app3, "main"))
+	do(c.RemoveLabelAs(t.Context(), app3, 3, "agent/review", "eve"))
 	status = http.StatusForbidden
 	do(c.DeleteRepo(t.Context(), app3))
 	want := `comment|ada/app#3|@ann|may push to the repository|PATCH /repos/ada/app/issues/comments/7 as bot|sent
@@ -99,6 +100,7 @@ state|ada/app#3|@ann|may push to the repository|review; POST /repos/ada/app/issu
 review-request|ada/app#3|@ann|may push to the repository|bob is asked; POST /repos/ada/app/pulls/4/requested_reviewers as bot|sent
 status|ada/app|the service||POST /repos/ada/app/statuses/c0ffee as bot|sent
 repository|ada/app|the command line|the state directory is its user's|PATCH /repos/ada/app as svc|sent
+unlabel|ada/app#3|@eve||DELETE /repos/ada/app/issues/3/labels/1 as eve|sent
 repository|ada/app|the service||DELETE /repos/ada/app as svc|sent
 repository|ada/app|the service||DELETE /repos/ada/app as svc|failed: the forge answered 403 to DELETE /repos/ada/app: no: [secret]`
 	if got := keptActs(t, a); got != want {
