@@ -43,10 +43,11 @@ func (a *app) newForge(cfg forge.Config, account string) (*forge.Client, error) 
 	return forge.New(cfg)
 }
 
-// edits tells whether a write only brings a text of ours up to date: all that it does to one text is one act.
+// edits tells whether a write only brings a text of ours up to date, or the labels of a repository:
+// all that it does to one of them is one act.
 func edits(w forge.Write) bool {
 	act, _ := kindOf(w)
-	return w.Method == "PATCH" && (act == "comment" || act == "pull-request")
+	return w.Method == "PATCH" && (act == "comment" || act == "pull-request") || act == "labels"
 }
 
 // keepSent keeps what is about to be done, or that it has failed. It goes on all the same where
