@@ -112,6 +112,9 @@ func (p *push) take(ctx context.Context, body io.Reader) error {
 	if err := p.keepReviewed(ctx); err != nil {
 		return err
 	}
+	if err := p.keepOthers(ctx); err != nil {
+		return err
+	}
 	lifts, err := p.judge(ctx)
 	if err != nil {
 		return err
@@ -320,6 +323,7 @@ func refuse(found []violation) *refusal {
 // later.
 func (p *push) deliver(ctx context.Context, trailer []byte, lifts []Lift) error {
 	ctx = context.WithoutCancel(ctx) // it is taken: a client that is gone changes nothing
+	defer p.goes()()
 	noted := make(chan error, 1)
 	go func() { noted <- p.note(ctx) }()
 	said, err := p.forge.finish(trailer)

@@ -84,8 +84,10 @@ type Work struct {
 	delivered func(Delivery)
 	refused   func(d Delivery, why string)
 
-	locks  sync.Map // of *sync.Mutex, by repository
-	kicked chan struct{}
+	locks sync.Map // of *sync.Mutex, by repository
+	// underWay has what pushes are about to bring to the forge.
+	underWay sync.Map
+	kicked   chan struct{}
 }
 
 // WorkConfig is what [NewWork] needs.
