@@ -456,12 +456,15 @@ func (c *crowd) Heed(reconcile.Key, int64) error                               {
 func (c *crowd) Heeded(reconcile.Key) (int64, error)                           { return 0, nil }
 func (c *crowd) Note(context.Context, reconcile.Key, reconcile.Evidence) error { return nil }
 func (c *crowd) Given(reconcile.Key) ([]reconcile.Given, error)                { return nil, nil }
-func (c *crowd) KeepGiven(reconcile.Key, reconcile.Given) error                { return nil }
-func (c *crowd) Tell(context.Context, reconcile.Key, string, string) error     { return nil }
-func (c *crowd) Rounds(reconcile.Key) ([]reconcile.Round, error)               { return nil, nil }
-func (c *crowd) KeepRound(reconcile.Key, reconcile.Round) error                { return nil }
-func (c *crowd) ForgiveRounds(reconcile.Key) error                             { return nil }
-func (c *crowd) TellCI(context.Context, reconcile.Key, reconcile.Round) error  { return nil }
+func (c *crowd) Pushed(context.Context, reconcile.Key, string, string) (bool, error) {
+	return true, nil
+}
+func (c *crowd) KeepGiven(reconcile.Key, reconcile.Given) error               { return nil }
+func (c *crowd) Tell(context.Context, reconcile.Key, string, string) error    { return nil }
+func (c *crowd) Rounds(reconcile.Key) ([]reconcile.Round, error)              { return nil, nil }
+func (c *crowd) KeepRound(reconcile.Key, reconcile.Round) error               { return nil }
+func (c *crowd) ForgiveRounds(reconcile.Key) error                            { return nil }
+func (c *crowd) TellCI(context.Context, reconcile.Key, reconcile.Round) error { return nil }
 func (c *crowd) Steer(context.Context, reconcile.Key, reconcile.Orders) (reconcile.Steered, error) {
 	return reconcile.Steered{}, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"path/filepath"
 	"slices"
 
@@ -15,6 +16,15 @@ func (p *podPort) givenFile(k reconcile.Key) listFile[reconcile.Given] {
 
 // Given implements [reconcile.Pods].
 func (p *podPort) Given(k reconcile.Key) ([]reconcile.Given, error) { return p.givenFile(k).read() }
+
+// Pushed implements [reconcile.Pods]: by what the gate let through.
+func (p *podPort) Pushed(ctx context.Context, k reconcile.Key, branch, commit string) (bool, error) {
+	spec, err := p.manager.Spec(pods.Key(k))
+	if err != nil {
+		return false, err
+	}
+	return p.work.Pushed(ctx, spec.RepoID, branch, commit)
+}
 
 // KeepGiven implements [reconcile.Pods]. The loop alone calls it, for one issue at a time. Those of
 // earlier labels go: their agents have been told all that there was in a new task.

@@ -152,6 +152,9 @@ func (l *Loop) backToAgent(ctx context.Context, pod Pod, v *View, sum Summary, c
 // tellRound keeps a round and gives it to the agent.
 func (l *Loop) tellRound(ctx context.Context, pod Pod, v *View, r Round) error {
 	v.State = Working
+	if err := l.tellMoved(ctx, pod, v.Key, r.Mark, r.Commit); err != nil {
+		return err
+	}
 	if err := l.cfg.Pods.KeepRound(pod.Key, r); err != nil {
 		return fmt.Errorf("keeping what the agent of %s is told: %w", v.Key, err)
 	}

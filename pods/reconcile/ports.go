@@ -318,6 +318,8 @@ type Pods interface {
 	// Left tells the commit with which the pull request left draft last since the pod's
 	// label was put on, "" when nothing is kept of one.
 	Left(ctx context.Context, k Key) (commit string, err error)
+	// Pushed tells whether a pod's agent has brought a branch to a commit by its newest push to it.
+	Pushed(ctx context.Context, k Key, branch, commit string) (bool, error)
 	// Rounds are the messages about CI that the pod's agent was given, the oldest first.
 	Rounds(k Key) ([]Round, error)
 	// KeepRound keeps a round in the place of the one with its ID, or behind all.

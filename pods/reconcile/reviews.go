@@ -200,6 +200,7 @@ type given struct {
 	words   map[ID]bool // that it has
 	last    time.Time   // when it was given the newest
 	word    int64       // the newest comment of them
+	own     string      // the head of its branch that was known last as the agent's doing
 }
 
 // givenTo is what a pod's agent was given since its label. It is read once by a process.
@@ -267,6 +268,11 @@ func wordsOf(g Given) string {
 
 // give gives the agent words of people's, and keeps that.
 func (l *Loop) give(ctx context.Context, pod Pod, k Key, g Given, text string) error {
+	if !g.tellsMoved() {
+		if err := l.tellMoved(ctx, pod, k, g.Mark, g.Commit); err != nil {
+			return err
+		}
+	}
 	has, err := l.givenTo(k, pod)
 	if err != nil {
 		return err

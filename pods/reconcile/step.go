@@ -218,6 +218,11 @@ func (l *Loop) listen(ctx context.Context, pod Pod, pull Pull, v View, sum Summa
 	if v.State == Review { // which was seen to before its work was put up for review
 		return false, nil
 	}
+	if v.State == Working {
+		if err := l.tellMoved(ctx, pod, v.Key, mark, head); err != nil {
+			return false, err
+		}
+	}
 	if told, err = l.tell(ctx, pod, v, o, mark, head); err != nil || !v.listens() {
 		return told, err
 	}
@@ -465,9 +470,7 @@ func (l *Loop) pull(ctx context.Context, pod Pod) (Pull, error) {
 }
 
 // propose opens the pull request or brings it up to date: a draft until the
-// agent is done and there is evidence. The labeler is asked for a review before it
-// stops being a draft, and the evidence is kept, so that a kill between them does
-// both again instead of never. One that has left draft stays so until its agent works
+// agent is done and there is evidence ([Loop.ready]). One that has left draft stays so until its agent works
 // again, or another commit is there.
 func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull, sum Summary, commits []Commit, o Orders) (View, error) {
 	v.Title = i.Title
@@ -499,11 +502,7 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 		}
 	}
 	if v.State == Review && ev.Check.State != CheckRunning {
-		err := l.cfg.Pods.Note(ctx, pod.Key, *ev)
-		if err == nil && pull.Draft {
-			err = l.requestReview(ctx, i, pod, pull)
-		}
-		if err != nil {
+		if err := l.ready(ctx, i, pod, pull, *ev); err != nil {
 			return v, err
 		}
 	}
@@ -519,16 +518,11 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 	return v, nil
 }
 
-// requestReview asks the labeler for a review, and whoever's words were given to the agent.
-func (l *Loop) requestReview(ctx context.Context, i Issue, pod Pod, pull Pull) error {
-	people, err := l.reviewers(i.Key, pod)
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(people, pod.Labeler) {
-		people = append(people, pod.Labeler)
-	}
-	for _, who := range people {
+// requestReview asks people for a review: the labeler, whoever's words were given to the agent, and
+// who has approved of what was there before.
+func (l *Loop) requestReview(ctx context.Context, i Issue, pod Pod, pull Pull, people []string) error {
+	slices.Sort(people)
+	for _, who := range slices.Compact(people) {
 		why := l.because(ctx, Act{What: "review-request", Rule: "put the label on, or reviewed it", Done: fmt.Sprintf("%s is asked to review %d", who, pull.Number)})
 		err := l.cfg.Forge.RequestReview(why, i.Key, pull.Number, who)
 		switch {

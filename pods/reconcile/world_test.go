@@ -94,6 +94,7 @@ type world struct {
 	beside   chan struct{} // what lands is at its end when that is closed; nil for at once
 	under    *reconcile.UnderWayError
 	landings []reconcile.Landing
+	foreign  string // a commit that somebody else has pushed to the branch
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -494,6 +495,12 @@ func (w *world) Tell(_ context.Context, _ reconcile.Key, id, text string) error 
 		w.told = append(w.told, strings.TrimPrefix(id, "comment ")+" "+text)
 	}
 	return w.tellErr
+}
+
+func (w *world) Pushed(_ context.Context, _ reconcile.Key, _, commit string) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return commit != w.foreign, nil
 }
 
 func (w *world) Given(reconcile.Key) ([]reconcile.Given, error) {
