@@ -50,8 +50,13 @@ type LineComment struct {
 	Updated       time.Time
 }
 
-// place is where a thread is.
-func (c LineComment) place() string { return fmt.Sprintf("%s\x00%d\x00%d", c.Path, c.Line, c.OldLine) }
+// A spot is where a thread is.
+type spot struct {
+	path          string
+	line, oldLine int64
+}
+
+func (c LineComment) spot() spot { return spot{c.Path, c.Line, c.OldLine} }
 
 // where is the place in words, for who sees the branch at a head.
 func (c LineComment) where(head string) string {
@@ -180,6 +185,11 @@ func (l *Loop) reviewNews(ctx context.Context, pod Pod, k Key, pull Pull) (n new
 	return n, all, err
 }
 
+// full tells whether an agent is at a message that had no room for more.
+func (g Given) full() bool {
+	return g.Given && !g.Settled && strings.HasPrefix(g.ID, "review ") && len(g.Words) >= mostLineComments
+}
+
 func (l *Loop) isOurs(user string) bool {
 	return slices.ContainsFunc(l.cfg.Ours, func(o string) bool { return strings.EqualFold(o, user) })
 }
@@ -298,12 +308,16 @@ func (l *Loop) give(ctx context.Context, pod Pod, k Key, g Given, text string) e
 
 // tellReviews gives the agent what was said in reviews. It tells whether there was anything.
 func (l *Loop) tellReviews(ctx context.Context, pod Pod, v View, pull Pull, mark string, head string) (bool, error) {
-	n, all, err := l.reviewNews(ctx, pod, v.Key, pull)
-	if err != nil || len(n.words) == 0 {
+	has, err := l.givenTo(v.Key, pod)
+	if err != nil || slices.ContainsFunc(has.all, Given.full) {
 		return false, err
 	}
-	has, err := l.givenTo(v.Key, pod)
-	if err != nil {
+	n, all, err := l.reviewNews(ctx, pod, v.Key, pull)
+	if err == nil && len(n.words) > 0 { // what was deleted meanwhile has not moved the pull request's time
+		delete(l.reviewed, v.Key)
+		n, all, err = l.reviewNews(ctx, pod, v.Key, pull)
+	}
+	if err != nil || len(n.words) == 0 {
 		return false, err
 	}
 	h := sha256.Sum256(fmt.Append(nil, n.words))
@@ -321,15 +335,15 @@ func (n news) text(v View, pull Pull, pod Pod, head string, before func(LineComm
 		}
 		fmt.Fprintf(&said, "%s %s the pull request, at commit %s:\n%s\n\n", r.Author, verb, short(r.Commit), tailless(r.Body, mostRemark))
 	}
-	by := map[string][]string{}
+	by := map[spot][]string{}
 	for _, c := range n.comments {
-		if at := c.place(); !slices.Contains(by[at], c.Author) {
+		if at := c.spot(); !slices.Contains(by[at], c.Author) {
 			by[at] = append(by[at], c.Author)
 		}
 	}
 	room := mostReviewText
 	for _, c := range n.comments {
-		text := lineText(c, head, before(c), by[c.place()])
+		text := lineText(c, head, before(c), by[c.spot()])
 		if room -= len(text); room < 0 { // not so much: at most mostLineComments are there
 			text = fmt.Sprintf("[%d] %s, at %s: (left out, too long; ask %s to say it shorter)\n\n", c.ID, c.Author, c.where(head), c.Author)
 		}
@@ -387,7 +401,7 @@ func (l *Loop) threads(all []PullReview, has map[ID]bool) func(LineComment) []Li
 		for _, r := range all {
 			for _, o := range r.Comments {
 				ours := l.isOurs(o.Author)
-				if o.place() == c.place() && o.ID < c.ID && (ours || has[commentID(o.ID)]) {
+				if o.spot() == c.spot() && o.ID < c.ID && (ours || has[commentID(o.ID)]) {
 					if ours {
 						o.Author = "you"
 					}
@@ -450,21 +464,22 @@ func (l *Loop) settle(ctx context.Context, pod Pod, v View, pull Pull, sum Summa
 	if err != nil {
 		return err
 	}
-	said := answersIn(sum.Message)
+	said, all := answersIn(sum.Message), lineComments(reviews)
 	general := g.Mark != "" && strings.HasPrefix(g.ID, "comment ")
 	for _, id := range g.Words {
-		c, found := lineCommentOf(reviews, id)
+		c, found := all[id]
 		if !found {
 			general = general || g.Mark != "" && strings.HasPrefix(string(id), "review ")
 			continue
 		}
-		text := answerText(said[c.ID], since, othersAt(c, reviews, g), l.cfg.Harmless)
+		text := answerText(said[c.ID], since, othersAt(c, all, g), l.cfg.Harmless)
 		mark := fmt.Sprintf("<!-- devaipod answer %d -->", c.ID)
 		if l.answered(reviews, mark) {
 			continue
 		}
 		why := l.because(ctx, Act{What: "answer", Who: c.Author, Rule: "the agent was given it, and is done", Done: fmt.Sprintf("comment %d on pull request %d", c.ID, pull.Number)})
 		if err := l.cfg.Forge.Answer(why, v.Key, pull.Number, c, text+"\n"+mark); err != nil {
+			delete(l.reviewed, v.Key) // it may be gone
 			return fmt.Errorf("answering comment %d on pull request %d of %s: %w", c.ID, pull.Number, v.Key, err)
 		}
 	}
@@ -492,21 +507,21 @@ func (l *Loop) answered(reviews []PullReview, mark string) bool {
 	return false
 }
 
-func lineCommentOf(reviews []PullReview, id ID) (LineComment, bool) {
+// lineComments are those of all reviews, by their names.
+func lineComments(reviews []PullReview) map[ID]LineComment {
+	out := map[ID]LineComment{}
 	for _, r := range reviews {
 		for _, c := range r.Comments {
-			if commentID(c.ID) == id {
-				return c, true
-			}
+			out[commentID(c.ID)] = c
 		}
 	}
-	return LineComment{}, false
+	return out
 }
 
 // othersAt are the people whose comments at the same place were given together with c.
-func othersAt(c LineComment, reviews []PullReview, g Given) (out []string) {
+func othersAt(c LineComment, all map[ID]LineComment, g Given) (out []string) {
 	for _, id := range g.Words {
-		if o, found := lineCommentOf(reviews, id); found && o.place() == c.place() && o.Author != c.Author && !slices.Contains(out, o.Author) {
+		if o, found := all[id]; found && o.spot() == c.spot() && o.Author != c.Author && !slices.Contains(out, o.Author) {
 			out = append(out, o.Author)
 		}
 	}

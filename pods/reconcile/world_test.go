@@ -18,83 +18,84 @@ import (
 // world is a forge and its pods in memory, for the decisions alone; the whole
 // program's tests run the same thread on real ones.
 type world struct {
-	mu       sync.Mutex
-	ctx      context.Context //nolint:containedctx // of the test
-	issue    reconcile.Issue
-	formerly reconcile.Key // what it was called before its repository was renamed
-	trigger  reconcile.Trigger
-	undone   bool // it was taken off
-	writers  map[string]bool
-	canErr   error
-	fails    func() error // asked at each call to the forge; nil for never
-	calls    int          // to the forge
-	empty    bool
-	archived bool
-	keepErr  error
-	listErr  error
-	comments []reconcile.Comment
-	onPull   []reconcile.Comment // the same, on the pull request
-	said     map[string]string
-	state    reconcile.State
-	pull     *reconcile.Pull
-	opened   int
-	text     reconcile.PullText
-	commits  []reconcile.Commit
-	asked    []string
-	pod      *reconcile.Pod
-	kept     *reconcile.Task
-	now      time.Time
-	jumped   time.Duration // by how much of now the clock jumped, and no time went by
-	sumErr   error
-	resumed  int
-	task     reconcile.Task
-	begun    int
-	during   func() // what happens while a pod is made or stopped
-	aheading func() // before the forge tells of commits
-	saying   func() // and while a comment is written
-	beginErr error
-	removed  int
-	stopped  int
-	summary  reconcile.Summary
-	orders   reconcile.Orders // the last that it was steered by
-	steered  reconcile.Steered
-	steers   int
-	read     int      // how often the comments were read
-	told     []string // the agent, of comments
-	tellErr  error
-	given    []reconcile.Given
-	giveFail func(reconcile.Given) error
-	reviews  []reconcile.PullReview
-	answers  map[int64]string // of ours, to line comments
-	check    reconcile.Check
-	checked  []string // commits
-	checking func()   // what happens meanwhile
-	seen     reconcile.Seen
-	ci       reconcile.CI
-	noted    []reconcile.Evidence
-	heeded   int64
-	rounds   []reconcile.Round
-	keepFail func(reconcile.Round) error
-	ciErr    error
-	toldCI   map[string]string // texts by ids, as the pod takes each once
-	tellsCI  int               // how often it was given one
-	summons  []reconcile.Call  // how people called the bot since the label's last event
-	first    bool              // that there was none
-	labeled  []string          // labels that were put on, by their agents
-	changed  map[int64]bool    // comments that do not stand as they were
-	labelErr error
-	putting  func() // what happens while the label is put on; the lock is held
-	acted    []reconcile.Act
-	actErr   error
-	base     string // of its pull request, "main" when empty
-	verdicts []reconcile.Vote
-	hands    []string
-	handsErr error
-	landing  func() error  // what comes of landing
-	beside   chan struct{} // what lands is at its end when that is closed; nil for at once
-	under    *reconcile.UnderWayError
-	landings []reconcile.Landing
-	foreign  string // a commit that somebody else has pushed to the branch
+	mu        sync.Mutex
+	ctx       context.Context //nolint:containedctx // of the test
+	issue     reconcile.Issue
+	formerly  reconcile.Key // what it was called before its repository was renamed
+	trigger   reconcile.Trigger
+	undone    bool // it was taken off
+	writers   map[string]bool
+	canErr    error
+	fails     func() error // asked at each call to the forge; nil for never
+	calls     int          // to the forge
+	empty     bool
+	archived  bool
+	keepErr   error
+	listErr   error
+	comments  []reconcile.Comment
+	onPull    []reconcile.Comment // the same, on the pull request
+	said      map[string]string
+	state     reconcile.State
+	pull      *reconcile.Pull
+	opened    int
+	text      reconcile.PullText
+	commits   []reconcile.Commit
+	asked     []string
+	pod       *reconcile.Pod
+	kept      *reconcile.Task
+	now       time.Time
+	jumped    time.Duration // by how much of now the clock jumped, and no time went by
+	sumErr    error
+	resumed   int
+	task      reconcile.Task
+	begun     int
+	during    func() // what happens while a pod is made or stopped
+	aheading  func() // before the forge tells of commits
+	saying    func() // and while a comment is written
+	beginErr  error
+	removed   int
+	stopped   int
+	summary   reconcile.Summary
+	orders    reconcile.Orders // the last that it was steered by
+	steered   reconcile.Steered
+	steers    int
+	read      int      // how often the comments were read
+	told      []string // the agent, of comments
+	tellErr   error
+	given     []reconcile.Given
+	giveFail  func(reconcile.Given) error
+	reviews   []reconcile.PullReview
+	answers   map[int64]string // of ours, to line comments
+	check     reconcile.Check
+	checked   []string // commits
+	checking  func()   // what happens meanwhile
+	seen      reconcile.Seen
+	ci        reconcile.CI
+	noted     []reconcile.Evidence
+	heeded    int64
+	rounds    []reconcile.Round
+	keepFail  func(reconcile.Round) error
+	ciErr     error
+	toldCI    map[string]string // texts by ids, as the pod takes each once
+	tellsCI   int               // how often it was given one
+	summons   []reconcile.Call  // how people called the bot since the label's last event
+	first     bool              // that there was none
+	labeled   []string          // labels that were put on, by their agents
+	changed   map[int64]bool    // comments that do not stand as they were
+	labelErr  error
+	putting   func() // what happens while the label is put on; the lock is held
+	acted     []reconcile.Act
+	actErr    error
+	base      string // of its pull request, "main" when empty
+	verdicts  []reconcile.Vote
+	hands     []string
+	handsErr  error
+	landing   func() error  // what comes of landing
+	beside    chan struct{} // what lands is at its end when that is closed; nil for at once
+	under     *reconcile.UnderWayError
+	landings  []reconcile.Landing
+	foreign   string // a commit that somebody else has pushed to the branch
+	answering func(reconcile.LineComment) error
 }
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -298,7 +299,7 @@ func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bo
 		return reconcile.Pull{}, false, nil
 	}
 	p := *w.pull
-	p.Base = cmp.Or(w.base, "main")
+	p.Base, p.Updated = cmp.Or(w.base, "main"), at
 	if n := len(w.commits); n > 0 {
 		p.Head = w.commits[n-1].SHA
 	}
@@ -538,6 +539,11 @@ func (w *world) Answer(ctx context.Context, _ reconcile.Key, _ int64, to reconci
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.wrote(ctx, "answer")
+	if w.answering != nil {
+		if err := w.answering(to); err != nil {
+			return err
+		}
+	}
 	w.answers[to.ID] += body
 	for i, r := range w.reviews {
 		if r.ID == to.Review {

@@ -47,7 +47,8 @@ const ProofFile = "NONCE.sha256"
 //	mends        push something that CI does not want, and end; told that CI failed, do what
 //	             its output says ("want: WORD"), once, and wait for Release before the push
 //	reviewed     write a poem and push it; given a review, take each suggestion for a line
-//	             of it, push that, and answer each comment by its number
+//	             of it, push that, and answer each comment by its number; told that its
+//	             branch was moved, go there; told to merge the base in, do, its own kept
 //	lie          say that it is all done and pushed
 //	oom          take all the memory there is, opencode's first
 func Tasks() Script {
@@ -286,6 +287,28 @@ func mends(r Request) Reply {
 	return Reply{Text: fmt.Sprintf("I mended it, as CI wanted. I was told %d times that it failed.", strings.Count(r.User, "CI failed on commit"))}
 }
 
+// What tells that the branch was moved, and what is to be merged in.
+var (
+	movedLine = regexp.MustCompile(`(?m)^Somebody else has pushed to your branch \S+: it is at commit ([0-9a-f]{40}) `)
+	mergeLine = regexp.MustCompile(`(?m)^git fetch origin (\S+)\ngit merge ([0-9a-f]{40})$`)
+)
+
+// takeOver goes to where others have brought the branch, and merges what it is told to.
+func takeOver(r Request, branch string) (reply Reply, done bool) {
+	var steps []step
+	for _, m := range movedLine.FindAllStringSubmatch(r.User, -1) {
+		over := bash("git fetch -q origin "+branch+" && git merge-base --is-ancestor "+m[1]+" FETCH_HEAD && git reset -q --hard FETCH_HEAD && echo over-"+m[1], "Takes it over")
+		over.ok = contains("over-" + m[1])
+		steps = append(steps, over)
+	}
+	for _, m := range mergeLine.FindAllStringSubmatch(r.User, -1) {
+		merge := bash("git fetch -q origin "+m[1]+" && { git merge -q -m 'Take the base in' "+m[2]+" || { git checkout --ours . && git add -A && git commit -q -m 'Take the base in'; }; } && git push origin HEAD:"+branch+" && echo merged-"+m[2], "Merges the base in")
+		merge.ok = contains("merged-" + m[2])
+		steps = append(steps, merge)
+	}
+	return play(r, steps)
+}
+
 // suggested is a comment with a suggestion, and commented any one, as a message of a review has them.
 var (
 	commented = regexp.MustCompile(`(?m)^\[(\d+)\] [^\n]*, at (?:poem, line (\d+)(?: as it was before)?(?:, as of commit [0-9a-f]+)?|[^\n]*):$`)
@@ -303,6 +326,9 @@ func reviewed(r Request) Reply {
 		return []step{commit, push}
 	}
 	if reply, done := play(r, push("printf 'roses are red\\nviolets are blue\\nand so on\\n' > poem", "Write a poem", "poem")); !done {
+		return reply
+	}
+	if reply, done := takeOver(r, branch); !done {
 		return reply
 	}
 	parts := strings.Split(r.User, "have reviewed your pull request")
