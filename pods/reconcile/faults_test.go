@@ -275,3 +275,42 @@ func TestWordsOfOthersAreNotPassedOn(t *testing.T) {
 		t.Errorf("the line %s is there %d times:\n%s", fence, strings.Count(w.told[0], fence), w.told[0])
 	}
 }
+
+// What is in trouble is tried again by itself at a pace, however often it is looked at for other
+// reasons meanwhile.
+func TestTriesDoNotPileUp(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fails func(*world)
+		calls int // at each look, at most
+	}{
+		"everything": {func(w *world) { w.fails = func() error { return errAway } }, 3},
+		"an issue": {func(w *world) {
+			w.canErr, w.onPull = errAway, []reconcile.Comment{{ID: 21, Author: "ann", Body: "Hm.", Updated: later}}
+		}, 15},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := reviewedWorld(t)
+			c := w.config()
+			c.Resync, c.Watch = 50*time.Millisecond, 50*time.Millisecond // the longest time to the next try
+			w.with(t, c, func(l *reconcile.Loop) {
+				w.set(func() { tt.fails(w) })
+				for range 50 {
+					l.Kick(w.issue.Key)
+					time.Sleep(2 * time.Millisecond) // apart, so that their tries would be
+				}
+				before, began := w.called(), time.Now()
+				time.Sleep(500 * time.Millisecond) // what is counted is what happens in it
+				n, most := w.called()-before, tt.calls*(int(time.Since(began)/c.Resync)+2)
+				if n == 0 || n > most {
+					t.Errorf("the forge is called %d times, want at most %d", n, most)
+				}
+			})
+		})
+	}
+}
+
+func (w *world) called() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls
+}

@@ -121,7 +121,9 @@ type Loop struct {
 	turn        bool // a place is free for the one that is looked at
 	stamps      map[stampKey]stamp
 	failed      int // consecutive passes that failed
-	feed        feed
+	// tries are those that failed, and are looked at again; Key{} is of all.
+	tries map[Key]*time.Timer
+	feed  feed
 }
 
 const (
@@ -154,7 +156,7 @@ func New(cfg Config) (*Loop, error) {
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
 		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, given: map[Key]*given{}, heeds: map[Key]int64{}, reviewed: map[Key]reviewed{}, pressed: map[Key]Said{},
 		pairs: map[pair]compared{}, collided: map[Key]string{}, landedSince: map[Key]compared{},
-		going: map[Key]*going{}, line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, feed: newFeed(),
+		going: map[Key]*going{}, line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, tries: map[Key]*time.Timer{}, feed: newFeed(),
 	}, nil
 }
 
@@ -282,11 +284,20 @@ func (l *Loop) passEnded(err error) {
 		text = err.Error()
 		wait := min(l.cfg.Resync, l.cfg.Watch<<min(l.failed-1, 10))
 		l.cfg.Log.Error("the pass failed", "err", err, "again_in", wait)
-		time.AfterFunc(wait, l.KickAll)
+		l.tryIn(wait, Key{}, l.KickAll)
 	}
 	l.mu.Lock()
 	l.trouble = text
 	l.mu.Unlock()
+}
+
+// tryIn does f in a while, instead of what was to be done for the same key: what is looked at anyway
+// while it is in trouble has no more tries for that.
+func (l *Loop) tryIn(wait time.Duration, k Key, f func()) {
+	if t := l.tries[k]; t != nil {
+		t.Stop()
+	}
+	l.tries[k] = time.AfterFunc(wait, f)
 }
 
 // Trouble is why the last pass failed, "" when it did not.
@@ -354,6 +365,7 @@ func (l *Loop) one(ctx context.Context, k Key, pods map[Key]Pod) (ok bool) {
 		if l.going[k] == nil { // else it is not known yet
 			delete(l.errs, k)
 		}
+		delete(l.tries, k)
 		return true
 	}
 	if waits != nil && !l.turn && l.line[k] == nil {
@@ -375,7 +387,7 @@ func (l *Loop) broke(ctx context.Context, k Key, err error) {
 		level = slog.LevelInfo // somebody plays with a label, or all goes its way
 	}
 	l.cfg.Log.Log(ctx, level, "reconciling", "issue", k.String(), "err", err, "again_in", wait)
-	time.AfterFunc(wait, func() { l.Kick(k) })
+	l.tryIn(wait, k, func() { l.Kick(k) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if v, ok := l.views[k]; ok {
