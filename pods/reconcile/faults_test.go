@@ -147,15 +147,21 @@ func TestWhatIsTakenBackInTimeIsNotGiven(t *testing.T) {
 			w.reviews[0].Dismissed = true
 			w.reviews = append(w.reviews, review(6, "beta"))
 		}, "beta"},
-		"a comment deleted":          {func(w *world) { w.reviews[0].Comments = nil }, "alpha"},
-		"all of the author's rights": {func(w *world) { delete(w.writers, "bob") }, ""},
+		"a comment deleted":                      {func(w *world) { w.reviews[0].Comments = nil }, "alpha"},
+		"a comment on the pull request, deleted": {func(w *world) { w.reviews, w.onPull = nil, nil }, ""},
+		"all of the author's rights":             {func(w *world) { delete(w.writers, "bob") }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := reviewedWorld(t)
 			c := w.config()
 			w.tellErr = errors.New("its pod-api is away")
 			w.with(t, c, func(l *reconcile.Loop) {
-				w.set(func() { w.reviews = []reconcile.PullReview{review(5, "alpha")} })
+				w.set(func() {
+					w.reviews = []reconcile.PullReview{review(5, "alpha")}
+					if strings.Contains(name, "on the pull request") {
+						w.reviews, w.onPull = nil, []reconcile.Comment{{ID: 21, Author: "bob", Body: "Name it.", Updated: later}}
+					}
+				})
 				w.look(l, w.issue.Key)
 				w.set(func() { w.now = w.now.Add(time.Minute) })
 				w.look(l, w.issue.Key) // from here on they are not read at each look

@@ -296,6 +296,9 @@ func (l *Loop) tell(ctx context.Context, pod Pod, v View, o Orders, mark, head s
 		return false, nil
 	}
 	all, err := l.untold(v.Key, pod, o)
+	if len(all) > 0 {
+		all, err = l.still(ctx, v, all)
+	}
 	for _, s := range all {
 		if err := l.tellOne(ctx, pod, v, s, mark, head); err != nil {
 			return told, err
@@ -303,6 +306,17 @@ func (l *Loop) tell(ctx context.Context, pod Pod, v View, o Orders, mark, head s
 		told = true
 	}
 	return told, err
+}
+
+// still are those that were not deleted meanwhile, which does not move an issue's time.
+func (l *Loop) still(ctx context.Context, v View, all []Said) ([]Said, error) {
+	now, err := l.comments(ctx, v.Key, v.Pull)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(s Said) bool {
+		return !slices.ContainsFunc(now, func(c Comment) bool { return c.ID == s.ID })
+	}), nil
 }
 
 // listens tells whether the agent takes what people say.
