@@ -287,11 +287,8 @@ func mends(r Request) Reply {
 	return Reply{Text: fmt.Sprintf("I mended it, as CI wanted. I was told %d times that it failed.", strings.Count(r.User, "CI failed on commit"))}
 }
 
-// What tells that the branch was moved, and what is to be merged in.
-var (
-	movedLine = regexp.MustCompile(`(?m)^Somebody else has pushed to your branch \S+: it is at commit ([0-9a-f]{40}) `)
-	mergeLine = regexp.MustCompile(`(?m)^git fetch origin (\S+)\ngit merge ([0-9a-f]{40})$`)
-)
+// movedLine is where a message says that the branch was moved.
+var movedLine = regexp.MustCompile(`(?m)^Somebody else has pushed to your branch \S+: it is at commit ([0-9a-f]{40}) `)
 
 // takeOver goes to where others have brought the branch, and merges what it is told to.
 func takeOver(r Request, branch string) (reply Reply, done bool) {
@@ -302,9 +299,7 @@ func takeOver(r Request, branch string) (reply Reply, done bool) {
 		steps = append(steps, over)
 	}
 	for _, m := range mergeLine.FindAllStringSubmatch(r.User, -1) {
-		merge := bash("git fetch -q origin "+m[1]+" && { git merge -q -m 'Take the base in' "+m[2]+" || { git checkout --ours . && git add -A && git commit -q -m 'Take the base in'; }; } && git push origin HEAD:"+branch+" && echo merged-"+m[2], "Merges the base in")
-		merge.ok = contains("merged-" + m[2])
-		steps = append(steps, merge)
+		steps = append(steps, mergeIn(m[1], branch)...)
 	}
 	return play(r, steps)
 }
