@@ -206,6 +206,7 @@ var repo = forge.Repo{Owner: "ann", Name: "full"}
 var exercises = map[string][][]any{
 	"Access":           {{repo, "ann"}},
 	"AddLabels":        {{repo, int64(1), "devaipod"}},
+	"AddLabelsAs":      {{repo, int64(1), "ann", "devaipod"}},
 	"AnswerByReview":   {{repo, int64(3), forge.LineComment{Path: "a", Line: 1}, "b"}},
 	"AnyLabeled":       {{"devaipod"}},
 	"Branch":           {{repo, "agent/1-x"}},
@@ -215,6 +216,7 @@ var exercises = map[string][][]any{
 	"CallStands":       {{repo, forge.Call{ID: 7, User: "ann"}}},
 	"CallsOf":          {{repo, int64(1), "devaipod"}},
 	"CanWrite":         {{repo, "ann"}},
+	"CommentAs":        {{repo, int64(1), "b", "ann"}},
 	"Comments":         {{repo, int64(1)}},
 	"CommentsSince":    {{repo, time.Unix(1700000000, 0)}},
 	"Compare":          {{repo, "main", "agent/1-x"}},

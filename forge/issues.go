@@ -270,6 +270,7 @@ func (c *Client) CanWrite(ctx context.Context, r Repo, user string) (bool, error
 type Access struct {
 	ID, Repo   int64
 	Read, Push bool
+	Archived   bool // the repository takes no changes
 }
 
 // Access asks that, by looking at the repository as that account (Sudo, for which the
@@ -300,7 +301,7 @@ func (c *Client) Access(ctx context.Context, r Repo, user string) (Access, error
 	case repo.Permissions == nil:
 		return Access{}, fmt.Errorf("the forge did not tell what %s may do in %s", user, r)
 	}
-	return Access{ID: u.ID, Repo: repo.ID, Read: repo.Permissions.Pull, Push: repo.Permissions.Push}, nil
+	return Access{ID: u.ID, Repo: repo.ID, Read: repo.Permissions.Pull, Push: repo.Permissions.Push, Archived: repo.Archived}, nil
 }
 
 // A Comment on an issue.
@@ -343,6 +344,16 @@ func (c *Client) CommentsSince(ctx context.Context, r Repo, since time.Time) ([]
 		out = append(out, commentOf(m, n))
 	}
 	return out, err
+}
+
+// CommentAs comments on an issue or a pull request as another account's act (Sudo); the
+// forge refuses it where that account may not.
+func (c *Client) CommentAs(ctx context.Context, r Repo, n int64, body, user string) error {
+	err := c.do(ctx, call{method: "POST", path: r.path("/issues/%d/comments", n), body: map[string]string{"body": body}, sudo: user}, nil)
+	if err != nil {
+		return fmt.Errorf("commenting on %s#%d: %w", r, n, err)
+	}
+	return nil
 }
 
 // marked is the bot's comment with a marker, as we wrote it last.

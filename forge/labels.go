@@ -97,11 +97,16 @@ func (c *Client) EnsureLabels(ctx context.Context, r Repo, want []Label) (change
 
 // AddLabels puts labels on an issue, as the account of the client's token.
 func (c *Client) AddLabels(ctx context.Context, r Repo, n int64, names ...string) error {
+	return c.AddLabelsAs(ctx, r, n, "", names...)
+}
+
+// AddLabelsAs is that as another account's act (Sudo), as with [Client.RemoveLabelAs].
+func (c *Client) AddLabelsAs(ctx context.Context, r Repo, n int64, user string, names ...string) error {
 	ids, err := c.labelIDs(ctx, r, names)
 	if err != nil {
 		return err
 	}
-	err = c.do(ctx, call{method: "POST", path: r.path("/issues/%d/labels", n), body: map[string][]int64{"labels": ids}}, nil)
+	err = c.do(ctx, call{method: "POST", path: r.path("/issues/%d/labels", n), body: map[string][]int64{"labels": ids}, sudo: user}, nil)
 	if err != nil {
 		return fmt.Errorf("putting %s on %s#%d: %w", strings.Join(names, ", "), r, n, err)
 	}
