@@ -35,7 +35,7 @@ func (onePod) List() []web.Pod {
 	return []web.Pod{{
 		Name: "devaipod-x-1-abcdef", Issue: "ada/x#1", Title: "Fix " + evil, URL: "http://forge.test/1", State: "queued", Why: "because " + evil, Agent: "fast", Branch: "agent/1-x",
 		PullRequest: "http://forge.test/2", SSH: "ssh issue-1.x.ada.devaipod", CI: "http://forge.test/3", Used: "$1", Labeler: "ada", Started: time.Now(), Blocked: []web.Block{{Host: "h:443", Why: evil, Allow: "h"}, {Host: "i:1", Why: "no"}},
-		Place: 2, Container: "devaipod-x-1-abcdef", Choices: []string{"left", "right"}, Checked: "passed", Note: "note " + evil, Trouble: "trouble", Open: true, Runs: true,
+		Place: 2, Container: "devaipod-x-1-abcdef", Choices: []string{"left", "right"}, Checked: "passed", Approved: "1 of 2 approvals", Note: "note " + evil, Trouble: "trouble", Open: true, Runs: true,
 	}}
 }
 func (p onePod) Control(string) (*podapi.Client, error) { return podapi.NewClient(p.socket), nil }

@@ -77,7 +77,7 @@ func (p webPods) List() []web.Pod {
 	var out []web.Pod
 	for _, v := range p.views() {
 		pod := web.Pod{
-			Name: p.podName(v), Issue: v.Issue, Title: v.Title, URL: v.URL, State: string(v.State), Doing: string(v.Doing), Choices: v.Choices, Checked: v.Checked, Why: v.Why, Agent: v.Agent, Branch: v.Branch,
+			Name: p.podName(v), Issue: v.Issue, Title: v.Title, URL: v.URL, State: string(v.State), Doing: string(v.Doing), Choices: v.Choices, Checked: v.Checked, Approved: v.Landing, Why: v.Why, Agent: v.Agent, Branch: v.Branch,
 			PullRequest: v.PullRequest, Activity: v.Activity, Used: v.Used, Labeler: v.Labeler, Started: v.Started,
 			Place: v.Position, Container: v.Pod, Note: v.Note, Trouble: v.Trouble, Open: v.Open, Runs: v.Pod != "" && !v.Resting,
 		}

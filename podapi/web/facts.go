@@ -104,6 +104,7 @@ func (k known) Facts() (out []Fact) {
 	add(Fact{Name: "labeled by"}, k.Labeler)
 	add(Fact{Name: "started"}, when(k.Started))
 	add(Fact{Name: "checked"}, k.Checked)
+	add(Fact{Name: "approved"}, k.Approved)
 	add(Fact{Name: "used"}, k.Used)
 	if k.Open {
 		add(Fact{Name: "network", Warn: true}, "open: every public host")

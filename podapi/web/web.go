@@ -39,6 +39,7 @@ type Pod struct {
 	Place       int // in the queue, from 1
 	Choices     []string
 	Checked     string // what became of a run of its checks
+	Approved    string // how far people approve of its work, and why that has not landed
 	Container   string // the pod's name as podman has it, "" for none
 	Note        string // about an order
 	Trouble     string // why the rest may be old

@@ -295,7 +295,7 @@ func (l *Loop) landAwake(ctx context.Context, i Issue, pod Pod, pull Pull, v *Vi
 	case r.Mark == mark: // it has not taken it up yet
 		v.State = Working
 	default:
-		return false, errors.Join(err, l.sayStuck(ctx, i, pull, behind))
+		return false, errors.Join(err, l.sayStuck(ctx, i, pull, v, behind))
 	}
 	v.ordered = l.cfg.Now()
 	v.Activity = "is told to merge " + short(behind.Base) + " of " + pod.Base + " in"
@@ -313,7 +313,7 @@ func (l *Loop) landAsleep(ctx context.Context, i Issue, pod Pod, pull Pull, v *V
 	if err != nil || !known || !r.Told {
 		return false, err == nil, err
 	}
-	return false, false, l.sayStuck(ctx, i, pull, behind)
+	return false, false, l.sayStuck(ctx, i, pull, v, behind)
 }
 
 // finished ends an issue whose pull request has come to its base by way of an upstream, and
@@ -330,7 +330,7 @@ func (l *Loop) finished(ctx context.Context, i Issue, pod Pod, at Landing) (bool
 	return true, l.merged(ctx, i, pull, pod)
 }
 
-func (l *Loop) sayStuck(ctx context.Context, i Issue, pull Pull, behind *BehindError) error {
+func (l *Loop) sayStuck(ctx context.Context, i Issue, pull Pull, v *View, behind *BehindError) error {
 	what := "Approved, and not landed"
 	switch {
 	case behind.Clean: // it may land as it is
@@ -338,6 +338,7 @@ func (l *Loop) sayStuck(ctx context.Context, i Issue, pull Pull, behind *BehindE
 	case behind.Unasked:
 		what = "In conflict with its base"
 	}
+	v.Landing = strings.TrimPrefix(v.Landing+", not landed: "+firstLine(behind.Why), ", ")
 	return l.sayLanding(ctx, i, pull.Number, fmt.Sprintf("**%s**: %s\nThe agent was told to merge that in, and ended without. Say in a comment on the issue, with a line `/retry`, what it should do, or do it by a push to its branch; that commit is to be approved then.\n", what, l.quoted(behind)))
 }
 
