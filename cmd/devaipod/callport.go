@@ -37,13 +37,18 @@ func (p forgePort) Stands(ctx context.Context, k reconcile.Key, c reconcile.Call
 }
 
 func (p forgePort) PutLabel(ctx context.Context, k reconcile.Key, agent string) error {
+	return p.putLabelAs(ctx, k, agent, "")
+}
+
+// putLabelAs puts the trigger label on as the act of an account, "" for the service's own.
+func (p forgePort) putLabelAs(ctx context.Context, k reconcile.Key, agent, as string) error {
 	if p.prepare != nil {
 		if err := p.prepare(ctx, repoOf(k)); err != nil {
 			return err
 		}
 	}
 	label := forge.TriggerOf(p.label, agent)
-	err := p.client.AddLabels(ctx, repoOf(k), k.Issue, label)
+	err := p.client.AddLabelsAs(ctx, repoOf(k), k.Issue, as, label)
 	if !errors.Is(err, forge.ErrNotFound) {
 		return readOnly(err)
 	}
@@ -51,5 +56,5 @@ func (p forgePort) PutLabel(ctx context.Context, k reconcile.Key, agent string) 
 	if _, e := p.client.EnsureLabels(ctx, repoOf(k), forge.DefaultLabels(p.label, p.agents...)); e != nil {
 		return errors.Join(err, readOnly(e))
 	}
-	return readOnly(p.client.AddLabels(ctx, repoOf(k), k.Issue, label))
+	return readOnly(p.client.AddLabelsAs(ctx, repoOf(k), k.Issue, as, label))
 }

@@ -21,6 +21,7 @@ import (
 //	see EXPRESSION of JavaScript, to come true
 //	panel TEXT     to come up in the panel
 //	press TEXT     clicks the panel's button with that
+//	say TEXT       writes that into the panel's box, and sends it
 //	window CSS TEXT   presses that button, and clicks CSS in the window that it opens
 //	link FACT      clicks a link that the panel has
 //	picture FILE   into the directory TEST_PICTURES, if that is set
@@ -77,6 +78,8 @@ func (c *call) browseOne(b *chromium.Browser, word, rest string) error {
 		return b.Sees("the panel", panelPart+`.querySelector("h2").parentNode.textContent.includes(`+asJSON(rest)+`)`)
 	case "press":
 		return b.Run(panelButton(rest))
+	case "say":
+		return b.Run(chromedp.SendKeys(chromedp.JSPath(panelPart+`.querySelector("textarea")`), rest), panelButton("Send"))
 	case "window":
 		css, text, _ := strings.Cut(rest, " ")
 		w, err := b.Window(panelButton(text))

@@ -357,7 +357,8 @@ func (c *call) service() error {
 		return errors.New("usage: service pid|kill|stop|start")
 	}
 	if c.args[0] == "start" {
-		return c.Run(c.ctx, testkit.Call{Args: []string{"forge", "up", "-d"}, Stdout: &c.out, Stderr: &c.out})
+		env := []string{"DEVAIPOD_AGENT_REST=" + c.env("DEVAIPOD_AGENT_REST")} // "" is unset
+		return c.Run(c.ctx, testkit.Call{Args: []string{"forge", "up", "-d"}, Env: env, Stdout: &c.out, Stderr: &c.out})
 	}
 	text, err := os.ReadFile(filepath.Join(c.StateDir, "service.pid"))
 	if err != nil {

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -29,10 +26,17 @@ func (s *service) newPanel(a *app, key string) error {
 		return err
 	}
 	s.panel, err = panel.New(panel.Config{
-		Agents: &panelAgents{service: s, record: s.auditPanel, answered: map[reconcile.Key]string{}, ci: map[reconcile.Key]ciSeen{}},
+		Agents: s.panelAgents(),
 		Listen: a.cfg.Service.Listen, Forge: a.cfg.forgeURL(), Client: s.creds.PanelClient, Secret: s.creds.PanelSecret, Key: key, Transport: transport, Log: a.log,
 	})
 	return err
+}
+
+func (s *service) panelAgents() *panelAgents {
+	return &panelAgents{
+		service: s, record: s.auditPanel, answered: map[reconcile.Key]string{}, started: map[reconcile.Key]time.Time{}, ci: map[reconcile.Key]ciSeen{},
+		port: forgePort{client: s.forge, label: s.cfg.Label, agents: s.cfg.agentNames(), prepare: s.prepareWanted()},
+	}
 }
 
 var _ panel.Agents = (*panelAgents)(nil)
@@ -43,9 +47,11 @@ type panelAgents struct {
 	// record is told of each act: who wanted it, what rule allowed it or not, about what,
 	// and what came of it.
 	record func(act, who, rule, target, result string)
+	port   forgePort
 
 	mu       sync.Mutex
-	answered map[reconcile.Key]string // the asks that were answered last
+	answered map[reconcile.Key]string    // the asks that were answered last
+	started  map[reconcile.Key]time.Time // when an agent was started last
 	ci       map[reconcile.Key]ciSeen
 }
 
@@ -71,13 +77,13 @@ func (p *panelAgents) Access(ctx context.Context, who panel.Person, at panel.Pla
 	if v, ok := p.find(at); ok { // of a repository that had this name, perhaps
 		account, err := pods.ReadAccount(p.pods.manager.UsageDir(pods.Key(p.loop.PodKey(v.Key))))
 		if errors.Is(err, fs.ErrNotExist) { // no pod yet
-			return may.Read, may.Push, nil
+			return may.Read, may.Push && !may.Archived, nil
 		}
 		if err != nil || account.RepoID != may.Repo {
 			return false, false, err
 		}
 	}
-	return may.Read, may.Push, nil
+	return may.Read, may.Push && !may.Archived, nil
 }
 
 // find is the issue that a page of the forge is about.
@@ -91,20 +97,43 @@ func (p *panelAgents) find(at panel.Place) (reconcile.View, bool) {
 }
 
 // panelFacts are the facts that a panel shows, in its order: the forge's page has the others.
-var panelFacts = []string{"agent is", "silent", "trouble", "asks", "error", "why", "note", "version", "now", "used", "network", "blocked", "checked", "ci", "pull request", "labeled by", "ssh"}
+var panelFacts = []string{"agent is", "silent", "trouble", "asks", "error", "why", "note", "version", "now", "used", "network", "blocked", "checked", "approved", "ci", "pull request", "labeled by", "ssh"}
 
 // Look implements [panel.Agents].
-func (p *panelAgents) Look(ctx context.Context, at panel.Place) (panel.Shown, bool, error) {
+func (p *panelAgents) Look(ctx context.Context, at panel.Place, push bool) (panel.Shown, bool, error) {
 	v, ok := p.find(at)
-	if !ok {
+	if !ok && !push {
 		return panel.Shown{}, false, nil
 	}
+	var i forge.Issue
+	starts := false
+	if push {
+		var err error
+		if i, starts, err = p.startable(ctx, at, v, ok); err != nil {
+			return panel.Shown{}, false, err
+		}
+	}
+	out := panel.Shown{Issue: v.Issue, State: string(v.State), Choices: v.Choices, Ask: v.Ask, Acts: p.acts(v)}
+	if starts {
+		out.Acts, out.Agents = append(out.Acts, panel.Start), p.port.agents
+	}
+	switch {
+	case ok:
+		return p.tell(ctx, v, out)
+	case !starts && p.triggered(i): // the loop is about to look at it
+		out.State = "labeled"
+	}
+	out.Issue = at.String()
+	return out, starts || out.State != "", nil
+}
+
+// tell adds the facts of an issue's agent.
+func (p *panelAgents) tell(ctx context.Context, v reconcile.View, out panel.Shown) (panel.Shown, bool, error) {
 	name := webPods{p.service}.podName(v)
 	facts, ok := p.site.Brief(ctx, name)
 	if !ok {
 		return panel.Shown{}, false, nil
 	}
-	out := panel.Shown{Issue: v.Issue, State: string(v.State), Choices: v.Choices, Ask: v.Ask, Acts: p.acts(v)}
 	for _, name := range panelFacts {
 		for _, f := range facts {
 			if f.Name != name {
@@ -152,87 +181,4 @@ func (p *panelAgents) ciState(ctx context.Context, v reconcile.View) (reconcile.
 	}
 	p.ci[v.Key] = seen
 	return seen.state, nil
-}
-
-// acts are what may be done about an issue's agent now.
-func (p *panelAgents) acts(v reconcile.View) (out []string) {
-	runs := v.Pod != "" && !v.Resting
-	switch v.State {
-	case reconcile.Queued, reconcile.Starting, reconcile.Working, reconcile.Checking, reconcile.Asking, reconcile.Review, reconcile.Failed:
-		out = append(out, panel.Stop)
-	}
-	if v.State == reconcile.Failed {
-		out = append(out, panel.Retry)
-	}
-	if runs && slices.Contains([]reconcile.State{reconcile.Working, reconcile.Checking, reconcile.Asking, reconcile.Review}, v.State) {
-		out = append(out, panel.Message)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if runs && v.State == reconcile.Asking && len(v.Choices) > 0 && v.Ask != "" && p.answered[v.Key] != v.Ask {
-		out = append(out, panel.Answer)
-	}
-	return out
-}
-
-// ruleWrite is what lets somebody act: invariant S1's.
-const ruleWrite = "may push to the repository"
-
-// Refused implements [panel.Agents].
-func (p *panelAgents) Refused(who panel.Person, at panel.Place, act panel.Act) {
-	p.record(act.Kind, who.Name, ruleWrite, at.String(), "refused")
-}
-
-// Do implements [panel.Agents].
-func (p *panelAgents) Do(ctx context.Context, who panel.Person, at panel.Place, act panel.Act) (err error) {
-	v, ok := p.find(at)
-	defer func() {
-		result := "done"
-		if err != nil {
-			result = err.Error()
-		}
-		p.record(act.Kind, who.Name, ruleWrite, cmp.Or(v.Issue, at.String()), result)
-	}()
-	if !ok {
-		return errors.New("there is no agent any more")
-	}
-	if !slices.Contains(p.acts(v), act.Kind) {
-		return fmt.Errorf("that can't be done now: it is %s", v.State)
-	}
-	switch act.Kind {
-	case panel.Stop:
-		if err := unlabel(ctx, p.forge, v.Key, p.cfg.Label, who.Name); err != nil {
-			return fmt.Errorf("taking the label off in your name: %w", err)
-		}
-	case panel.Retry:
-		p.loop.Retry(v.Key)
-	case panel.Message:
-		err = p.send(ctx, v.Key, act.Text)
-	case panel.Answer:
-		err = p.answer(ctx, v, act)
-	}
-	p.loop.Kick(v.Key)
-	return err
-}
-
-// answer gives an agent a choice, once for each thing that it asks.
-func (p *panelAgents) answer(ctx context.Context, v reconcile.View, act panel.Act) error {
-	n, err := strconv.Atoi(act.Text)
-	if err != nil || n < 1 || n > len(v.Choices) {
-		return fmt.Errorf("there are choices 1 to %d", len(v.Choices))
-	}
-	p.mu.Lock()
-	before := p.answered[v.Key]
-	if act.Ask != v.Ask || before == v.Ask {
-		p.mu.Unlock()
-		return errors.New("it was answered already, or asks something else now")
-	}
-	p.answered[v.Key] = v.Ask
-	p.mu.Unlock()
-	if err = p.send(ctx, v.Key, strconv.Itoa(n)); err != nil {
-		p.mu.Lock()
-		p.answered[v.Key] = before
-		p.mu.Unlock()
-	}
-	return err
 }

@@ -49,15 +49,31 @@ func TestInARealBrowser(t *testing.T) {
 	must(b.Run(press("2. blue")))
 	must(b.Sees("that it was answered", inPanel+`.textContent.includes("Answered.")`))
 	must(b.Run(chromedp.SendKeys(chromedp.JSPath(inPanel+`.querySelector("textarea")`), "go left"), press("Send")))
-	must(b.Sees("that it was sent", inPanel+`.textContent.includes("Sent.") && `+inPanel+`.querySelector("textarea").value === ""`))
+	must(b.Sees("that it was sent", inPanel+`.textContent.includes("Sent, as a comment of yours.") && `+inPanel+`.querySelector("textarea").value === ""`))
+	must(b.Run(chromedp.SendKeys(chromedp.JSPath(inPanel+`.querySelector("input")`), "5M tokens"), press("Raise the budget")))
+	must(b.Sees("that it was raised", inPanel+`.textContent.includes("Raised") && `+inPanel+`.querySelector("input").value === ""`))
 	must(b.Run(press("Stop")))
 	must(b.Sees("that it stops", inPanel+`.textContent.includes("It stops")`))
 	w.set(func() { w.failing = errors.New("there " + evil) })
 	must(b.Run(press("Try again")))
 	must(b.Sees("why it can't be done", inPanel+`.textContent.includes("there <img")`))
-	if got := strings.Join(w.done, "|"); got != "ann ada/tool#3 answer 2ask-1|ann ada/tool#3 message go left|ann ada/tool#3 stop |ann ada/tool#3 retry " {
+	if got := strings.Join(w.done, "|"); got != "ann ada/tool#3 answer 2ask-1|ann ada/tool#3 message go left|ann ada/tool#3 budget 5M tokens|ann ada/tool#3 stop |ann ada/tool#3 retry " {
 		t.Errorf("done is %q", got)
 	}
+	// On an issue without an agent there are the buttons that start one, and nothing else.
+	w.set(func() { w.done, w.failing = nil, nil })
+	must(b.Run(chromedp.Navigate(w.forge.URL+"/ada/tool/issues/6"), chromedp.WaitVisible("#devaipod-panel")))
+	must(b.Sees("the buttons that start one", inPanel+`.querySelectorAll("form:not([hidden]), .state").length === 0 && [...`+inPanel+`.querySelectorAll("div button")].map(b => b.textContent).join("|") === "Start an agent|Start fast"`))
+	must(b.Run(press("Start an agent")))
+	must(b.Sees("that it starts", inPanel+`.textContent.includes("It starts")`))
+	must(b.Run(press("Start fast")))
+	must(b.Sees("that it starts", inPanel+`.querySelectorAll("button:disabled").length === 0`))
+	w.set(func() {
+		if got := strings.Join(w.done, "|"); got != "ann ada/tool#6 start |ann ada/tool#6 start fast" {
+			t.Errorf("done is %q", got)
+		}
+	})
+	must(b.Run(chromedp.Navigate(w.forge.URL + "/ada/tool/issues/3")))
 	// It stays logged in, and sees no buttons once it may not push.
 	w.set(func() { w.rights["ann"] = "read" })
 	must(b.Run(chromedp.Reload()))

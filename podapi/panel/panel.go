@@ -33,27 +33,32 @@ func (p Place) String() string { return fmt.Sprintf("%s/%s#%d", p.Owner, p.Repo,
 
 // The acts of a person.
 const (
+	Start   = "start"
 	Stop    = "stop"
 	Retry   = "retry"
 	Message = "message"
 	Answer  = "answer"
+	Budget  = "budget"
 )
 
 // An Act is what a person wants.
 type Act struct {
 	Kind string `json:"act"`
-	Text string `json:"text"` // of a message; an answer's choice, by its number
-	Ask  string `json:"ask"`  // what is answered, by [Shown.Ask]
+	// Text is a message's; an answer's choice, by its number; a budget's amount; the name
+	// of the agent that is to start, "" for the one without.
+	Text string `json:"text"`
+	Ask  string `json:"ask"` // what is answered, by [Shown.Ask]
 }
 
 // Shown is what a panel shows. Its texts are hostile.
 type Shown struct {
 	Issue   string   `json:"issue"`
-	State   string   `json:"state"`
+	State   string   `json:"state"` // "" of an issue without an agent
 	Facts   []Fact   `json:"facts"`
 	Choices []string `json:"choices,omitempty"` // of what it asks
 	Ask     string   `json:"ask,omitempty"`     // names that
 	Acts    []string `json:"acts"`              // what may be done now, by who may do it
+	Agents  []string `json:"agents,omitempty"`  // the names of those that can be started, beside the one without
 }
 
 // A Fact is one thing that is told.
@@ -69,9 +74,9 @@ type Agents interface {
 	// Access asks the forge what an account may do in a place's repository now: read
 	// its code, push. Nothing when the account is not there any more.
 	Access(ctx context.Context, who Person, at Place) (read, write bool, err error)
-	// Look tells of the agent of an issue, or of the issue that a pull request is for;
-	// false when there is none.
-	Look(ctx context.Context, at Place) (Shown, bool, error)
+	// Look tells of the agent of an issue, or of the issue that a pull request is for, and
+	// who may push of an issue on which one could be started; false for all others.
+	Look(ctx context.Context, at Place, push bool) (Shown, bool, error)
 	// Do does what a person wants who may push; the error is for that person.
 	Do(ctx context.Context, who Person, at Place, act Act) error
 	// Refused is told of acts of somebody who may not.
@@ -241,7 +246,7 @@ func (p *Panel) look(w http.ResponseWriter, r *http.Request, who Person) {
 		http.Error(w, nothing, http.StatusNotFound)
 		return
 	}
-	shown, found, err := p.cfg.Agents.Look(r.Context(), at)
+	shown, found, err := p.cfg.Agents.Look(r.Context(), at, write)
 	switch {
 	case err != nil:
 		p.cfg.Log.Warn("a panel can't be shown", "at", at.String(), "err", err)
@@ -250,7 +255,7 @@ func (p *Panel) look(w http.ResponseWriter, r *http.Request, who Person) {
 		http.Error(w, nothing, http.StatusNotFound)
 	default:
 		if !write {
-			shown.Acts = nil
+			shown.Acts, shown.Agents = nil, nil
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(shown); err != nil {
@@ -273,8 +278,8 @@ func (p *Panel) act(w http.ResponseWriter, r *http.Request, who Person) {
 		http.Error(w, "that is no act, or one of more than 64 KiB", http.StatusBadRequest)
 		return
 	}
-	if act.Text = strings.TrimSpace(act.Text); act.Text == "" && (act.Kind == Message || act.Kind == Answer) {
-		http.Error(w, "an empty message is not sent", http.StatusBadRequest)
+	if act.Text = strings.TrimSpace(act.Text); act.Text == "" && (act.Kind == Message || act.Kind == Answer || act.Kind == Budget) {
+		http.Error(w, "nothing is sent that is empty", http.StatusBadRequest)
 		return
 	}
 	read, write, ok := p.access(w, r, who, at)

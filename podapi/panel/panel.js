@@ -29,7 +29,7 @@
     button { font: inherit; padding: .3em .8em; margin: .4em .4em 0 0; border: 1px solid var(--color-secondary, #ccc); border-radius: 4px; color: inherit; background: var(--color-button, transparent); cursor: pointer; text-align: left; overflow-wrap: anywhere; }
     button:hover { background: var(--color-hover, #0001); }
     button:disabled { opacity: .5; cursor: default; }
-    textarea { box-sizing: border-box; width: 100%; margin-top: .6em; font: inherit; color: var(--color-input-text, inherit); background: var(--color-input-background, transparent); border: 1px solid var(--color-input-border, #ccc); border-radius: 4px; }
+    textarea, input { box-sizing: border-box; width: 100%; margin-top: .6em; font: inherit; color: var(--color-input-text, inherit); background: var(--color-input-background, transparent); border: 1px solid var(--color-input-border, #ccc); border-radius: 4px; }
     button.out { border: 0; padding: 0; font-size: .85em; color: var(--color-text-light-1, #666); }
     p { margin: .4em 0 0; overflow-wrap: anywhere; }`);
   root.adoptedStyleSheets = [style];
@@ -56,16 +56,25 @@
   text.setAttribute("aria-label", "Message to the agent");
   text.placeholder = "Message to the agent";
   message.append(text, send);
-  message.hidden = true;
+  const budget = make("form"), amount = make("input");
+  amount.setAttribute("aria-label", "Budget in all");
+  amount.placeholder = "in all: 10, 5M tokens or 2h";
+  budget.append(amount, make("button", "Raise the budget"));
+  budget.hidden = message.hidden = true;
   message.addEventListener("submit", (e) => {
     e.preventDefault();
-    if (text.value.trim()) act({ act: "message", text: text.value }, "Sent.").then((done) => { if (done) text.value = ""; });
+    if (text.value.trim()) act({ act: "message", text: text.value }, "Sent, as a comment of yours.").then((done) => { if (done) text.value = ""; });
+  });
+  budget.addEventListener("submit", (e) => {
+    e.preventDefault();
+    if (amount.value.trim()) act({ act: "budget", text: amount.value }, "Raised, by a comment of yours.").then((done) => { if (done) amount.value = ""; });
   });
   const out = button("Log out", () => { keep(""); look(); });
   out.className = "out";
-  root.append(head, body, acts, message, said, out);
+  root.append(head, body, acts, budget, message, said, out);
 
   let shown = "", pressed = ""; // what is drawn, and which buttons
+  let acted = 0; // when something was done last
 
   // The token is for the account that is logged in at the forge: another one's is dropped.
   function token() {
@@ -97,6 +106,7 @@
     try {
       const answer = await call("/act", what);
       said.textContent = answer.ok ? done : await answer.text();
+      if (answer.ok) acted = Date.now();
       return answer.ok;
     } catch {
       said.textContent = "The service does not answer.";
@@ -124,7 +134,7 @@
 
   function show(s) {
     state.textContent = s.state;
-    state.className = "state " + s.state;
+    state.className = s.state && "state " + s.state;
     const list = make("dl");
     for (const f of s.facts || []) {
       const dd = make("dd", "", f.alert ? "alert" : "");
@@ -148,12 +158,16 @@
     } else if (s.choices) {
       body.append(...s.choices.map((c, i) => make("p", i + 1 + ". " + c)));
     }
+    if (may.has("start")) {
+      for (const name of ["", ...(s.agents || [])]) buttons.append(button(name ? "Start " + name : "Start an agent", () => act({ act: "start", text: name }, "It starts; the label is on, in your name.")));
+    }
     if (may.has("retry")) buttons.append(button("Try again", () => act({ act: "retry" }, "It tries again.")));
     if (may.has("stop")) buttons.append(button("Stop", () => act({ act: "stop" }, "It stops; its work is kept.")));
-    const key = JSON.stringify([s.acts, s.choices, s.ask]);
+    const key = JSON.stringify([s.acts, s.agents, s.choices, s.ask]);
     if (key !== pressed) acts.replaceChildren(answers, buttons); // else they stay, and with them what has the focus
     pressed = key;
     message.hidden = !may.has("message");
+    budget.hidden = !may.has("budget");
     out.hidden = false;
     side.prepend(host);
   }
@@ -164,7 +178,7 @@
     body.replaceChildren();
     if (pressed !== "login") acts.replaceChildren(button("Log in to see it", logIn));
     pressed = "login";
-    message.hidden = out.hidden = true;
+    budget.hidden = message.hidden = out.hidden = true;
     side.prepend(host);
   }
 
@@ -190,6 +204,7 @@
       } else if (told !== shown || !host.isConnected) {
         show(JSON.parse(told));
       }
+      if (answer.ok && !state.textContent && Date.now() - acted > 60000) next = 15000; // no agent
       shown = told;
     } catch {
       if (mine !== turn) return;

@@ -59,9 +59,12 @@ func (w *world) Access(_ context.Context, who panel.Person, at panel.Place) (rea
 	return r != "", r == "write", nil
 }
 
-func (w *world) Look(_ context.Context, at panel.Place) (panel.Shown, bool, error) {
+func (w *world) Look(_ context.Context, at panel.Place, push bool) (panel.Shown, bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if at.Number == 6 { // one without an agent
+		return panel.Shown{Issue: "ada/tool#6", Acts: []string{panel.Start}, Agents: []string{"fast"}}, push, nil
+	}
 	return w.shown, at.Number == 3 || at.Number == 4, nil
 }
 
@@ -88,7 +91,7 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, now: time.Now(), id: 7, rights: map[string]string{"ann": "write"}, user: "ann", codes: map[string]string{}}
 	w.shown = panel.Shown{
-		Issue: "ada/tool#3", State: "asking", Ask: "ask-1", Choices: []string{"red " + evil, "blue"}, Acts: []string{panel.Stop, panel.Retry, panel.Message, panel.Answer},
+		Issue: "ada/tool#3", State: "asking", Ask: "ask-1", Choices: []string{"red " + evil, "blue"}, Acts: []string{panel.Stop, panel.Retry, panel.Message, panel.Answer, panel.Budget}, Agents: []string{"fast"},
 		Facts: []panel.Fact{{Name: "now", Lines: []string{evil}}, {Name: "ci", Lines: []string{"pending"}, Link: "javascript:alert(3)"}, {Name: "ssh", Lines: []string{"ssh x"}}, {Name: "used", Lines: []string{"$0.12 of $5.00"}}},
 	}
 	w.forge = httptest.NewServer(w.fakeForge())
@@ -148,13 +151,13 @@ func (w *world) fakeForge() http.Handler {
 		}
 		_ = json.NewEncoder(rw).Encode(map[string]string{"sub": fmt.Sprint(w.id), "preferred_username": w.user})
 	})
-	mux.HandleFunc("GET /ada/tool/issues/3", func(rw http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /ada/tool/issues/{n}", func(rw http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		rw.Header().Set("Content-Security-Policy", w.policy)
 		rw.Header().Set("Content-Type", "text/html; charset=utf-8")
 		fmt.Fprintf(rw, `<!doctype html><html lang="en"><title>3</title><h1>Issue</h1><div class="issue-content-right"><p>Labels</p></div>
-<script defer src="/assets/devaipod/panel.js" data-service="http://%s" data-forge="%s" data-user="ann" data-repo="ada/tool" data-number="3"></script>`, w.host, w.forge.URL)
+<script defer src="/assets/devaipod/panel.js" data-service="http://%s" data-forge="%s" data-user="ann" data-repo="ada/tool" data-number="%s"></script>`, w.host, w.forge.URL, r.PathValue("n"))
 	})
 	mux.HandleFunc("GET /assets/devaipod/panel.js", func(rw http.ResponseWriter, _ *http.Request) {
 		files, err := panel.Files(w.host, w.forge.URL)
@@ -237,21 +240,27 @@ func TestRightsAreAskedEachTime(t *testing.T) {
 	token := w.logIn(w.browser())
 	status, text, head := w.ask(token, "GET", "/look"+here, "", nil)
 	var got panel.Shown
-	if err := json.Unmarshal([]byte(text), &got); err != nil || status != 200 || got.Issue != "ada/tool#3" || len(got.Acts) != 4 || head.Get("Access-Control-Allow-Origin") != w.forge.URL {
+	if err := json.Unmarshal([]byte(text), &got); err != nil || status != 200 || got.Issue != "ada/tool#3" || len(got.Acts) != 5 || head.Get("Access-Control-Allow-Origin") != w.forge.URL {
 		t.Fatalf("%d %s %v %v", status, text, head, err)
 	}
-	for _, act := range []string{`{"act": "message", "text": " go left "}`, `{"act": "stop"}`, `{"act": "answer", "text": "2", "ask": "ask-1"}`} {
+	for _, act := range []string{`{"act": "message", "text": " go left "}`, `{"act": "stop"}`, `{"act": "answer", "text": "2", "ask": "ask-1"}`, `{"act": "start", "text": "fast"}`, `{"act": "budget", "text": "5"}`} {
 		if status, text, _ := w.ask(token, "POST", "/act"+here, act, nil); status != 204 {
 			t.Errorf("%s: %d %s", act, status, text)
 		}
 	}
-	want := "ann ada/tool#3 message go left|ann ada/tool#3 stop |ann ada/tool#3 answer 2ask-1"
+	want := "ann ada/tool#3 message go left|ann ada/tool#3 stop |ann ada/tool#3 answer 2ask-1|ann ada/tool#3 start fast|ann ada/tool#3 budget 5"
 	if got := strings.Join(w.done, "|"); got != want {
 		t.Errorf("done is %q", got)
 	}
 	w.set(func() { w.rights["ann"] = "read" })
-	if status, text, _ := w.ask(token, "GET", "/look"+here, "", nil); status != 200 || !strings.Contains(text, `"acts":null`) {
+	if status, text, _ := w.ask(token, "GET", "/look"+here, "", nil); status != 200 || !strings.Contains(text, `"acts":null`) || strings.Contains(text, "fast") {
 		t.Errorf("who may read sees %d %s", status, text)
+	}
+	if status, text, _ := w.ask(token, "GET", "/look?repo=ada/tool&number=6", "", nil); status != 404 || strings.Contains(text, "fast") {
+		t.Errorf("who may read sees of an issue without an agent: %d %s", status, text)
+	}
+	if status, text, _ := w.ask(token, "POST", "/act?repo=ada/tool&number=6", `{"act": "start"}`, nil); status != 403 {
+		t.Errorf("who may read starts: %d %s", status, text)
 	}
 	if status, text, _ := w.ask(token, "POST", "/act"+here, `{"act": "stop"}`, nil); status != 403 || !strings.Contains(text, "push") {
 		t.Errorf("who lost the right to push: %d %s", status, text)
@@ -268,7 +277,7 @@ func TestRightsAreAskedEachTime(t *testing.T) {
 	if status, text, _ := w.ask(token, "GET", "/look"+here, "", nil); status != 502 || strings.Contains(text, "asking") {
 		t.Errorf("the forge does not say: %d %s", status, text)
 	}
-	if got := strings.Join(w.done, "|"); got != want || strings.Join(w.refused, "|") != "ann stop" {
+	if got := strings.Join(w.done, "|"); got != want || strings.Join(w.refused, "|") != "ann start|ann stop" {
 		t.Errorf("done is %q, refused %q", got, w.refused)
 	}
 }
@@ -331,7 +340,7 @@ func TestWhatIsNoPlaceAndNoAct(t *testing.T) {
 	if status, _, _ := w.ask(token, "GET", "/look?repo=ada/tool&number=5", "", nil); status != 404 {
 		t.Errorf("an issue without an agent: %d", status)
 	}
-	for _, body := range []string{"", "{", `{"act": "message", "text": " \n"}`, `{"act": "answer"}`, `{"act": "message", "text": "` + strings.Repeat("x", 65<<10) + `"}`} {
+	for _, body := range []string{"", "{", `{"act": "message", "text": " \n"}`, `{"act": "answer"}`, `{"act": "budget", "text": " "}`, `{"act": "message", "text": "` + strings.Repeat("x", 65<<10) + `"}`} {
 		if status, _, _ := w.ask(token, "POST", "/act"+here, body, nil); status != 400 {
 			t.Errorf("%.40q: %d", body, status)
 		}
