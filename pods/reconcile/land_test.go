@@ -251,7 +251,7 @@ func TestEachCommitOfTheBaseIsToldOfOnce(t *testing.T) {
 	}
 	w.summary.Mark = "turn 2"
 	for range 2 {
-		if v := w.land(t); v.State != reconcile.Review || w.tellsCI != 1 {
+		if v := w.land(t); v.State != reconcile.Review || w.tellsCI != 1 || v.Landing != "1 of 1 approvals of fedcba9876 (ann), not landed: main has moved to ba5e" {
 			t.Errorf("%+v, told %d times", v, w.tellsCI)
 		}
 	}
