@@ -52,6 +52,11 @@ func TestInARealBrowser(t *testing.T) {
 	must(b.Sees("that it was sent", inPanel+`.textContent.includes("Sent, as a comment of yours.") && `+inPanel+`.querySelector("textarea").value === ""`))
 	must(b.Run(chromedp.SendKeys(chromedp.JSPath(inPanel+`.querySelector("input")`), "5M tokens"), press("Raise the budget")))
 	must(b.Sees("that it was raised", inPanel+`.textContent.includes("Raised") && `+inPanel+`.querySelector("input").value === ""`))
+	// What is drawn anew takes the focus from nobody who writes.
+	must(b.Run(chromedp.SendKeys(chromedp.JSPath(inPanel+`.querySelector("textarea")`), "half a ")))
+	w.set(func() { w.shown.Facts[3].Lines = []string{"$0.13 of $5.00"} })
+	must(b.Sees("what it used by now", inPanel+`.textContent.includes("$0.13")`))
+	must(b.Sees("that it can be written on", inPanel+`.activeElement === `+inPanel+`.querySelector("textarea")`))
 	must(b.Run(press("Stop")))
 	must(b.Sees("that it stops", inPanel+`.textContent.includes("It stops")`))
 	w.set(func() { w.failing = errors.New("there " + evil) })

@@ -132,6 +132,10 @@
     });
   }
 
+  function place() {
+    if (!host.isConnected) side.prepend(host); // once more would take the focus from what is in it
+  }
+
   function show(s) {
     state.textContent = s.state;
     state.className = s.state && "state " + s.state;
@@ -169,7 +173,7 @@
     message.hidden = !may.has("message");
     budget.hidden = !may.has("budget");
     out.hidden = false;
-    side.prepend(host);
+    place();
   }
 
   function askIn() {
@@ -179,7 +183,7 @@
     if (pressed !== "login") acts.replaceChildren(button("Log in to see it", logIn));
     pressed = "login";
     budget.hidden = message.hidden = out.hidden = true;
-    side.prepend(host);
+    place();
   }
 
   let timer = 0, failed = 0, turn = 0;
