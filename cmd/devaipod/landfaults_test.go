@@ -225,6 +225,9 @@ func TestAnUpstreamThatDoesNotTakeThePush(t *testing.T) {
 			w.shown.Store(w.up.token.Load())
 			w.clock.Add(int64(time.Hour)) // a host that failed is asked again later
 			done, err := w.port.Land(t.Context(), w.landing)
+			if err == nil {
+				_, err = w.port.Finish(t.Context(), w.landing)
+			}
 			if err != nil || done.Old != before || done.New != w.landing.Commit {
 				t.Fatalf("%+v, %v", done, err)
 			}

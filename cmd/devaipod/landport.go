@@ -215,8 +215,8 @@ func exported(e follow.Export) reconcile.Landed {
 	return out
 }
 
-// export pushes a commit upstream, lets the forge's copy follow, and marks the pull request as
-// merged. What was killed in between is found as it is by the next call.
+// export pushes a commit upstream, and lets the forge's copy follow. What was killed in between is
+// found as it is by the next call.
 func (p landPort) export(ctx context.Context, l reconcile.Landing) (reconcile.Landed, error) {
 	planned, err := p.follow.Plan(ctx, l.RepoID, l.Commit)
 	out := exported(planned)
@@ -228,14 +228,7 @@ func (p landPort) export(ctx context.Context, l reconcile.Landing) (reconcile.La
 			return err
 		})
 	}
-	if err != nil {
-		return out, p.explain(l, err)
-	}
-	done, err := p.Finish(ctx, l)
-	if err == nil && !done { // another commit came meanwhile, or the forge is at it
-		err = fmt.Errorf("%w: %.12s is upstream, and the pull request is not marked as merged yet", reconcile.ErrLater, l.Commit)
-	}
-	return out, err
+	return out, p.explain(l, err)
 }
 
 // Finish implements [reconcile.Lander].

@@ -320,3 +320,35 @@ func (w *world) called() int {
 	defer w.mu.Unlock()
 	return w.calls
 }
+
+// An export that is cut off before it is told, or before the pull request is marked, is told and
+// marked by the next process, whether it finds the commit in the base or not.
+func TestAnExportThatIsCutOffIsToldAndMarked(t *testing.T) {
+	killed := errors.New("killed")
+	for name, kill := range map[string]func(*world) (undo func()){
+		"before it is told": func(w *world) func() {
+			w.landing = func() error { w.fails = func() error { return killed }; return nil } // from here on
+			return func() { w.fails = nil }
+		},
+		"before it is marked": func(w *world) func() { w.finishErr = killed; return func() { w.finishErr = nil } },
+	} {
+		for _, followed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, followed=%t", name, followed), func(t *testing.T) {
+				w := reviewWorld(t, yes("ann"))
+				w.upstream = "up/lib"
+				undo := kill(w)
+				if w.land(t); w.pull.Merged || len(w.landings) == 0 {
+					t.Fatalf("landed %v, %+v", w.landings, w.pull)
+				}
+				undo()
+				if w.landing = nil; followed {
+					w.commits, w.pull.Head = nil, head
+				}
+				if v := w.land(t); v.State != reconcile.Done || w.removed != 1 || !w.pull.Merged {
+					t.Errorf("%+v", v)
+				}
+				has(t, w.said["landing"], "**Landed**: "+head, "1 of 1 approvals", "of `up/lib`")
+			})
+		}
+	}
+}

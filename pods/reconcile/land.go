@@ -76,12 +76,12 @@ type Lander interface {
 	Hands(ctx context.Context, k Key, base, branch string) (newest string, accounts []string, err error)
 	// Plan tells what Land would do. A BehindError comes with what is known.
 	Plan(ctx context.Context, l Landing) (Landed, error)
-	// Land brings the commit, and nothing else, to the base, and sees to it that the pull
-	// request is merged. Where that takes long it goes on beside the caller, and the answer is
-	// an [UnderWayError]: the same one until it has ended, when the issue is to be kicked.
+	// Land brings the commit, and nothing else, to the base: by a merge of the pull request, or
+	// upstream. Where that takes long it goes on beside the caller, and the answer is an
+	// [UnderWayError]: the same one until it has ended, when the issue is to be kicked.
 	Land(ctx context.Context, l Landing) (Landed, error)
 	// Finish marks a pull request as merged whose head has come to its base by way of an
-	// upstream, as by a Land that was killed; false where that is not so.
+	// upstream; false where that is not so.
 	Finish(ctx context.Context, l Landing) (bool, error)
 }
 
@@ -203,7 +203,7 @@ func (l *Loop) land(ctx context.Context, i Issue, pod Pod, pull Pull, v *View) (
 	done, going, err := l.ended(i.Key, a.Commit)
 	switch {
 	case going == nil && a.there:
-		over, err := l.finished(ctx, i, pod, a.Landing)
+		over, err := l.finished(ctx, i, pod, a)
 		return over, nil, err
 	case going == nil && len(a.lacks) > 0:
 		behind, err = l.takesIn(ctx, i, pod, pull, v)
@@ -240,22 +240,29 @@ func (l *Loop) landed(ctx context.Context, i Issue, pod Pod, a approval, done La
 	if err := l.sayLanded(ctx, i, a, done); err != nil {
 		return false, err
 	}
-	pull, err := l.pull(ctx, pod)
-	if err != nil || !pull.Merged {
-		l.Kick(i.Key)
-		return false, err
+	over, err = l.mark(ctx, i, pod, a.Landing)
+	if err == nil && !over { // another commit came meanwhile, or the forge is at it
+		err = fmt.Errorf("%w: %s has landed, and pull request %d of %s is not marked as merged yet", ErrLater, short(a.Commit), a.Pull, i.Key)
 	}
-	return true, l.merged(ctx, i, pull, pod)
+	return over, err
+}
+
+// landedText tells where a commit is.
+func (a approval) landedText(done Landed) string {
+	where := fmt.Sprintf("merged into %s", code(a.Base))
+	switch {
+	case done.Upstream != "" && done.Old == done.New:
+		where = fmt.Sprintf("it is in %s of %s", code(done.Branch), code(done.Upstream))
+	case done.Upstream != "":
+		where = fmt.Sprintf("pushed to %s of %s, where %s was before", code(done.Branch), code(done.Upstream), short(done.Old))
+	}
+	return fmt.Sprintf("**Landed**: %s, %s; %s.\n", a.Commit, a.words(), where)
 }
 
 func (l *Loop) sayLanded(ctx context.Context, i Issue, a approval, done Landed) error {
 	l.cfg.Log.Info("landed", "issue", i.Key.String(), "pull", a.Pull, "commit", a.Commit, "approved_by", a.Approvers, "upstream", done.Upstream)
 	ctx = l.because(ctx, Act{Who: strings.Join(a.Approvers, ", "), Rule: "they approved of it (land.approvals)"})
-	where := fmt.Sprintf("merged into %s", code(a.Base))
-	if done.Upstream != "" {
-		where = fmt.Sprintf("pushed to %s of %s, where %s was before", code(done.Branch), code(done.Upstream), short(done.Old))
-	}
-	return l.sayLanding(ctx, i, a.Pull, fmt.Sprintf("**Landed**: %s, %s; %s.\n", a.Commit, a.words(), where))
+	return l.sayLanding(ctx, i, a.Pull, a.landedText(done))
 }
 
 // sayLanding puts the one comment about landing on a pull request, or changes it.
@@ -317,13 +324,28 @@ func (l *Loop) landAsleep(ctx context.Context, i Issue, pod Pod, pull Pull, v *V
 }
 
 // finished ends an issue whose pull request has come to its base by way of an upstream, and
-// is not merged yet for the forge.
-func (l *Loop) finished(ctx context.Context, i Issue, pod Pod, at Landing) (bool, error) {
-	done, err := l.cfg.Lander.Finish(ctx, at)
-	if err != nil || !done {
+// is not merged yet for the forge: a landing that was cut off, or somebody else's push. That is told
+// before it is marked, after which nobody would come here again.
+func (l *Loop) finished(ctx context.Context, i Issue, pod Pod, a approval) (bool, error) {
+	done, err := l.cfg.Lander.Plan(ctx, a.Landing)
+	if err != nil || done.Upstream == "" || done.Old != done.New {
 		return false, err
 	}
+	l.note(Act{What: "export", Key: i.Key, Who: strings.Join(a.Approvers, ", "), Rule: "it was found there", Done: fmt.Sprintf("%s is in %s of %s", a.Commit, done.Branch, done.Upstream), Once: true}, nil)
+	if err := l.sayLanding(ctx, i, a.Pull, a.landedText(done)); err != nil {
+		return false, err
+	}
+	return l.mark(ctx, i, pod, a.Landing)
+}
+
+// mark sees to it that a pull request whose commit has landed is merged for the forge, too.
+func (l *Loop) mark(ctx context.Context, i Issue, pod Pod, at Landing) (bool, error) {
 	pull, err := l.pull(ctx, pod)
+	if err == nil && !pull.Merged {
+		if _, err = l.cfg.Lander.Finish(ctx, at); err == nil {
+			pull, err = l.pull(ctx, pod)
+		}
+	}
 	if err != nil || !pull.Merged {
 		return false, err
 	}
@@ -485,7 +507,10 @@ func (l *Loop) exportNow(ctx context.Context, i Issue, pod Pod, a approval, out 
 		return nil
 	}
 	out.Goes, out.Landed = &done, true
-	_, err = l.landed(ctx, i, pod, a, done)
+	if _, err = l.landed(ctx, i, pod, a, done); errors.Is(err, ErrLater) { // it is there, and the loop does the rest
+		l.Kick(i.Key)
+		err = nil
+	}
 	return err
 }
 

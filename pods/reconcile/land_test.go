@@ -298,11 +298,12 @@ func TestWhatIsInTheBaseIsMarkedAsMerged(t *testing.T) {
 		if sleeps {
 			w.pod.Whole, w.pod.Stopped = false, true
 		}
-		w.commits, w.pull.Head = nil, head
+		w.commits, w.pull.Head, w.upstream = nil, head, "up/lib"
 		w.say(yes("ann"))
 		if v := w.land(t); v.State != reconcile.Done || w.removed != 1 || len(w.landings) != 0 {
 			t.Errorf("sleeps=%t: %+v, landed %v", sleeps, v, w.landings)
 		}
+		has(t, w.said["landing"], "**Landed**: "+head, "it is in `main` of `up/lib`")
 	}
 }
 

@@ -201,7 +201,11 @@ func (l *Loop) ahead(ctx context.Context, i Issue, pod Pod, pull Pull) (commits 
 		return nil, true, l.merged(ctx, i, pull, pod)
 	}
 	if l.cfg.Lander != nil && pull.Open && !pull.Draft {
-		over, err = l.finished(ctx, i, pod, Landing{Key: i.Key, RepoID: i.RepoID, Pull: pull.Number, Branch: pod.Branch, Base: pull.Base, Commit: pull.Head})
+		a, err := l.approval(ctx, i, pod, pull)
+		if err == nil {
+			over, err = l.finished(ctx, i, pod, a)
+		}
+		return nil, over, err
 	}
 	return nil, over, err
 }

@@ -94,6 +94,8 @@ type world struct {
 	beside    chan struct{} // what lands is at its end when that is closed; nil for at once
 	under     *reconcile.UnderWayError
 	landings  []reconcile.Landing
+	upstream  string // to which its base goes, "" for none
+	finishErr error
 	foreign   string // a commit that somebody else has pushed to the branch
 	answering func(reconcile.LineComment) error
 }
@@ -570,7 +572,10 @@ func (w *world) Hands(context.Context, reconcile.Key, string, string) (string, [
 }
 
 func (w *world) Plan(_ context.Context, l reconcile.Landing) (reconcile.Landed, error) {
-	return reconcile.Landed{Branch: l.Base, Old: "old", New: l.Commit, Commits: w.commits}, nil
+	if w.upstream != "" && len(w.commits) == 0 { // it is there
+		return reconcile.Landed{Upstream: w.upstream, Branch: l.Base, Old: l.Commit, New: l.Commit}, nil
+	}
+	return reconcile.Landed{Upstream: w.upstream, Branch: l.Base, Old: "old", New: l.Commit, Commits: w.commits}, nil
 }
 
 func (w *world) Land(_ context.Context, l reconcile.Landing) (reconcile.Landed, error) {
@@ -590,13 +595,18 @@ func (w *world) lands(l reconcile.Landing) (reconcile.Landed, error) {
 			return reconcile.Landed{}, err
 		}
 	}
-	w.pull.Merged, w.pull.Open, w.pull.ClosedAt = true, false, w.now
-	return reconcile.Landed{Branch: l.Base, Old: "old", New: l.Commit}, nil
+	if w.upstream == "" {
+		w.pull.Merged, w.pull.Open, w.pull.ClosedAt = true, false, w.now
+	}
+	return reconcile.Landed{Upstream: w.upstream, Branch: l.Base, Old: "old", New: l.Commit}, nil
 }
 
 func (w *world) Finish(context.Context, reconcile.Landing) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.finishErr != nil || w.upstream == "" {
+		return false, w.finishErr
+	}
 	w.pull.Merged, w.pull.Open, w.pull.ClosedAt = true, false, w.now
 	return true, nil
 }
