@@ -466,12 +466,14 @@ func (l *Loop) settle(ctx context.Context, pod Pod, v View, pull Pull, sum Summa
 	}
 	said, all := answersIn(sum.Message), lineComments(reviews)
 	general := g.Mark != "" && strings.HasPrefix(g.ID, "comment ")
+	var threads []int64
 	for _, id := range g.Words {
 		c, found := all[id]
 		if !found {
 			general = general || g.Mark != "" && strings.HasPrefix(string(id), "review ")
 			continue
 		}
+		threads = append(threads, c.ID)
 		text := answerText(said[c.ID], since, othersAt(c, all, g), l.cfg.Harmless)
 		mark := fmt.Sprintf("<!-- devaipod answer %d -->", c.ID)
 		if l.answered(reviews, mark) {
@@ -487,7 +489,7 @@ func (l *Loop) settle(ctx context.Context, pod Pod, v View, pull Pull, sum Summa
 		k := v.Key
 		k.Issue = pull.Number
 		ctx = l.because(ctx, Act{Who: strings.Join(g.Authors, ", "), Rule: "the agent was given it, and is done"})
-		if err := l.cfg.Forge.Say(ctx, k, "answer "+g.ID, "About what "+strings.Join(g.Authors, ", ")+" said:\n\n"+answerText(sum.Message, since, nil, l.cfg.Harmless)); err != nil {
+		if err := l.cfg.Forge.Say(ctx, k, "answer "+g.ID, "About what "+strings.Join(g.Authors, ", ")+" said:\n\n"+answerText(withoutAnswers(sum.Message, threads), since, nil, l.cfg.Harmless)); err != nil {
 			return fmt.Errorf("answering on pull request %d of %s: %w", pull.Number, v.Key, err)
 		}
 	}
@@ -538,6 +540,20 @@ func answersIn(message string) map[int64]string {
 		}
 	}
 	return out
+}
+
+// withoutAnswers are the agent's words without the lines that answer these comments, or all of
+// them where nothing else is there.
+func withoutAnswers(message string, to []int64) string {
+	rest := answerLine.ReplaceAllStringFunc(message, func(line string) string {
+		for n := range answersIn(line) {
+			if slices.Contains(to, n) {
+				return ""
+			}
+		}
+		return line
+	})
+	return cmp.Or(strings.TrimSpace(rest), message)
 }
 
 // mostNamed is how many commits an answer names.

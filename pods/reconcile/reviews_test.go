@@ -78,6 +78,9 @@ func TestAReviewBecomesOneMessageAndItsThreadsAreAnswered(t *testing.T) {
 		t.Error(w.answers[12])
 	}
 	has(t, w.said["answer "+w.given[0].ID], "About what ann said:", "> I did it.")
+	if said := w.said["answer "+w.given[0].ID]; strings.Contains(said, "[11]") || !strings.Contains(said, "[99]") {
+		t.Errorf("what is said in the thread is said again, or what is in none is not: %s", said)
+	}
 	// Somebody answers in the thread: that is a message, with the thread.
 	w.reviews[0].Comments = append(w.reviews[0].Comments, remark(2000, "bob", "a.go", 7, "Not quite."))
 	if v := w.pass(t); v.State != reconcile.Working || len(w.told) != 2 {

@@ -61,8 +61,7 @@ func (v View) comment(trigger string, harmless func(string) string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "**%s**\n\n", life[v.State].headline)
 	v.writeWhy(&b, harmless)
-	b.WriteString("| | |\n|---|---|\n")
-	fmt.Fprintf(&b, "| state | `%s` |\n", v.State)
+	fmt.Fprintf(&b, "| state | `%s` |\n|---|---|\n", v.State)
 	if v.Agent != "" {
 		fmt.Fprintf(&b, "| agent | %s |\n", code(v.Agent))
 	}
