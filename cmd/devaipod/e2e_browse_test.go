@@ -1,11 +1,11 @@
 package main_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 
@@ -16,7 +16,7 @@ import (
 
 // browse does in a real browser what a file says, line by line; $NAME is the script's.
 //
-//	login          as the person, by the forge's own form
+//	login [WHO]    as the person, or another, by the forge's own form
 //	open PATH      of the forge
 //	see EXPRESSION of JavaScript, to come true
 //	panel TEXT     to come up in the panel
@@ -28,6 +28,12 @@ import (
 //	policy TEXT    a Content-Security-Policy of the forge's pages from now on
 //	service VERB   as the script's word
 //	quiet PATTERN  nothing was wrong so far but what matches
+//	size W H       of the window
+//	click WHERE    with the mouse; WHERE is CSS, or CSS `with` TEXT, and what is seen of it
+//	type TEXT      by keys, to where the last click was; \n is Enter
+//	look WHERE     scrolls there
+//	shown WHERE    waits for that
+//	reload WHERE   loads the page again until it has that
 func (c *call) browse() error {
 	if len(c.args) != 1 {
 		return errors.New("usage: browse FILE")
@@ -43,7 +49,8 @@ func (c *call) browse() error {
 	for line := range strings.Lines(c.ts.ReadFile(c.args[0])) {
 		word, rest, _ := strings.Cut(strings.TrimSpace(os.Expand(line, c.env)), " ")
 		if err := c.browseOne(b, word, rest); err != nil {
-			return fmt.Errorf("%s %s: %w; wrong was %q", word, rest, err, b.Wrong())
+			err = fmt.Errorf("%s %s: %w; wrong was %q", word, rest, err, b.Wrong())
+			return errors.Join(err, picture(b, "failed.png"))
 		}
 	}
 	return nil
@@ -69,7 +76,7 @@ func (c *call) browseOne(b *chromium.Browser, word, rest string) error {
 	case "":
 		return nil
 	case "login":
-		return b.Run(chromedp.Navigate(c.ForgeURL()+"/user/login"), chromedp.SendKeys(chromedp.CSS("#user_name"), person), chromedp.SendKeys(chromedp.CSS("#password"), c.password), chromedp.Click(chromedp.CSS("form button.primary")), chromedp.WaitVisible(chromedp.CSS(".dashboard")))
+		return b.Run(chromedp.Navigate(c.ForgeURL()+"/user/login"), chromedp.SendKeys(chromedp.CSS("#user_name"), cmp.Or(rest, person)), chromedp.SendKeys(chromedp.CSS("#password"), c.password), chromedp.Click(chromedp.CSS("form button.primary")), chromedp.WaitVisible(chromedp.CSS(".dashboard")))
 	case "open":
 		return b.Run(chromedp.Navigate(c.ForgeURL()+rest), chromedp.WaitVisible(chromedp.CSS("body")))
 	case "see":
@@ -90,7 +97,7 @@ func (c *call) browseOne(b *chromium.Browser, word, rest string) error {
 	case "link":
 		return b.Run(chromedp.Click(chromedp.JSPath(`[...` + panelPart + `.querySelectorAll("dd a")].find(a => a.parentNode.dataset.fact === ` + asJSON(rest) + `)`)))
 	case "picture":
-		return c.picture(b, rest)
+		return picture(b, rest)
 	case "policy":
 		return b.Policy(rest)
 	case "service":
@@ -98,15 +105,7 @@ func (c *call) browseOne(b *chromium.Browser, word, rest string) error {
 	case "quiet":
 		return quiet(b, rest)
 	}
-	return errors.New("no such word")
-}
-
-func (c *call) picture(b *chromium.Browser, file string) error {
-	png, err := b.Picture()
-	if dir := os.Getenv("TEST_PICTURES"); err == nil && dir != "" {
-		err = os.WriteFile(filepath.Join(dir, file), png, 0o644)
-	}
-	return err
+	return click(b, word, rest)
 }
 
 func quiet(b *chromium.Browser, but string) error {

@@ -119,8 +119,11 @@ func (b *Browser) Run(actions ...chromedp.Action[chromedp.Void]) error {
 
 // Sees waits until an expression is true; one that breaks is not, yet, nor is one in a
 // page that is just going.
-func (b *Browser) Sees(what, script string) error {
-	ctx, cancel := context.WithTimeout(b, patience)
+func (b *Browser) Sees(what, script string) error { return b.SeesWithin(patience, what, script) }
+
+// SeesWithin is [Browser.Sees] with a limit of its own.
+func (b *Browser) SeesWithin(limit time.Duration, what, script string) error {
+	ctx, cancel := context.WithTimeout(b, limit)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
