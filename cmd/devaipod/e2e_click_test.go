@@ -54,11 +54,11 @@ const reloads = 150
 
 func reload(b *chromium.Browser, where string) (err error) {
 	for range reloads {
-		if err = b.Run(chromedp.Reload()); err != nil {
-			return err
-		}
 		if err = b.SeesWithin(2*time.Second, where, seen(where)); err == nil {
 			return nil
+		}
+		if err := b.Run(chromedp.Reload()); err != nil {
+			return err
 		}
 	}
 	return err
