@@ -23,7 +23,7 @@ func (l *Loop) ready(ctx context.Context, i Issue, pod Pod, pull Pull, ev Eviden
 	if pull.Draft || left != ev.Commit {
 		void, err := l.voided(ctx, i.Key, pull.Number, ev.Commit)
 		if err == nil {
-			err = l.requestReview(ctx, i, pod, pull, append(people, void...))
+			err = l.requestReview(ctx, i, pull, append(people, void...))
 		}
 		if err != nil {
 			return err

@@ -524,7 +524,7 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 
 // requestReview asks people for a review: the labeler, whoever's words were given to the agent, and
 // who has approved of what was there before.
-func (l *Loop) requestReview(ctx context.Context, i Issue, pod Pod, pull Pull, people []string) error {
+func (l *Loop) requestReview(ctx context.Context, i Issue, pull Pull, people []string) error {
 	slices.Sort(people)
 	for _, who := range slices.Compact(people) {
 		why := l.because(ctx, Act{What: "review-request", Rule: "put the label on, or reviewed it", Done: fmt.Sprintf("%s is asked to review %d", who, pull.Number)})
