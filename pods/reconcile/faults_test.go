@@ -330,6 +330,10 @@ func TestAnExportThatIsCutOffIsToldAndMarked(t *testing.T) {
 			w.landing = func() error { w.fails = func() error { return killed }; return nil } // from here on
 			return func() { w.fails = nil }
 		},
+		"before it is told, and the forge marks it": func(w *world) func() {
+			w.landing = func() error { w.fails = func() error { return killed }; return nil }
+			return func() { w.fails, w.pull.Merged, w.pull.Open, w.pull.ClosedAt = nil, true, false, w.now }
+		},
 		"before it is marked": func(w *world) func() { w.finishErr = killed; return func() { w.finishErr = nil } },
 	} {
 		for _, followed := range []bool{false, true} {
@@ -347,7 +351,7 @@ func TestAnExportThatIsCutOffIsToldAndMarked(t *testing.T) {
 				if v := w.land(t); v.State != reconcile.Done || w.removed != 1 || !w.pull.Merged {
 					t.Errorf("%+v", v)
 				}
-				has(t, w.said["landing"], "**Landed**: "+head, "1 of 1 approvals", "of `up/lib`")
+				has(t, w.said["landing"], "**Landed**: "+head, "1 of 1 approvals", "`main`")
 			})
 		}
 	}

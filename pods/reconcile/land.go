@@ -331,11 +331,35 @@ func (l *Loop) finished(ctx context.Context, i Issue, pod Pod, a approval) (bool
 	if err != nil || done.Upstream == "" || done.Old != done.New {
 		return false, err
 	}
-	l.note(Act{What: "export", Key: i.Key, Who: strings.Join(a.Approvers, ", "), Rule: "it was found there", Done: fmt.Sprintf("%s is in %s of %s", a.Commit, done.Branch, done.Upstream), Once: true}, nil)
-	if err := l.sayLanding(ctx, i, a.Pull, a.landedText(done)); err != nil {
+	if err := l.sayFound(ctx, i, a, done); err != nil {
 		return false, err
 	}
 	return l.mark(ctx, i, pod, a.Landing)
+}
+
+// sayFound tells of a commit that was found to have landed: somebody was killed, or did it by hand.
+func (l *Loop) sayFound(ctx context.Context, i Issue, a approval, done Landed) error {
+	l.note(Act{What: "landed", Key: i.Key, Who: strings.Join(a.Approvers, ", "), Rule: "it was found there", Done: fmt.Sprintf("%s is in %s", a.Commit, a.Base), Once: true}, nil)
+	return l.sayLanding(ctx, i, a.Pull, a.landedText(done))
+}
+
+// merged ends the issue of a pull request that is found to be merged: by the forge itself, when its
+// base had followed an upstream, or by a person. What people had approved is told of.
+func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
+	told, wait, err := l.tellLanding(ctx, i)
+	if wait || err != nil {
+		return err
+	}
+	if !told && l.cfg.Lander != nil {
+		a, err := l.approval(ctx, i, pod, pull)
+		if err == nil && len(a.Approvers) > 0 {
+			err = l.sayFound(ctx, i, a, Landed{})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return l.conclude(ctx, i, pull, pod)
 }
 
 // mark sees to it that a pull request whose commit has landed is merged for the forge, too.
@@ -349,7 +373,7 @@ func (l *Loop) mark(ctx context.Context, i Issue, pod Pod, at Landing) (bool, er
 	if err != nil || !pull.Merged {
 		return false, err
 	}
-	return true, l.merged(ctx, i, pull, pod)
+	return true, l.conclude(ctx, i, pull, pod)
 }
 
 func (l *Loop) sayStuck(ctx context.Context, i Issue, pull Pull, v *View, behind *BehindError) error {

@@ -62,18 +62,18 @@ func (l *Loop) ended(k Key, commit string) (Landed, *going, error) {
 
 // tellLanding tells of a landing by which a pull request was merged; wait says that it is not
 // quite at its end, after which the issue is looked at again.
-func (l *Loop) tellLanding(ctx context.Context, i Issue) (wait bool, err error) {
+func (l *Loop) tellLanding(ctx context.Context, i Issue) (told, wait bool, err error) {
 	g := l.going[i.Key]
 	if g == nil || !g.over() {
-		return g != nil, nil
+		return false, g != nil, nil
 	}
 	if done, e := g.Result(); e == nil { // else somebody else has merged it
-		err = l.sayLanded(ctx, i, g.approval, done)
+		told, err = true, l.sayLanded(ctx, i, g.approval, done)
 	}
 	if err == nil {
 		delete(l.going, i.Key)
 	}
-	return false, err
+	return told, false, err
 }
 
 // await waits beside the loop for a landing that somebody wants to know of, and has the issue

@@ -574,13 +574,10 @@ func (l *Loop) halt(ctx context.Context, k Key, pod Pod, who, why string) error 
 	return nil
 }
 
-// merged ends it all: the label is taken off where the merge did not close the
-// issue, so that nothing starts again, it is told, and the pod is removed. The
-// pod goes last: while it is there, a kill in between is made good.
-func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
-	if wait, err := l.tellLanding(ctx, i); wait || err != nil {
-		return err
-	}
+// conclude ends it all once a pull request is merged: the label is taken off where the
+// merge did not close the issue, so that nothing starts again, it is told, and the pod
+// is removed. The pod goes last: while it is there, a kill in between is made good.
+func (l *Loop) conclude(ctx context.Context, i Issue, pull Pull, pod Pod) error {
 	ctx = l.because(ctx, Act{Who: pod.Labeler, Rule: fmt.Sprintf("pull request %d was merged", pull.Number)})
 	if i.wanted(l.cfg.Label) {
 		if err := l.cfg.Forge.Unlabel(ctx, i.Key); err != nil {
