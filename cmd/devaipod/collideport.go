@@ -16,9 +16,7 @@ type collidePort struct {
 	bot   string // the address that is the author of agents' commits
 }
 
-var _ reconcile.Collider = collidePort{}
-
-// Collide implements [reconcile.Collider].
+// Collide is what [reconcile.Collider] has.
 func (p collidePort) Collide(ctx context.Context, k reconcile.Key, base, one, other string) (c reconcile.Collision, err error) {
 	err = p.here(ctx, k, func(at cache.Address) error {
 		if c.Conflict, c.Files, err = p.cache.Conflict(ctx, at, one, other); err != nil || c.Conflict {
@@ -33,7 +31,7 @@ func (p collidePort) Collide(ctx context.Context, k reconcile.Key, base, one, ot
 	return c, err
 }
 
-// Landed implements [reconcile.Collider].
+// Landed is what [reconcile.Collider] has.
 func (p collidePort) Landed(ctx context.Context, k reconcile.Key, base, head string) (c reconcile.Collision, err error) {
 	err = p.here(ctx, k, func(at cache.Address) error {
 		if c.Conflict, c.Files, err = p.cache.Conflict(ctx, at, base, head); err != nil || c.Conflict {

@@ -58,6 +58,7 @@ type service struct {
 	happened *chronicle
 	audit    *audit.Log
 	lander   *landings
+	collider *collisions
 
 	refusedMu sync.Mutex
 	refused   map[string]int // pushes in a row, by what they are about
@@ -189,11 +190,12 @@ func (s *service) openRecords(a *app) (err error) {
 
 // newLoop makes the loop over issues and pods.
 func (s *service) newLoop(a *app) (err error) {
+	s.collider = newCollisions(collidePort{cache: s.cache, bot: agentsEmail(s.creds.Bot)}, func(k reconcile.Key) { s.loop.Kick(k) })
 	if s.lander, err = a.newLander(s); err != nil {
 		return err
 	}
 	s.loop, err = reconcile.New(reconcile.Config{
-		Collider: collidePort{cache: s.cache, bot: agentsEmail(s.creds.Bot)},
+		Collider: s.collider,
 		Lander:   s.lander, Approvals: a.cfg.approvals(), OwnApprovals: a.cfg.Land.Own,
 		Forge: forgePort{client: s.forge, label: a.cfg.Label, agents: a.cfg.agentNames(), instance: a.cfg.Instance, bot: s.creds.Bot, web: s.web, runs: []*ci.Store{ci.OpenStore(a.cfg.file("ci")), a.detectedStore()}, prepare: s.prepareWanted()},
 		Pods:  s.pods, Label: a.cfg.Label, Agents: a.cfg.agentNames(), Ours: []string{s.creds.Bot, s.creds.Service}, Max: a.cfg.Agent.Max,
@@ -326,6 +328,7 @@ func (s *service) run(ctx context.Context) error {
 	defer s.pods.shutAll() //nolint:errcheck // the process ends
 	defer s.pods.endChecks()
 	defer s.lander.end()
+	defer s.collider.end()
 	public, err := listenTCP(s.cfg.Service.Listen, "service.listen")
 	if err != nil {
 		return err

@@ -22,7 +22,8 @@ type Collision struct {
 
 func (c Collision) none() bool { return !c.Conflict && len(c.Files) == 0 }
 
-// A Collider compares commits of a repository.
+// A Collider compares commits of a repository. What takes long goes on beside the caller: the
+// answer is [ErrLater], and the issue that was asked for is kicked at its end.
 type Collider interface {
 	// Collide compares the heads of two pull requests, which go to a branch at base.
 	Collide(ctx context.Context, k Key, base, one, other string) (Collision, error)
@@ -55,16 +56,23 @@ func (l *Loop) collide(ctx context.Context, i Issue, pull Pull) error {
 	}
 	var errs []error
 	var others []View
+	later := false
 	for _, o := range l.Views() {
 		if !siblings(i.Key, pull, o) {
 			continue
 		}
 		c, err := l.compare(ctx, i.Key, pull, o)
-		if errs = append(errs, err); !c.none() {
+		if !c.none() {
 			others = append(others, o)
 		}
+		if later = later || errors.Is(err, ErrLater); err != nil && !errors.Is(err, ErrLater) {
+			errs = append(errs, err)
+		}
 	}
-	return errors.Join(append(errs, l.sayCollisions(ctx, i.Key, pull, others))...)
+	if !later && (len(errs) == 0 || len(others) > 0) { // else it is not known that there is none
+		errs = append(errs, l.sayCollisions(ctx, i.Key, pull, others))
+	}
+	return errors.Join(errs...)
 }
 
 // siblings tells whether another issue's pull request goes where one goes.
@@ -159,7 +167,10 @@ func (l *Loop) takesIn(ctx context.Context, i Issue, pod Pod, pull Pull, v *View
 	last, heads := l.landedSince[i.Key], [2]string{pull.BaseHead, pull.Head}
 	if last.heads != heads {
 		c, err := l.cfg.Collider.Landed(ctx, i.Key, pull.BaseHead, pull.Head)
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrLater):
+			return nil, nil
+		case err != nil:
 			return nil, fmt.Errorf("comparing pull request %d of %s with its base: %w", pull.Number, i.Key, err)
 		}
 		slices.Sort(c.Files)

@@ -67,7 +67,7 @@ func (w *shared) compare(one, other string) (reconcile.Collision, error) {
 	if !ok {
 		c = w.collides[other+" "+one]
 	}
-	return c, w.fails[one+" "+other]
+	return c, errors.Join(w.fails[one+" "+other], w.fails[other+" "+one])
 }
 
 func (w *shared) Collide(_ context.Context, _ reconcile.Key, _, one, other string) (reconcile.Collision, error) {
@@ -165,16 +165,39 @@ func TestWhatGoesElsewhereDoesNotCollide(t *testing.T) {
 	})
 }
 
+// What is compared beside the loop is told at its end, and nothing else before.
+func TestWhatIsComparedLaterIsToldThen(t *testing.T) {
+	w := newShared(t, 3)
+	w.collides["head1 head2"] = reconcile.Collision{Conflict: true}
+	w.collides["base0 head3"] = reconcile.Collision{Conflict: true}
+	for _, what := range []string{"head1 head2", "base0 head3"} {
+		w.fails[what] = reconcile.ErrLater
+	}
+	w.onPulls[1] = "told by the process before"
+	w.loop(t, func(l *reconcile.Loop) {
+		if len(w.onPulls) != 1 || !strings.HasPrefix(w.onPulls[1], "told") || len(w.told) > 0 {
+			t.Errorf("on the pull requests: %v, told %v", w.onPulls, w.told)
+		}
+		for _, k := range w.keys {
+			if v, _ := l.View(k); v.State != reconcile.Review || v.Trouble != "" {
+				t.Errorf("%+v", v)
+			}
+		}
+		w.set(func() { clear(w.fails) })
+		w.look(l, w.keys[0])
+		w.look(l, w.keys[2])
+		has(t, w.onPulls[1], "#2")
+		has(t, w.onPulls[2], "#1")
+		has(t, fmt.Sprint(w.told[w.keys[2]]), "git merge base0")
+	})
+}
+
 // Of one that can't be compared the rest is told, and it is tried again.
 func TestAComparisonThatFails(t *testing.T) {
 	w := newShared(t, 3)
 	w.collides["head2 head3"] = reconcile.Collision{Conflict: true}
-	for _, one := range []string{"head1", "head2", "head3"} {
-		for _, other := range []string{"head1", "head2", "head3"} {
-			if one == "head1" || other == "head1" {
-				w.fails[one+" "+other] = errors.New("no such commit")
-			}
-		}
+	for _, other := range []string{"head2", "head3"} {
+		w.fails["head1 "+other] = errors.New("no such commit")
 	}
 	w.loop(t, func(l *reconcile.Loop) {
 		if v, _ := l.View(w.keys[0]); v.State != reconcile.Review || !strings.Contains(v.Trouble, "no such commit") {
