@@ -140,6 +140,9 @@ func (p *panelAgents) tell(ctx context.Context, v reconcile.View, out panel.Show
 				continue
 			}
 			fact := panel.Fact{Name: name, Lines: f.Lines, Link: f.Link(), Alert: f.Alert}
+			if name == "pull request" && v.Pull != 0 { // as the forge's pages write it
+				fact.Lines = []string{fmt.Sprintf("#%d", v.Pull)}
+			}
 			if name == "ci" {
 				state, err := p.ciState(ctx, v)
 				if err != nil {
