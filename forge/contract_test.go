@@ -226,6 +226,7 @@ var exercises = map[string][][]any{
 	"CreateUser":       {{forge.User{Name: "bot", Email: "bot@example.org", Password: "password"}}},
 	"DeleteRepo":       {{repo}},
 	"DispatchWorkflow": {{repo, "test.yaml", "main", map[string]string{"a": "b"}}},
+	"CloseIssue":       {{repo, int64(1)}},
 	"EditComment":      {{repo, int64(1), "marker", "newer"}, {repo, int64(2), "marker", "newer"}},
 	"EnsureBot":        {{repo}},
 	"EnsureLabels":     {{repo, forge.DefaultLabels("devaipod")}},

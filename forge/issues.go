@@ -404,6 +404,11 @@ func (c *Client) PutComment(ctx context.Context, r Repo, n int64, marker, body s
 	return err == nil || changed, err
 }
 
+// CloseIssue closes an issue, as the bot.
+func (c *Client) CloseIssue(ctx context.Context, r Repo, n int64) error {
+	return c.do(ctx, call{method: "PATCH", path: r.path("/issues/%d", n), body: map[string]string{"state": "closed"}, bot: true}, nil)
+}
+
 // EditComment makes the bot's comment with a marker say body, if there is one.
 func (c *Client) EditComment(ctx context.Context, r Repo, n int64, marker, body string) (changed bool, err error) {
 	mine, _, err := c.findMarked(ctx, r, n, "<!-- "+marker+" -->")

@@ -172,6 +172,14 @@ func (p forgePort) Unlabel(ctx context.Context, k reconcile.Key) error {
 	return readOnly(unlabel(ctx, p.client, k, p.label, ""))
 }
 
+func (p forgePort) Close(ctx context.Context, k reconcile.Key, branch string) error {
+	main, _, err := p.DefaultBranch(ctx, k)
+	if err != nil || main != branch {
+		return err
+	}
+	return readOnly(p.client.CloseIssue(ctx, repoOf(k), k.Issue))
+}
+
 // unlabel takes all labels off that start agents, as the act of an account, "" for the
 // client's own.
 func unlabel(ctx context.Context, client *forge.Client, k reconcile.Key, trigger, as string) error {

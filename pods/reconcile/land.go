@@ -327,6 +327,12 @@ func (l *Loop) landAsleep(ctx context.Context, i Issue, pod Pod, pull Pull, v *V
 // is not merged yet for the forge: a landing that was cut off, or somebody else's push. That is told
 // before it is marked, after which nobody would come here again.
 func (l *Loop) finished(ctx context.Context, i Issue, pod Pod, a approval) (bool, error) {
+	switch told, wait, err := l.tellLanding(ctx, i); {
+	case wait || err != nil: // the issue is looked at again at its end
+		return false, err
+	case told:
+		return l.mark(ctx, i, pod, a.Landing)
+	}
 	done, err := l.cfg.Lander.Plan(ctx, a.Landing)
 	if err != nil || done.Upstream == "" || done.Old != done.New {
 		return false, err
@@ -350,7 +356,12 @@ func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
 	if wait || err != nil {
 		return err
 	}
-	if !told && l.cfg.Lander != nil {
+	switch {
+	case told:
+		if i, err = l.close(ctx, i, pull); err != nil {
+			return err
+		}
+	case l.cfg.Lander != nil:
 		a, err := l.approval(ctx, i, pod, pull)
 		if err == nil && len(a.Approvers) > 0 {
 			err = l.sayFound(ctx, i, a, Landed{})
@@ -373,7 +384,24 @@ func (l *Loop) mark(ctx context.Context, i Issue, pod Pod, at Landing) (bool, er
 	if err != nil || !pull.Merged {
 		return false, err
 	}
+	if i, err = l.close(ctx, i, pull); err != nil {
+		return false, err
+	}
 	return true, l.conclude(ctx, i, pull, pod)
+}
+
+// close closes the issue of a pull request that we have landed. The forge does that by itself, but
+// not where it found the commits in the base before the pull request was marked.
+func (l *Loop) close(ctx context.Context, i Issue, pull Pull) (Issue, error) {
+	now, err := l.cfg.Forge.Issue(ctx, i.Key)
+	if err != nil || !now.Open {
+		return now, err
+	}
+	ctx = l.because(ctx, Act{Rule: fmt.Sprintf("pull request %d was merged", pull.Number)})
+	if err := l.cfg.Forge.Close(ctx, i.Key, pull.Base); err != nil {
+		return i, fmt.Errorf("closing %s, whose pull request %d has landed: %w", i.Key, pull.Number, err)
+	}
+	return l.cfg.Forge.Issue(ctx, i.Key)
 }
 
 func (l *Loop) sayStuck(ctx context.Context, i Issue, pull Pull, v *View, behind *BehindError) error {

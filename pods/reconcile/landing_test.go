@@ -48,11 +48,12 @@ func TestTheLoopGoesOnWhileACommitLands(t *testing.T) {
 }
 
 // The forge may say that it is merged before the landing is at its end, and somebody may take
-// the approval back meanwhile: it is told all the same.
+// the approval back meanwhile: it is told all the same, and the issue closed.
 func TestWhatHasLandedMeanwhileIsTold(t *testing.T) {
 	for name, change := range map[string]func(*world){
 		"merged":                     func(w *world) { w.pull.Merged, w.pull.Open, w.pull.ClosedAt = true, false, w.now },
 		"the approval is taken back": func(w *world) { w.verdicts = nil },
+		"the base has it":            func(w *world) { w.upstream, w.commits, w.pull.Head = "up/lib", nil, head },
 	} {
 		w, c := besideWorld(t)
 		w.with(t, c, func(l *reconcile.Loop) {
@@ -64,7 +65,7 @@ func TestWhatHasLandedMeanwhileIsTold(t *testing.T) {
 			}
 			w.endLanding(l)
 		})
-		if len(w.landings) != 1 || w.removed != 1 || !strings.HasPrefix(w.said["landing"], "**Landed**: "+head) {
+		if len(w.landings) != 1 || w.removed != 1 || !strings.HasPrefix(w.said["landing"], "**Landed**: "+head) || strings.Contains(w.said["landing"], "it is in") || w.closedFor != "main" || w.issue.Open {
 			t.Errorf("%s: landed %v, said %q", name, w.landings, w.said)
 		}
 	}

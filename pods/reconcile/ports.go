@@ -140,6 +140,9 @@ type Forge interface {
 	SetState(ctx context.Context, i Issue, s State) error
 	// Unlabel takes the trigger labels off.
 	Unlabel(ctx context.Context, k Key) error
+	// Close closes an issue whose pull request has come to a branch, if that is the
+	// repository's default one.
+	Close(ctx context.Context, k Key, branch string) error
 	// Say puts a comment of ours with that subject, or changes the one there.
 	Say(ctx context.Context, k Key, subject, body string) error
 	// Resay changes the comment with that subject, if there is one.

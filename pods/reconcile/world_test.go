@@ -88,6 +88,7 @@ type world struct {
 	actErr    error
 	base      string // of its pull request, "main" when empty
 	verdicts  []reconcile.Vote
+	closedFor string // the branch for which its issue was closed
 	hands     []string
 	handsErr  error
 	landing   func() error  // what comes of landing
@@ -257,6 +258,16 @@ func (w *world) SetState(ctx context.Context, _ reconcile.Issue, s reconcile.Sta
 	w.issue.Updated = w.issue.Updated.Add(time.Hour)
 	return nil
 }
+func (w *world) Close(_ context.Context, _ reconcile.Key, branch string) error {
+	if err := w.up(); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closedFor, w.issue.Open = branch, false
+	return nil
+}
+
 func (w *world) Unlabel(ctx context.Context, _ reconcile.Key) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
