@@ -312,12 +312,12 @@ func (s *suite) build(ctx context.Context) error {
 	if dir := os.Getenv("TEST_BIN"); dir != "" {
 		return os.CopyFS(s.Bin, os.DirFS(dir))
 	}
-	return compile(ctx, s.Root, s.Bin, "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/standin")
+	return compile(ctx, s.Root, s.Bin, tags+" faults", "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/standin")
 }
 
-// compile does as the Makefile does, but with fault points.
-func compile(ctx context.Context, root, to string, packages ...string) error {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-tags", tags + " faults", "-o", to + "/"}, packages...)...)
+// compile does as the Makefile does, which has no fault points.
+func compile(ctx context.Context, root, to, tags string, packages ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-tags", tags, "-o", to + "/"}, packages...)...)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -133,7 +133,11 @@ func newUser(ctx context.Context, t *testing.T) *testkit.OSUser {
 			t.Fatal(err)
 		}
 	}
-	if err := compile(ctx, root, filepath.Join(user.Dir, "tree/bin"), "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/demo", "./cmd/internal/standin"); err != nil {
+	with := tags // what people run, unless scripts are named that kill at fault points
+	if os.Getenv("TEST_ROOTLESS") != "" {
+		with += " faults"
+	}
+	if err := compile(ctx, root, filepath.Join(user.Dir, "tree/bin"), with, "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/demo", "./cmd/internal/standin"); err != nil {
 		t.Fatal(err)
 	}
 	if err := user.Own(); err != nil {
