@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Open pull requests of agents that are in each other's way: git can't merge the two, or both
@@ -192,18 +193,25 @@ func (l *Loop) Moved(owner, repo, branch string) {
 	l.mu.Lock()
 	for k, v := range l.views {
 		if k.Owner == owner && k.Repo == repo && v.open.Open && v.open.Base == branch {
-			l.dirty[k] = true
+			l.twice(k)
 		}
 	}
 	l.mu.Unlock()
 	l.wake()
 }
 
+// twice has an issue looked at now, and once more: the forge may tell a moment later where the base is
+// by now. l.mu is held.
+func (l *Loop) twice(k Key) {
+	l.dirty[k] = true
+	time.AfterFunc(settles, func() { l.Kick(k) })
+}
+
 // passes has an issue's siblings looked at, whose pull request is not open any more. l.mu is held.
 func (l *Loop) passes(old View) {
 	for k, o := range l.views {
 		if siblings(old.Key, old.open, o) {
-			l.dirty[k] = true
+			l.twice(k)
 		}
 	}
 	l.wake()
