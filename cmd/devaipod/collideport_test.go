@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"codeberg.org/devaipod/devaipod/mirror/cache"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -27,20 +25,7 @@ type cityRepo struct {
 func newCityRepo(t *testing.T) cityRepo {
 	t.Helper()
 	dir := t.TempDir()
-	allow, err := cache.ParseAllow([]string{"forge"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := cache.New(cache.Config{Dir: filepath.Join(dir, "cache"), Allow: allow, Hosts: map[string]cache.Host{forgeHost: {URL: "file://" + dir + "/forge/", Push: true}}, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	r := cityRepo{t, filepath.Join(dir, "work"), collidePort{cache: c, bot: agentMail}, reconcile.Key{Owner: "ann", Repo: "app", Issue: 3}}
+	r := cityRepo{t, filepath.Join(dir, "work"), collidePort{cache: forgeCache(t, dir), bot: agentMail}, reconcile.Key{Owner: "ann", Repo: "app", Issue: 3}}
 	r.run(dir, "x", "init", "-q", "--bare", "-b", "main", "forge/ann/app.git")
 	r.run(dir, "x", "init", "-q", "-b", "main", "work")
 	r.git("remote", "add", "forge", dir+"/forge/ann/app.git")

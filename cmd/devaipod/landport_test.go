@@ -59,6 +59,25 @@ func (f *mergeForge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// forgeCache is a cache in a directory, of the forge's repositories in its directory forge.
+func forgeCache(t *testing.T, dir string) *cache.Cache {
+	t.Helper()
+	allow, err := cache.ParseAllow([]string{"forge"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cache.New(cache.Config{Dir: filepath.Join(dir, "cache"), Allow: allow, Hosts: map[string]cache.Host{forgeHost: {URL: "file://" + dir + "/forge/", Push: true}}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
 // newMerge has such a forge, and what lands on it.
 func newMerge(t *testing.T) (*mergeForge, landPort, reconcile.Landing) {
 	t.Helper()
@@ -96,24 +115,11 @@ func newMerge(t *testing.T) (*mergeForge, landPort, reconcile.Landing) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	allow, err := cache.ParseAllow([]string{"forge"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := cache.New(cache.Config{Dir: filepath.Join(dir, "cache"), Allow: allow, Hosts: map[string]cache.Host{forgeHost: {URL: "file://" + dir + "/forge/", Push: true}}, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	store, err := follow.OpenStore(filepath.Join(dir, "follow"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := landPort{client: client, cache: c, store: store, audit: func(audit.Entry) error { return nil }}
+	p := landPort{client: client, cache: forgeCache(t, dir), store: store, audit: func(audit.Entry) error { return nil }}
 	return f, p, reconcile.Landing{Key: reconcile.Key{Owner: "ann", Repo: "app", Issue: 3}, RepoID: 7, Pull: 4, Branch: "agent/3-x", Base: "main", Commit: f.head, Approvers: []string{"bob"}}
 }
 
