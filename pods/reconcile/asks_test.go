@@ -91,6 +91,40 @@ func TestAnAnswerReachesTheAgentAndRingsNoBell(t *testing.T) {
 	}
 }
 
+// The answer to what an agent asks in the midst of its work is no review of it, and what is said to one
+// that ended without a commit is answered on the pull request that it makes of that.
+func TestWhatIsSaidBeforeThePullRequestIsAnsweredOnIt(t *testing.T) {
+	for name, tt := range map[string]struct {
+		sum  reconcile.Summary
+		want string
+	}{
+		"an answer to it":      {wants("per_1"), ""},
+		"a message to it":      {reconcile.Summary{State: reconcile.AgentIdleWithout, Message: "What now?", Mark: "m1"}, "About what ann said:"},
+		"words for a question": {reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseQuestion, Question: "Why?", Mark: "q1"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.pass(t)
+			w.summary = tt.sum
+			w.comments = []reconcile.Comment{{ID: 5, Author: "ann", Body: "1", Updated: at.Add(time.Minute)}}
+			w.pass(t)
+			if len(w.told) != 1 || w.text.Title != "" {
+				t.Fatalf("the agent was told %q, and its pull request is %+v", w.told, w.text)
+			}
+			// It is done before anybody looks at what it pushed.
+			w.summary = reconcile.Summary{State: reconcile.AgentIdleWithWork}
+			w.turn(1, "Done.")
+			v := w.pass(t)
+			if v.State != reconcile.Review || v.Pull == 0 || w.text.Draft {
+				t.Fatalf("%+v, text %+v", v, w.text)
+			}
+			if said := w.said["answer comment 5"]; (said != "") != (tt.want != "") || !strings.Contains(said, tt.want) {
+				t.Errorf("said %q, want %q", said, tt.want)
+			}
+		})
+	}
+}
+
 func TestWhatIsAskedOtherwiseIsToldToo(t *testing.T) {
 	for name, tt := range map[string]struct {
 		sum  reconcile.Summary

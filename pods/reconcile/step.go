@@ -213,7 +213,7 @@ func (l *Loop) ahead(ctx context.Context, i Issue, pod Pod, pull Pull) (commits 
 // listen gives the agent what people said, beside [Loop.review]. It tells whether there was anything.
 func (l *Loop) listen(ctx context.Context, pod Pod, pull Pull, v View, sum Summary, commits []Commit, o Orders) (told bool, err error) {
 	mark, head := sum.Mark, ""
-	if v.State == Working {
+	if v.State == Working || v.Cause == CauseQuestion || v.Cause == CausePermission { // its turn goes on
 		mark = ""
 	}
 	if len(commits) > 0 {
@@ -478,9 +478,6 @@ func (l *Loop) pull(ctx context.Context, pod Pod) (Pull, error) {
 // again, or another commit is there.
 func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull, sum Summary, commits []Commit, o Orders) (View, error) {
 	v.Title = i.Title
-	if err := l.review(ctx, pod, &v, pull, sum, commits, o); err != nil {
-		return v, err
-	}
 	if pull.Number == 0 {
 		draft := pullText(v, i.Key, sum, commits, nil, nil, l.cfg.Harmless)
 		draft.Draft = true
@@ -491,6 +488,9 @@ func (l *Loop) propose(ctx context.Context, i Issue, pod Pod, v View, pull Pull,
 		}
 		pull, v.Pull, v.PullRequest = opened, opened.Number, opened.URL
 		l.cfg.Log.Info("pull request opened", "issue", i.Key.String(), "pull", pull.Number)
+	}
+	if err := l.review(ctx, pod, &v, pull, sum, commits, o); err != nil {
+		return v, err
 	}
 	if v.State == Starting && !pull.Draft { // what its agent does is not known yet
 		return v, nil

@@ -287,6 +287,9 @@ func (w *world) Say(ctx context.Context, k reconcile.Key, subject, body string) 
 	if w.archived {
 		return reconcile.ErrReadOnly
 	}
+	if k.Issue != w.issue.Issue && (w.pull == nil || k.Issue != w.pull.Number) {
+		return fmt.Errorf("no issue or pull request %d is here", k.Issue)
+	}
 	w.wrote(ctx, "comment")
 	w.said[subject] = body
 	if k.Issue == w.issue.Issue { // and not on its pull request
