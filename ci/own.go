@@ -66,7 +66,7 @@ func (r *Runner) endLeft(ctx context.Context, left []state, reason string) (err 
 	for _, st := range left {
 		rep, e := openReporter(r, st, r.Log)
 		if e == nil {
-			rep.finish(job.Failure, reason, nil)
+			rep.lost(reason)
 			rep.forget(ctx)
 			e = rep.file.Close()
 		}

@@ -1,6 +1,7 @@
 package ci_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -42,6 +43,16 @@ func TestAJobThatNoForgeGaveIsOnRecord(t *testing.T) {
 	}
 	if running, err := store.Running(); err != nil || len(running) != 0 {
 		t.Errorf("running %+v %v", running, err)
+	}
+
+	// A kill a moment later: it has ended, and is not on record.
+	ended := t.TempDir()
+	state, err := os.ReadFile(filepath.Join(killed, "tasks", "1.json"))
+	if err := errors.Join(err, os.CopyFS(ended, os.DirFS(killed)), os.WriteFile(filepath.Join(ended, "tasks", "1.json"), bytes.Replace(state, []byte("{"), []byte(`{"result": "success", `), 1), 0o600), ci.OpenStore(ended).EndLeft(t.Context(), log)); err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := ci.OpenStore(ended).Get(1); err != nil || rec.Result != job.Success {
+		t.Errorf("%+v %v", rec, err)
 	}
 
 	left := ci.OpenStore(killed)

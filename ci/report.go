@@ -305,6 +305,13 @@ func (p *reporter) finish(result, reason string, outputs map[string]string) bool
 	return true
 }
 
+// lost ends a job of an earlier process, which may have ended it and not put it on record.
+func (p *reporter) lost(reason string) {
+	if !p.finish(job.Failure, reason, nil) {
+		p.keep()
+	}
+}
+
 // outputs leaves out what the forge would not take, and what has secrets in it.
 func (p *reporter) outputs(all map[string]string) map[string]string {
 	kept, size := map[string]string{}, 0

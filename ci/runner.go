@@ -418,8 +418,6 @@ func (r *Runner) resume(ctx context.Context, st state) {
 		r.Log.Error("a task that was under way can't be read", "task", st.Task, "err", err)
 		return
 	}
-	if st.Result == "" {
-		rep.finish(job.Failure, Lost, nil)
-	}
+	rep.lost(Lost)
 	rep.send(ctx, func(error) {})
 }

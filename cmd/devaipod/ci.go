@@ -116,7 +116,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	}
 	ours := []string{s.creds.Bot, s.creds.Service}
 	c.web = s.web
-	port := ciPort{client: s.forge, web: c.web, ours: ours, queued: func(repo string) { c.Kick(repo) }}
+	port := ciPort{client: s.forge, web: c.web, ours: ours, queued: func(repo string) { c.Kick(repo) }, registers: s.keepRunner}
 	c.repositories = port.repositories
 	c.approver = ci.NewApprover(ci.OpenStore(a.cfg.file("ci")), port, a.log)
 	c.approver.Acted = s.ciActed
@@ -125,7 +125,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 		Name: a.cfg.Instance, Version: "devaipod " + version, Labels: slices.Sorted(maps.Keys(c.images)), Jobs: a.cfg.CI.Jobs,
 		Timeout: a.cfg.CI.Timeout, MaxLog: logBytes, Token: port.token, Executor: handOuts{c.executor(), s.note},
 		Rules: ci.Rules{Agents: ours, Branches: "agent/", Approved: c.approver.Approved, ChangesWorkflows: port.ChangesWorkflows},
-		Ended: func(r ci.Record) { c.approver.Kick(); s.jobEnded(r) }, Log: a.log,
+		Ended: func(r ci.Record) { s.keepResult(r); c.approver.Kick(); s.jobEnded(r) }, Log: a.log,
 	})
 	if err == nil {
 		s.detect, err = s.newDetector(a)

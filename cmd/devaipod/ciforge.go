@@ -23,6 +23,8 @@ type ciPort struct {
 	// queued is told of a repository (OWNER/NAME) that has jobs now: no webhook tells of a run
 	// that is run again.
 	queued func(repo string)
+	// registers is told of a repository (OWNER/NAME) whose runner is about to register.
+	registers func(repo string)
 }
 
 func (p ciPort) repo(ctx context.Context, id int64) (forge.RepoInfo, error) {
@@ -35,7 +37,11 @@ func (p ciPort) token(ctx context.Context, repo int64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return p.client.RunnerToken(ctx, info.Repo)
+	token, err := p.client.RunnerToken(ctx, info.Repo)
+	if err == nil {
+		p.registers(info.Repo.String())
+	}
+	return token, err
 }
 
 // repositories are those in which there may be jobs.

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/pods/audit"
 	"codeberg.org/devaipod/devaipod/pods/podfile"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
@@ -69,6 +70,7 @@ type notifier struct {
 	issueURL func(pod string) string
 	key      func() (string, error) // what Secret names, "" for nothing
 	happened *chronicle
+	keep     func(audit.Entry) error // says so where it can't
 	file     string
 	again    time.Duration // before the second try, then twice as long
 	log      *slog.Logger
@@ -78,7 +80,7 @@ type notifier struct {
 const notifyTries = 6
 
 func (s *service) notifier() *notifier {
-	n := &notifier{notifyConfig: s.cfg.Notify, instance: s.cfg.Instance, happened: s.happened, file: s.cfg.file("notified"), again: time.Second, log: s.log}
+	n := &notifier{notifyConfig: s.cfg.Notify, instance: s.cfg.Instance, happened: s.happened, keep: s.note, file: s.cfg.file("notified"), again: time.Second, log: s.log}
 	n.issueURL = func(pod string) string {
 		repo, issue, _ := strings.Cut(pod, "#")
 		return s.cfg.forgeURL() + "/" + repo + "/issues/" + issue
@@ -161,6 +163,8 @@ var errUnsure = errors.New("nobody knows whether it arrived, and it is not sent 
 
 // tell sends one notice, and again when that fails for certain.
 func (n *notifier) tell(ctx context.Context, h happening) {
+	e := audit.Entry{Act: "notice", About: h.Pod, Who: byService, Rule: "notify.on has " + h.State, Done: "POST to " + n.host(), Result: sent}
+	_ = n.keep(e)
 	wait := n.again
 	for try := 1; ; try++ {
 		err := n.send(ctx, h)
@@ -169,11 +173,22 @@ func (n *notifier) tell(ctx context.Context, h happening) {
 		}
 		if try == notifyTries || errors.Is(err, errUnsure) {
 			n.log.Error("a notice was not delivered", "about", h.Pod, "state", h.State, "err", err)
+			e.Result = resultOf(err)
+			_ = n.keep(e)
 			return
 		}
 		sleep(ctx, wait)
 		wait *= 2
 	}
+}
+
+// host is where notices go; the rest of the address may be a secret.
+func (n *notifier) host() string {
+	u, err := url.Parse(n.URL)
+	if err != nil {
+		return "nowhere"
+	}
+	return u.Host
 }
 
 // A notice is what a webhook gets.

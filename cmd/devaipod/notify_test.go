@@ -9,10 +9,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"codeberg.org/devaipod/devaipod/pods/audit"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -59,6 +61,7 @@ func runNotifier(t *testing.T, dir string, c notifyConfig) (*chronicle, func()) 
 	}
 	n := &notifier{
 		notifyConfig: c, instance: "dev", happened: happened, file: filepath.Join(dir, "notified"), again: time.Millisecond, log: log,
+		keep:     audit.New(audit.Config{Path: filepath.Join(dir, auditFile)}).Add,
 		issueURL: func(pod string) string { return "http://forge.test/" + pod },
 		key:      func() (string, error) { return c.Secret, nil },
 	}
@@ -123,6 +126,19 @@ func TestANoticeIsToldOnce(t *testing.T) {
 	happened.add(happening{Kind: kindAgent, Pod: "ada/x#4", State: "asking", Ask: "ask-1"})
 	if got := w.next(t); !strings.Contains(got, "ada/x#4") {
 		t.Errorf("at last %s", got)
+	}
+
+	// Each is in the audit log, and the one that was given up twice.
+	kept, err := audit.Read(filepath.Join(dir, auditFile))
+	var lines []string
+	for _, e := range kept {
+		lines = append(lines, e.About+" "+e.Rule+": "+e.Done+" "+e.Result)
+	}
+	to := "POST to " + strings.TrimPrefix(w.URL, "http://")
+	asks := " notify.on has asking: " + to + " "
+	want := []string{"ada/x#2" + asks + sent, "ada/x#2 notify.on has review: " + to + " " + sent, "ada/x#2" + asks + sent, "ada/x#2" + asks + sent, "ada/x#3" + asks + sent, "ada/x#3" + asks + "failed: " + strings.TrimPrefix(w.URL, "http://") + " answered 503 Service Unavailable", "ada/x#4" + asks + sent}
+	if err != nil || !slices.Equal(lines, want) {
+		t.Errorf("kept %q, %v, want %q", lines, err, want)
 	}
 }
 

@@ -96,6 +96,7 @@ func (p *panelAgents) Do(ctx context.Context, who panel.Person, at panel.Place, 
 		}
 		p.record(act.Kind, who.Name, ruleWrite, cmp.Or(v.Issue, at.String()), result)
 	}()
+	ctx = because(ctx, reconcile.Act{Who: who.Name, Rule: ruleWrite})
 	if act.Kind == panel.Start {
 		return p.start(ctx, who, at, v, ok, act.Text)
 	}

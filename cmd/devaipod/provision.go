@@ -41,7 +41,7 @@ func (a *app) provision(ctx context.Context, cli forge.AdminCLI, who person) err
 			return err
 		}
 	}
-	prov := forge.Provisioner{CLI: cli}
+	prov := forge.Provisioner{CLI: a.keptCLI(cli)}
 	if err := a.accounts(ctx, prov, &c, who); err != nil {
 		return err
 	}

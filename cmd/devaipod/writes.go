@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"regexp"
 	"slices"
@@ -17,7 +18,7 @@ import (
 )
 
 // All that changes something at the forge goes through a client that newForge has made, or is a
-// push by the git cache, the work store or forge add; all that changes something at an upstream
+// push by the git cache, the work store or forge add, or made by the forge's own command; all that changes something at an upstream
 // is an export. Here they are kept in the audit log, where they are made, each once: an entry
 // with the result "sent" before it is, so that none can be without one, and another one if it fails. Who
 // asked for it, and by which rule, comes with the context.
@@ -95,6 +96,20 @@ func writeOf(ctx context.Context, w forge.Write) audit.Entry {
 	}
 	e.Done = call
 	return e
+}
+
+// keptCLI is the forge's own command, what it is asked to do kept likewise.
+func (a *app) keptCLI(cli forge.AdminCLI) forge.AdminCLI {
+	return func(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+		e := audit.Cause(ctx)
+		e.Act, e.Done = "account", "the forge's own command: "+strings.Join(args, " ")
+		a.keepSent(e, nil, false)
+		out, err := cli(ctx, stdin, args...)
+		if err != nil {
+			a.keepSent(e, err, false)
+		}
+		return out, err
+	}
 }
 
 // pathOf finds what a path is about: owner, name, and what is behind that.

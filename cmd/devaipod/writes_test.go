@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -103,6 +104,29 @@ repository|ada/app|the command line|the state directory is its user's|PATCH /rep
 unlabel|ada/app#3|@eve||DELETE /repos/ada/app/issues/3/labels/1 as eve|sent
 repository|ada/app|the service||DELETE /repos/ada/app as svc|sent
 repository|ada/app|the service||DELETE /repos/ada/app as svc|failed: the forge answered 403 to DELETE /repos/ada/app: no: [secret]`
+	if got := keptActs(t, a); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// So is what the forge's own command is asked to do.
+func TestTheForgesOwnCommandIsKept(t *testing.T) {
+	a, _ := auditApp(t)
+	cli := a.keptCLI(func(_ context.Context, _ io.Reader, args ...string) (string, error) {
+		if args[0] == "bad" {
+			return "", errors.New("no such thing")
+		}
+		return "out", nil
+	})
+	ctx := byCommandLine(t.Context())
+	if out, err := cli(ctx, nil, "admin", "user", "create"); out != "out" || err != nil {
+		t.Error(out, err)
+	}
+	if _, err := cli(ctx, nil, "bad"); err == nil {
+		t.Error("it says nothing")
+	}
+	by := "the command line|the state directory is its user's|the forge's own command: "
+	want := "account||" + by + "admin user create|sent\naccount||" + by + "bad|sent\naccount||" + by + "bad|failed: no such thing"
 	if got := keptActs(t, a); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
