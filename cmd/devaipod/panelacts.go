@@ -170,10 +170,9 @@ func (p *panelAgents) say(ctx context.Context, who panel.Person, at panel.Place,
 	return err
 }
 
-// comment is what a person would write to have an act done. A message to an agent that hears
-// none as it is, since it has failed, or sleeps while it asks, has it try again.
+// comment is what a person would write to have an act done. A message to an agent that has failed
+// has it try again.
 func comment(v reconcile.View, act panel.Act) (string, error) {
-	deaf := v.State == reconcile.Failed || v.State == reconcile.Asking && v.Resting && v.Cause != reconcile.CauseBudget
 	switch {
 	case act.Kind == panel.Retry:
 		return "/retry", nil
@@ -182,7 +181,7 @@ func comment(v reconcile.View, act panel.Act) (string, error) {
 			return "", fmt.Errorf("%.40q is no budget: want what the issue may use in all, as an amount of money (5), of tokens (2M tokens) or of time (2h)", act.Text)
 		}
 		return "/budget " + act.Text, nil
-	case deaf:
+	case v.State == reconcile.Failed:
 		return "/retry\n\n" + act.Text, nil
 	}
 	return act.Text, nil

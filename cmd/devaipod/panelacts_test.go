@@ -236,10 +236,10 @@ func TestWordsInThePanelAreComments(t *testing.T) {
 		{reconcile.Review, "", false, "stop message", "go left"},
 		{reconcile.Review, "", true, "stop message", "go left"},
 		{reconcile.Asking, question, false, "stop message answer", "go left"},
-		{reconcile.Asking, question, true, "stop message", "/retry\n\ngo left"},
+		{reconcile.Asking, question, true, "stop message", "go left"},
 		{reconcile.Asking, budget, false, "stop message budget answer", "go left"},
 		{reconcile.Asking, budget, true, "stop message budget", "go left"},
-		{reconcile.Asking, "", true, "stop message budget", "/retry\n\ngo left"}, // the service has just started
+		{reconcile.Asking, "", true, "stop message budget", "go left"}, // the service has just started
 		{reconcile.Failed, reconcile.CauseDied, true, "stop retry message", "/retry\n\ngo left"},
 		{reconcile.Queued, "", false, "stop", ""},
 		{reconcile.Stopped, "", true, "", ""},

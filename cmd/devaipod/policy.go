@@ -172,7 +172,8 @@ func (p *podPort) Steer(_ context.Context, k reconcile.Key, o reconcile.Orders) 
 	}
 	used := usage.Sum(entries)
 	out.Used = usedWords(used, budget)
-	out.Wake = len(o.Budget) > 0 && budget.Over(used) == "" && givenSince(entries, o.At, time.Now())
+	out.Over = budget.Over(used) != ""
+	out.Wake = len(o.Budget) > 0 && !out.Over && givenSince(entries, o.At, time.Now())
 	return out, nil
 }
 

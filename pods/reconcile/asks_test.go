@@ -125,6 +125,34 @@ func TestWhatIsSaidBeforeThePullRequestIsAnsweredOnIt(t *testing.T) {
 	}
 }
 
+// What is asked may be answered days later, when its pod sleeps; with no budget left that would be in vain.
+func TestAnAnswerWakesAPodThatSleeps(t *testing.T) {
+	w := newWorld()
+	w.pass(t)
+	w.summary = wants("per_1")
+	w.summary.Since = w.now
+	w.pass(t)
+	w.now = w.now.Add(25 * time.Hour)
+	if v := w.pass(t); !v.Resting || v.State != reconcile.Asking || w.stopped != 1 {
+		t.Fatalf("%+v, stopped %d times", v, w.stopped)
+	}
+	w.comments = []reconcile.Comment{{ID: 6, Author: "eve", Body: "2", Updated: w.now}}
+	if w.pass(t); w.resumed != 0 {
+		t.Fatal("it was woken by somebody who may not push")
+	}
+	w.comments = append(w.comments, reconcile.Comment{ID: 7, Author: "ann", Body: "1", Updated: w.now})
+	w.steered.Over = true
+	if w.pass(t); w.resumed != 0 {
+		t.Fatal("it was woken without a budget")
+	}
+	w.steered.Over = false
+	for range 2 { // the agent has asked since long ago, and takes a moment
+		if w.pass(t); w.resumed != 1 || w.stopped != 1 || len(w.told) != 1 || w.told[0] != "7 1" {
+			t.Fatalf("resumed %d times, stopped %d times, told %q", w.resumed, w.stopped, w.told)
+		}
+	}
+}
+
 func TestWhatIsAskedOtherwiseIsToldToo(t *testing.T) {
 	for name, tt := range map[string]struct {
 		sum  reconcile.Summary

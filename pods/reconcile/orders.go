@@ -241,13 +241,18 @@ func (l *Loop) wakes(ctx context.Context, i Issue, pod Pod, pull Pull, state Sta
 		delete(l.away, pod.Key)
 		return true, nil
 	}
-	if state == Review {
+	if state != Review && state != Asking {
+		return false, nil
+	}
+	if !steered.Over { // else it could do nothing about it
 		if heard, err := l.heard(ctx, i.Key, pod, pull, o); heard || err != nil {
 			return heard, err
 		}
+	}
+	if state == Review {
 		return l.ciNews(ctx, i, pod)
 	}
-	return steered.Wake && state == Asking, nil
+	return steered.Wake, nil
 }
 
 // heard tells whether people have said something that the agent does not have.
@@ -346,6 +351,8 @@ type Steered struct {
 	Used string // what the issue's pods have used, in words
 	Note string // what people should know of the orders: one that was not understood
 	Open bool   // it reaches every public host
+	// Over is set while its budget is used up: it can do nothing.
+	Over bool
 	// Wake is set when a pod that rests has something to do again.
 	Wake bool
 }

@@ -116,6 +116,31 @@ func TestAReviewWakesAPodThatSleeps(t *testing.T) {
 	}
 }
 
+// A message that the agent may have got is finished as it was begun, before what was said since.
+func TestAReviewThatWasBegunIsFinishedFirst(t *testing.T) {
+	w := reviewedWorld(t, reconcile.PullReview{ID: 5, Author: "ann", Verdict: reconcile.Changes, Body: "Not yet.", At: later, Comments: []reconcile.LineComment{remark(11, "ann", "a.go", 7, "Why?")}})
+	w.giveFail = func(g reconcile.Given) error { // killed when it is told
+		if g.Given {
+			return errors.New("killed")
+		}
+		return nil
+	}
+	w.pass(t)
+	w.giveFail = nil
+	w.reviews = append(w.reviews, reconcile.PullReview{ID: 6, Author: "bob", Verdict: reconcile.Changes, Body: "Never.", At: later, Comments: []reconcile.LineComment{remark(12, "bob", "a.go", 9, "Really?")}})
+	w.pass(t)
+	w.pass(t)
+	name, _, _ := strings.Cut(w.told[0], "People")
+	if len(w.told) != 3 || !strings.HasPrefix(w.told[1], name) {
+		t.Fatalf("told %q", w.told)
+	}
+	has(t, w.told[1], "Not yet.", "[11] ann", "More comments (1) are given to you")
+	has(t, w.told[2], "Never.", "[12] bob")
+	if strings.Contains(w.told[1], "bob") || strings.Contains(w.told[2], "Not yet.") || strings.HasPrefix(w.told[2], name) {
+		t.Errorf("told %q", w.told)
+	}
+}
+
 // What is changed or deleted before the agent has it counts as it is then; a kill while it is told
 // tells it again, under the same name.
 func TestWhatIsSaidIsTakenAsItIsWhenTheAgentTakesIt(t *testing.T) {
@@ -165,7 +190,7 @@ func TestManyCommentsComeInTurns(t *testing.T) {
 	if v := w.pass(t); v.State != reconcile.Review || len(w.told) != 3 || len(w.answers) != 250 {
 		t.Fatalf("%+v, told %d, answers %d", v, len(w.told), len(w.answers))
 	}
-	for n, want := range []string{"150 more comments", "50 more comments", "[349]"} {
+	for n, want := range []string{"More comments (150)", "More comments (50)", "[349]"} {
 		if has(t, w.told[n], want); len(w.told[n]) > 256<<10 {
 			t.Errorf("message %d has %d bytes", n, len(w.told[n]))
 		}

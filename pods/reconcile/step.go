@@ -254,8 +254,8 @@ func (l *Loop) hear(ctx context.Context, pod Pod, pull Pull, v *View, sum Summar
 		k := v.Key
 		time.AfterFunc(l.cfg.Watch, func() { l.Kick(k) })
 	}
-	if told && v.State == Failed {
-		return err // it is at it again soon
+	if told {
+		return err // it is at it soon
 	}
 	return errors.Join(err, l.limit(ctx, v, pod, sum))
 }
@@ -327,6 +327,9 @@ func (l *Loop) limit(ctx context.Context, v *View, pod Pod, sum Summary) error {
 	waited := l.elapsed(pod.Key, "since", sum.Since)
 	if !pod.Entered.IsZero() { // somebody may be in it
 		waited = min(waited, l.elapsed(pod.Key, "entered", pod.Entered))
+	}
+	if !v.ordered.IsZero() { // it may not have taken that up yet
+		waited = min(waited, l.elapsed(pod.Key, "ordered", v.ordered))
 	}
 	if waited < l.cfg.Rest {
 		v.lookAt(l.cfg.Uptime() + l.cfg.Rest - waited)

@@ -175,7 +175,7 @@ func adviceOn(v View) string {
 	switch v.Cause {
 	case CauseQuestion, CausePermission:
 		if v.Resting {
-			return "Answer it in a comment or in the issue's text, and start it again."
+			return "Answer it in a comment: its pod wakes for that."
 		}
 		how := "in a comment"
 		if len(v.Choices) > 0 {
@@ -186,7 +186,7 @@ func adviceOn(v View) string {
 		return "Its work so far is saved. To let it go on, comment with a line such as `/budget 10` (money), `/budget 5M tokens` or `/budget 2h` (time): what the issue may use in all."
 	case CauseNothing:
 		if v.Resting {
-			return "If something should change, say what in a comment or in the issue's text, and start it again. " + logs
+			return "Say in a comment what it should do: its pod wakes for that. " + logs
 		}
 		return "Say in a comment what it should do: it goes to the agent. " + logs
 	case CauseCI:

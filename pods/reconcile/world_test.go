@@ -37,6 +37,7 @@ type world struct {
 	said      map[string]string
 	state     reconcile.State
 	pull      *reconcile.Pull
+	pullAt    time.Time // when it was changed last, zero for long ago
 	opened    int
 	text      reconcile.PullText
 	commits   []reconcile.Commit
@@ -315,7 +316,7 @@ func (w *world) Pull(context.Context, reconcile.Key, string) (reconcile.Pull, bo
 		return reconcile.Pull{}, false, nil
 	}
 	p := *w.pull
-	p.Base, p.Updated = cmp.Or(w.base, "main"), at
+	p.Base, p.Updated = cmp.Or(w.base, "main"), at.Add(max(0, w.pullAt.Sub(at)))
 	if n := len(w.commits); n > 0 {
 		p.Head = w.commits[n-1].SHA
 	}

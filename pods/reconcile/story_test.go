@@ -1,0 +1,359 @@
+package reconcile_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"codeberg.org/devaipod/devaipod/pods/reconcile"
+)
+
+var (
+	stories   = flag.Int("stories", 100, "how many stories TestAnyStoryEndsWell tells")
+	storySeed = flag.Uint64("story", 0, "the seed of the one story that is told, with all that happens in it; 0 for others")
+)
+
+// A story is an agent and its people, who do what they may do at any time, in any order, while the
+// forge, the pod or the service fails now and then.
+type story struct {
+	*world
+	rnd   *rand.Rand
+	log   func(format string, a ...any)
+	turns int
+	asks  int
+	next  int64 // the number of what is said next
+
+	ids     map[string]string // what the agent was told, by the names under which it is told once
+	inbox   []string          // of that, what it has not read
+	remarks []int64           // line comments that it has read since its turn began
+	words   map[string]bool   // that people said to it; true once it was told
+	never   []string          // that it must not be told
+	lines   []int64           // line comments of people who may push
+	errs    []string          // that the loop has logged since the last look
+}
+
+// before is what the agent is told of a thread as it was.
+var before = regexp.MustCompile(`(?m)^ *Before that, .*$`)
+
+func newStory(t *testing.T, seed uint64) *story {
+	s := &story{
+		world: newWorld(), rnd: rand.New(rand.NewPCG(seed, 0)), next: 100,
+		ids: map[string]string{}, words: map[string]bool{}, log: func(string, ...any) {},
+	}
+	if *storySeed != 0 {
+		s.log = t.Logf
+	}
+	s.writers["bob"], s.ci.State = true, reconcile.CINone
+	return s
+}
+
+// Tell is what a pod does: it takes each once.
+func (s *story) Tell(_ context.Context, _ reconcile.Key, id, text string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tellErr != nil {
+		return s.tellErr
+	}
+	if _, known := s.ids[id]; known {
+		return nil
+	}
+	s.log("the agent is told %s: %q", id, text)
+	s.ids[id], s.inbox = text, append(s.inbox, text)
+	news := before.ReplaceAllString(text, "")
+	for word, told := range s.words {
+		if !strings.Contains(news, word) {
+			continue
+		}
+		if told {
+			s.errs = append(s.errs, word+" is told twice")
+		}
+		s.words[word] = true
+	}
+	if s.chance(5) { // it was waiting for that, and done before anybody looks again
+		s.agent()
+		s.agent()
+	}
+	return nil
+}
+
+func (s *story) chance(one int) bool { return s.rnd.IntN(one) == 0 }
+
+// agent does what an agent does next. The lock is held.
+func (s *story) agent() {
+	sum := &s.summary
+	if sum.State != reconcile.AgentWorking {
+		if len(s.inbox) == 0 || s.pod == nil || !s.pod.Whole {
+			return
+		}
+		*sum = reconcile.Summary{State: reconcile.AgentWorking, Mark: fmt.Sprint("turn ", s.turns)}
+	}
+	for _, text := range s.inbox {
+		for _, id := range s.lines {
+			if strings.Contains(text, fmt.Sprintf("[%d] ", id)) {
+				s.remarks = append(s.remarks, id)
+			}
+		}
+	}
+	s.inbox = nil
+	switch s.rnd.IntN(5) {
+	case 0:
+		s.asks++
+		*sum = reconcile.Summary{State: reconcile.AgentAsking, Cause: reconcile.CauseQuestion, Question: "Which one?", Mark: fmt.Sprint("que ", s.asks)}
+	case 1, 2:
+		s.push()
+	default:
+		s.turnEnds()
+	}
+	s.log("the agent: %s, %s", sum.State, sum.Mark)
+}
+
+func (s *story) push() {
+	s.commits = append(slices.Clone(s.commits), reconcile.Commit{SHA: fmt.Sprintf("%010dabcdef", len(s.commits)+1), Subject: "More"})
+}
+
+func (s *story) turnEnds() {
+	s.turns++
+	words := "Done."
+	for _, id := range s.remarks {
+		if s.chance(2) {
+			words += fmt.Sprintf("\n[%d] I did that.", id)
+		}
+	}
+	s.remarks = nil
+	state := reconcile.AgentIdleWithWork
+	if s.chance(2) {
+		state = reconcile.AgentIdleWithout
+	}
+	s.summary = reconcile.Summary{State: state, Mark: fmt.Sprint("turn ", s.turns), Message: words, Since: s.now}
+}
+
+// word is what somebody says now.
+func (s *story) word(who string) string {
+	s.next++
+	w := fmt.Sprintf("W%dW", s.next)
+	if who == "stranger" || who == "demo-bot" {
+		s.never = append(s.never, w)
+	} else {
+		s.words[w] = false
+	}
+	s.log("%s says %s", who, w)
+	return w
+}
+
+// people do something. The lock is held.
+func (s *story) people() {
+	who := []string{"ann", "bob", "stranger", "demo-bot"}[s.rnd.IntN(4)]
+	onPull := s.pull != nil && s.pull.Open
+	switch what := s.rnd.IntN(3); {
+	case what == 0 && onPull:
+		w := s.word(who)
+		s.onPull = append(slices.Clone(s.onPull), reconcile.Comment{ID: s.next, Author: who, Body: w, Updated: s.now})
+		s.pullAt = s.now
+	case what == 1 && onPull:
+		s.review(who)
+	default:
+		s.comment(who, "")
+		return
+	}
+}
+
+func (s *story) comment(who, orders string) {
+	w := s.word(who)
+	s.comments = append(slices.Clone(s.comments), reconcile.Comment{ID: s.next, Author: who, Body: orders + w, Updated: s.now})
+	s.issue.Updated = s.now
+}
+
+func (s *story) review(who string) {
+	r := reconcile.PullReview{Author: who, Verdict: reconcile.Changes, Body: s.word(who), At: s.now}
+	r.ID = s.next
+	if len(s.commits) > 0 {
+		r.Commit = s.commits[len(s.commits)-1].SHA
+	}
+	for range s.rnd.IntN(3) {
+		w := s.word(who)
+		c := remark(s.next, who, "a.go", int64(s.rnd.IntN(3)), w)
+		c.Review, c.Updated = r.ID, s.now
+		r.Comments = append(r.Comments, c)
+		if _, counts := s.words[w]; counts {
+			s.lines = append(s.lines, c.ID)
+		}
+	}
+	s.reviews = append(slices.Clone(s.reviews), r)
+	s.pullAt = s.now
+}
+
+var errFault = errors.New("a fault of the story")
+
+// fault has something fail until the next look. The lock is held.
+func (s *story) fault() {
+	n := s.rnd.IntN(20)
+	after := func() error {
+		if n--; n < 0 {
+			return errFault
+		}
+		return nil
+	}
+	what := s.rnd.IntN(5)
+	switch what {
+	case 0:
+		s.fails = after
+	case 1:
+		s.tellErr = errFault
+	case 2:
+		n %= 3
+		s.giveFail = func(reconcile.Given) error { return after() }
+	case 3:
+		s.sumErr = errFault
+	case 4:
+		s.answering = func(reconcile.LineComment) error { return errFault }
+	}
+	s.log("fault %d, after %d", what, n)
+}
+
+func (s *story) sound() {
+	s.fails, s.tellErr, s.giveFail, s.sumErr, s.answering = nil, nil, nil, nil, nil
+}
+
+// Handle implements [slog.Handler], for what the loop says loudly.
+func (s *story) Handle(_ context.Context, r slog.Record) error {
+	text := r.Message
+	r.Attrs(func(a slog.Attr) bool { text += fmt.Sprintf(" %s=%v", a.Key, a.Value); return true })
+	s.log("log: %s", text)
+	if r.Level >= slog.LevelError && !strings.Contains(text, errFault.Error()) {
+		s.errs = append(s.errs, text)
+	}
+	return nil
+}
+
+func (s *story) Enabled(context.Context, slog.Level) bool { return true }
+func (s *story) WithAttrs([]slog.Attr) slog.Handler       { return s }
+func (s *story) WithGroup(string) slog.Handler            { return s }
+
+func (s *story) config() reconcile.Config {
+	c := s.world.config()
+	c.Pods, c.Log, c.Deadline = s, slog.New(s), 0
+	return c
+}
+
+// looks runs a service through some looks, with what happens before each.
+func (s *story) looks(t *testing.T, n int, happens func()) reconcile.View {
+	t.Helper()
+	s.sound()
+	return s.with(t, s.config(), func(l *reconcile.Loop) {
+		for range n {
+			s.set(happens)
+			l.Kick(s.issue.Key)
+			l.Settle()
+		}
+	})
+}
+
+func (s *story) happens() {
+	s.sound()
+	s.now = s.now.Add(time.Duration(1+s.rnd.IntN(100)) * time.Second)
+	if s.chance(20) && len(s.inbox) == 0 {
+		s.now = s.now.Add(25 * time.Hour)
+	}
+	for range 1 + s.rnd.IntN(3) {
+		if s.chance(2) {
+			s.agent()
+		}
+		if s.chance(4) {
+			s.people()
+		}
+	}
+	if s.chance(4) {
+		s.fault()
+	}
+}
+
+// settles lets the agent and the service go on, with no more from people and no faults.
+func (s *story) settles(t *testing.T) (v reconcile.View) {
+	t.Helper()
+	for range 60 {
+		v = s.looks(t, 1, func() {
+			s.sound()
+			s.now = s.now.Add(10 * time.Second)
+			switch waits := s.summary.State == reconcile.AgentAsking || s.summary.State != reconcile.AgentWorking && len(s.commits) == 0; {
+			case v.State == reconcile.Failed: // it was away for too long
+				s.comment("ann", "/retry\n\n")
+			case waits && len(s.inbox) == 0 && !s.untold(): // somebody has an answer
+				s.comment("ann", "")
+			}
+			if s.summary.State == reconcile.AgentWorking && len(s.commits) == 0 {
+				s.push()
+			}
+			s.agent()
+		})
+	}
+	return v
+}
+
+// untold tells whether the agent still has to be told something.
+func (s *story) untold() bool {
+	for _, told := range s.words {
+		if !told {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *story) check(t *testing.T, v reconcile.View) {
+	t.Helper()
+	if v.State != reconcile.Review || s.pull == nil || s.text.Draft {
+		t.Errorf("at the end: %+v, draft=%t", v, s.text.Draft)
+	}
+	for w, told := range s.words {
+		if !told {
+			t.Errorf("the agent was not told %s", w)
+		}
+	}
+	for _, text := range s.ids {
+		for _, w := range s.never {
+			if strings.Contains(before.ReplaceAllString(text, ""), w) {
+				t.Errorf("the agent was told %s", w)
+			}
+		}
+	}
+	for _, id := range s.lines {
+		if n := strings.Count(s.answers[id], "devaipod answer"); n != 1 {
+			t.Errorf("comment %d has %d answers: %s", id, n, s.answers[id])
+		}
+	}
+	for _, g := range s.given {
+		if !g.Given || !g.Settled {
+			t.Errorf("given, not answered: %+v", g)
+		}
+	}
+	for _, e := range s.errs {
+		t.Error(e)
+	}
+}
+
+// Whatever people say, and whenever, reaches the agent once and is answered; the work comes to
+// review; and nothing is an error but what failed.
+func TestAnyStoryEndsWell(t *testing.T) {
+	first := uint64(time.Now().UnixNano())
+	if *storySeed != 0 {
+		first, *stories = *storySeed, 1
+	}
+	for seed := first; seed < first+uint64(*stories); seed++ {
+		s := newStory(t, seed)
+		for range 8 { // services
+			s.looks(t, 1+s.rnd.IntN(6), s.happens)
+		}
+		s.check(t, s.settles(t))
+		if t.Failed() {
+			t.Fatalf("go test ./pods/reconcile -run TestAnyStoryEndsWell -story %d", seed)
+		}
+	}
+}
