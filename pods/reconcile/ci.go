@@ -169,23 +169,34 @@ func (l *Loop) tellRound(ctx context.Context, pod Pod, v *View, r Round) error {
 	return nil
 }
 
-// ciNews tells whether CI has news for the agent of a pod that rests with its work for
-// review. It is asked when something has changed, and at the passes over everything.
-func (l *Loop) ciNews(ctx context.Context, i Issue, pod Pod) (bool, error) {
-	commits, err := l.cfg.Forge.Ahead(ctx, i.Key, pod.Base, pod.Branch)
-	if err != nil || len(commits) == 0 {
-		return false, err
-	}
-	ci, err := l.cfg.Forge.CI(ctx, i.Key, commits[len(commits)-1].SHA)
-	red, _ := ci.red()
-	if err != nil || ci.State == CIPending || len(red) == 0 {
-		return false, err
+// ciNews tells whether CI has news about the work of a pod that rests: a failure, for an agent whose
+// work is for review; that there is none any more, where one kept it from that. It is asked when
+// something has changed, and at the passes over everything.
+func (l *Loop) ciNews(ctx context.Context, i Issue, pod Pod, state State) (bool, error) {
+	old, _ := l.View(i.Key) // which has no cause after a restart
+	if state == Asking && old.Cause != CauseCI && old.Cause != "" {
+		return false, nil
 	}
 	all, err := l.cfg.Pods.Rounds(pod.Key)
 	if err != nil {
 		return false, fmt.Errorf("reading what the agent of %s was told of CI: %w", i.Key, err)
 	}
 	rounds, _ := roundsOf(all, pod, 0)
+	if state == Asking && len(rounds) == 0 {
+		return false, nil
+	}
+	commits, err := l.cfg.Forge.Ahead(ctx, i.Key, pod.Base, pod.Branch)
+	if err != nil || len(commits) == 0 {
+		return false, err
+	}
+	ci, err := l.cfg.Forge.CI(ctx, i.Key, commits[len(commits)-1].SHA)
+	if err != nil || ci.State == CIPending {
+		return false, err
+	}
+	red, _ := ci.red()
+	if state == Asking {
+		return len(red) == 0, nil
+	}
 	return len(untold(rounds, red)) > 0, nil
 }
 

@@ -158,6 +158,30 @@ func TestTheButtonGivesRoundsAgain(t *testing.T) {
 	}
 }
 
+// What asks since CI has failed, and sleeps, is for review once CI has not: a job that was run again
+// went well, or somebody has mended it.
+func TestAPodThatSleepsSinceCIFailedWakesWhenItHasNot(t *testing.T) {
+	w := redWorld(t, failed("test", 1))
+	w.pass(t)
+	w.summary.Mark, w.summary.Since = "turn 2", w.now
+	w.now = w.now.Add(25 * time.Hour)
+	for _, state := range []reconcile.CIState{reconcile.CIFailure, reconcile.CIPending} {
+		w.ci.State = state
+		if v := w.pass(t); !v.Resting || v.State != reconcile.Asking || w.resumed != 0 {
+			t.Fatalf("CI says %s: %+v, resumed %d times", state, v, w.resumed)
+		}
+	}
+	w.ci = reconcile.CI{State: reconcile.CISuccess}
+	w.rounds[0].Trigger--
+	if v := w.pass(t); !v.Resting || w.resumed != 0 {
+		t.Fatalf("it asks something else: %+v, resumed %d times", v, w.resumed)
+	}
+	w.rounds[0].Trigger++
+	if v := w.pass(t); v.State != reconcile.Review || w.resumed != 1 {
+		t.Errorf("%+v, resumed %d times", v, w.resumed)
+	}
+}
+
 // Rounds of an earlier label are no rounds of this one.
 func TestALabelPutOnAgainBeginsAnew(t *testing.T) {
 	w := redWorld(t, failed("test", 1))

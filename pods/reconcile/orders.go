@@ -249,10 +249,10 @@ func (l *Loop) wakes(ctx context.Context, i Issue, pod Pod, pull Pull, state Sta
 			return heard, err
 		}
 	}
-	if state == Review {
-		return l.ciNews(ctx, i, pod)
+	if state == Asking && steered.Wake {
+		return true, nil
 	}
-	return steered.Wake, nil
+	return l.ciNews(ctx, i, pod, state)
 }
 
 // heard tells whether people have said something that the agent does not have.

@@ -254,7 +254,7 @@ func (l *Loop) hear(ctx context.Context, pod Pod, pull Pull, v *View, sum Summar
 		k := v.Key
 		time.AfterFunc(l.cfg.Watch, func() { l.Kick(k) })
 	}
-	if told {
+	if told && v.State != Working {
 		return err // it is at it soon
 	}
 	return errors.Join(err, l.limit(ctx, v, pod, sum))

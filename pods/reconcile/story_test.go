@@ -37,7 +37,9 @@ type story struct {
 	words   map[string]bool   // that people said to it; true once it was told
 	never   []string          // that it must not be told
 	lines   []int64           // line comments of people who may push
-	errs    []string          // that the loop has logged since the last look
+	errs    []string          // what was not to be
+	landed  bool
+	runsCI  int64
 }
 
 // before is what the agent is told of a thread as it was.
@@ -152,17 +154,82 @@ func (s *story) word(who string) string {
 func (s *story) people() {
 	who := []string{"ann", "bob", "stranger", "demo-bot"}[s.rnd.IntN(4)]
 	onPull := s.pull != nil && s.pull.Open
-	switch what := s.rnd.IntN(3); {
-	case what == 0 && onPull:
+	switch what := s.rnd.IntN(12); {
+	case what < 2 && onPull:
 		w := s.word(who)
 		s.onPull = append(slices.Clone(s.onPull), reconcile.Comment{ID: s.next, Author: who, Body: w, Updated: s.now})
 		s.pullAt = s.now
-	case what == 1 && onPull:
+	case what < 5 && onPull:
 		s.review(who)
+	case what < 7 && len(s.commits) > 0:
+		v := reconcile.Vote{Author: who, Approves: !s.chance(3), Commit: s.head()}
+		s.log("%s votes %+v", who, v)
+		s.say(v)
+	case what < 8 && onPull:
+		s.push()
+		s.foreign = s.head()
+		s.log("somebody pushes %s", s.foreign)
+	case what < 9:
+		s.comments = s.without(s.comments)
+		s.onPull = s.without(s.onPull)
 	default:
 		s.comment(who, "")
-		return
 	}
+}
+
+func (s *story) head() string { return s.commits[len(s.commits)-1].SHA }
+
+// without lets somebody delete a comment that the agent does not have.
+func (s *story) without(all []reconcile.Comment) []reconcile.Comment {
+	for i, c := range all {
+		if told, known := s.words[c.Body]; known && !told && s.chance(3) {
+			s.log("%s is deleted", c.Body)
+			delete(s.words, c.Body)
+			s.never = append(s.never, c.Body)
+			return slices.Delete(slices.Clone(all), i, i+1)
+		}
+	}
+	return all
+}
+
+// Land is what a forge does, if it may be done.
+func (s *story) Land(ctx context.Context, l reconcile.Landing) (reconcile.Landed, error) {
+	s.mu.Lock()
+	newest := reconcile.Vote{}
+	for _, v := range s.verdicts {
+		if v.Author == l.Approvers[0] && v.Commit == s.head() {
+			newest = v
+		}
+	}
+	if l.Commit != s.head() || !newest.Approves || !s.writers[newest.Author] || newest.Author == "demo-bot" || s.untold() || s.pull.Draft || len(s.inbox) > 0 {
+		s.errs = append(s.errs, fmt.Sprintf("%+v lands: the newest is %+v, the head %s, untold %t, pull request %+v", l, newest, s.head(), s.untold(), s.pull))
+	}
+	s.log("it lands: %+v", l)
+	s.landed = true
+	s.mu.Unlock()
+	return s.world.Land(ctx, l)
+}
+
+// TellCI is Tell, of a round.
+func (s *story) TellCI(ctx context.Context, k reconcile.Key, r reconcile.Round) error {
+	if err := s.world.TellCI(ctx, k, r); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log("the agent is told of CI at %s", r.Commit)
+	s.inbox = append(s.inbox, r.Text)
+	return nil
+}
+
+// runs has CI tell something of the head.
+func (s *story) runs() {
+	s.runsCI++
+	s.ci = reconcile.CI{State: []reconcile.CIState{reconcile.CINone, reconcile.CIPending, reconcile.CISuccess, reconcile.CIFailure}[s.rnd.IntN(4)]}
+	if s.ci.State == reconcile.CIFailure {
+		s.ci.Jobs = []reconcile.CIJob{failed("test", s.runsCI)}
+	}
+	s.log("CI says %s", s.ci.State)
 }
 
 func (s *story) comment(who, orders string) {
@@ -175,7 +242,7 @@ func (s *story) review(who string) {
 	r := reconcile.PullReview{Author: who, Verdict: reconcile.Changes, Body: s.word(who), At: s.now}
 	r.ID = s.next
 	if len(s.commits) > 0 {
-		r.Commit = s.commits[len(s.commits)-1].SHA
+		r.Commit = s.head()
 	}
 	for range s.rnd.IntN(3) {
 		w := s.word(who)
@@ -240,6 +307,7 @@ func (s *story) WithGroup(string) slog.Handler            { return s }
 func (s *story) config() reconcile.Config {
 	c := s.world.config()
 	c.Pods, c.Log, c.Deadline = s, slog.New(s), 0
+	c.Lander, c.Approvals, c.CIWait = s, 1, time.Minute
 	return c
 }
 
@@ -258,6 +326,9 @@ func (s *story) looks(t *testing.T, n int, happens func()) reconcile.View {
 
 func (s *story) happens() {
 	s.sound()
+	if s.landed {
+		return
+	}
 	s.now = s.now.Add(time.Duration(1+s.rnd.IntN(100)) * time.Second)
 	if s.chance(20) && len(s.inbox) == 0 {
 		s.now = s.now.Add(25 * time.Hour)
@@ -268,6 +339,9 @@ func (s *story) happens() {
 		}
 		if s.chance(4) {
 			s.people()
+		}
+		if s.chance(12) {
+			s.runs()
 		}
 	}
 	if s.chance(4) {
@@ -282,6 +356,9 @@ func (s *story) settles(t *testing.T) (v reconcile.View) {
 		v = s.looks(t, 1, func() {
 			s.sound()
 			s.now = s.now.Add(10 * time.Second)
+			if s.ci = (reconcile.CI{State: reconcile.CISuccess}); s.landed {
+				return
+			}
 			switch waits := s.summary.State == reconcile.AgentAsking || s.summary.State != reconcile.AgentWorking && len(s.commits) == 0; {
 			case v.State == reconcile.Failed: // it was away for too long
 				s.comment("ann", "/retry\n\n")
@@ -309,8 +386,13 @@ func (s *story) untold() bool {
 
 func (s *story) check(t *testing.T, v reconcile.View) {
 	t.Helper()
-	if v.State != reconcile.Review || s.pull == nil || s.text.Draft {
-		t.Errorf("at the end: %+v, draft=%t", v, s.text.Draft)
+	switch {
+	case s.landed:
+		if s.pod != nil || !s.pull.Merged || s.issue.Open || s.state != reconcile.Done {
+			t.Errorf("it landed, and at the end: %q, pod %v, pull request %+v, labels %q", s.state, s.pod, s.pull, s.issue.Labels)
+		}
+	case v.State != reconcile.Review || s.pull == nil || s.text.Draft:
+		t.Errorf("at the end: %s %+v, draft=%t", v.State, v, s.text.Draft)
 	}
 	for w, told := range s.words {
 		if !told {
@@ -330,8 +412,8 @@ func (s *story) check(t *testing.T, v reconcile.View) {
 		}
 	}
 	for _, g := range s.given {
-		if !g.Given || !g.Settled {
-			t.Errorf("given, not answered: %+v", g)
+		if g.Given && !g.Settled {
+			t.Errorf("given, and not answered: %+v", g)
 		}
 	}
 	for _, e := range s.errs {
@@ -339,8 +421,9 @@ func (s *story) check(t *testing.T, v reconcile.View) {
 	}
 }
 
-// Whatever people say, and whenever, reaches the agent once and is answered; the work comes to
-// review; and nothing is an error but what failed.
+// Whatever people say, and whenever, reaches the agent once and is answered, or not at all where they
+// take it back before; the work comes to review, or lands as somebody approved of it who had all that
+// was said done before; and nothing is an error but what failed.
 func TestAnyStoryEndsWell(t *testing.T) {
 	first := uint64(time.Now().UnixNano())
 	if *storySeed != 0 {
