@@ -30,7 +30,7 @@ func redWorld(t *testing.T, jobs ...reconcile.CIJob) *world {
 // pushes is a turn of the agent's that ends with another commit.
 func (w *world) pushes(turn int) {
 	w.commits = append(w.commits, reconcile.Commit{SHA: fmt.Sprintf("%016d", turn)})
-	w.summary.Mark = fmt.Sprint("turn ", turn)
+	w.summary.Mark, w.summary.Since = fmt.Sprint("turn ", turn), w.now
 	for i := range w.ci.Jobs {
 		w.ci.Jobs[i].Run += 10
 		w.ci.Jobs[i].URL += "x"

@@ -356,17 +356,18 @@ func (l *Loop) merged(ctx context.Context, i Issue, pull Pull, pod Pod) error {
 	if wait || err != nil {
 		return err
 	}
-	switch {
-	case told:
-		if i, err = l.close(ctx, i, pull); err != nil {
-			return err
-		}
-	case l.cfg.Lander != nil:
+	landed := told
+	if !told && l.cfg.Lander != nil {
 		a, err := l.approval(ctx, i, pod, pull)
-		if err == nil && len(a.Approvers) > 0 {
+		if landed = len(a.Approvers) > 0; err == nil && landed {
 			err = l.sayFound(ctx, i, a, Landed{})
 		}
 		if err != nil {
+			return err
+		}
+	}
+	if landed {
+		if i, err = l.close(ctx, i, pull); err != nil {
 			return err
 		}
 	}
@@ -390,7 +391,7 @@ func (l *Loop) mark(ctx context.Context, i Issue, pod Pod, at Landing) (bool, er
 	return true, l.conclude(ctx, i, pull, pod)
 }
 
-// close closes the issue of a pull request that we have landed. The forge does that by itself, but
+// close closes the issue of a pull request that has landed as people approved. The forge does that by itself, but
 // not where it found the commits in the base before the pull request was marked.
 func (l *Loop) close(ctx context.Context, i Issue, pull Pull) (Issue, error) {
 	now, err := l.cfg.Forge.Issue(ctx, i.Key)

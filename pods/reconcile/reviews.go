@@ -468,8 +468,9 @@ func (l *Loop) review(ctx context.Context, pod Pod, v *View, pull Pull, sum Summ
 	for _, g := range slices.Clone(has.all) {
 		switch {
 		case !g.Given || g.Settled:
-		case g.Mark == sum.Mark && g.Mark != "": // it has not taken it up yet
+		case l.waiting(pod, g, sum):
 			v.State, v.Activity = Working, "is told what people said"
+			v.lookAt(l.cfg.Uptime() + takesUp)
 			return nil
 		default:
 			if err := l.settle(ctx, pod, *v, pull, sum, commits, g); err != nil {
@@ -487,6 +488,18 @@ func (l *Loop) review(ctx context.Context, pod Pod, v *View, pull Pull, sum Summ
 		v.State, v.Activity, v.ordered = Working, "is told what people said", has.last
 	}
 	return err
+}
+
+// takesUp is how long an agent may take at most before it is at what it was given.
+const takesUp = time.Minute
+
+// waiting tells whether an agent that is done has not taken up yet what it was given: its turn is still
+// the one that was over then, or had ended just before.
+func (l *Loop) waiting(pod Pod, g Given, sum Summary) bool {
+	if g.Mark != "" && g.Mark == sum.Mark {
+		return true
+	}
+	return !sum.Since.IsZero() && g.At.After(sum.Since) && l.elapsed(pod.Key, "given", g.At) < takesUp
 }
 
 // settle puts the agent's answers to what it was given, now that its turn is over.

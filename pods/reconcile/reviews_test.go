@@ -30,7 +30,7 @@ func remark(id int64, author, path string, n int64, body string) reconcile.LineC
 // turn is another turn of the agent's that has ended, with a commit.
 func (w *world) turn(n int, words string) {
 	w.commits = append(w.commits, reconcile.Commit{SHA: fmt.Sprintf("%07dabcdef", n), Subject: "Mend it, @all"})
-	w.summary.Mark, w.summary.Message = fmt.Sprint("turn ", n), words
+	w.summary.Mark, w.summary.Message, w.summary.Since = fmt.Sprint("turn ", n), words, w.now
 }
 
 func TestAReviewBecomesOneMessageAndItsThreadsAreAnswered(t *testing.T) {
