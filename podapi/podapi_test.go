@@ -416,6 +416,22 @@ func TestWhatIsWork(t *testing.T) {
 	}
 }
 
+// A turn that nobody saw begin has ended when it did.
+func TestIdleIsSinceTheLastTurn(t *testing.T) {
+	var j podapi.Journal
+	s := podapi.NewStatus(&j)
+	s.Set(podapi.Summary{State: podapi.IdleWithWork, Mark: "turn 1"})
+	first := s.Get().Since
+	s.Set(podapi.Summary{State: podapi.IdleWithWork, Mark: "turn 1", Activity: "x"})
+	if !s.Get().Since.Equal(first) {
+		t.Error("it is idle anew, with no turn")
+	}
+	s.Set(podapi.Summary{State: podapi.IdleWithWork, Mark: "turn 2"})
+	if events, _ := j.After(0); !s.Get().Since.After(first) || len(events) != 1 {
+		t.Errorf("since %s, as at first; %+v", first, events)
+	}
+}
+
 // Each thing that is asked is an event, with its choices, also one right behind another.
 func TestAsksAreJournaled(t *testing.T) {
 	var j podapi.Journal

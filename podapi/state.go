@@ -70,7 +70,7 @@ const (
 // A Summary is GET /summary.
 type Summary struct {
 	State    State     `json:"state"`
-	Since    time.Time `json:"since"`              // when State last changed
+	Since    time.Time `json:"since"`              // when State last changed, or a turn ended
 	Cause    Cause     `json:"cause,omitempty"`    // when asking or failed
 	Activity string    `json:"activity,omitempty"` // one line: what it does now
 	Message  string    `json:"message,omitempty"`  // its last words

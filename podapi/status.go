@@ -33,7 +33,8 @@ func (s *Status) Set(sum Summary) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sum.Since = s.sum.Since
-	if sum.State != s.sum.State {
+	idle := sum.State == IdleWithWork || sum.State == IdleWithout
+	if sum.State != s.sum.State || idle && sum.Mark != s.sum.Mark { // a turn may be too short to be seen
 		sum.Since = time.Now().UTC()
 	}
 	if sum.State != s.sum.State || sum.State == Asking && sum.Mark != s.sum.Mark {

@@ -224,7 +224,7 @@ const (
 // A Summary is what the pod-api says now. Its texts are the agent's: hostile.
 type Summary struct {
 	State    AgentState
-	Since    time.Time // when State last changed, zero if not known
+	Since    time.Time // when State last changed, or a turn ended; zero if not known
 	Cause    Cause     // why it is asking or has failed
 	Activity string    // one line: what it does now
 	Message  string    // its last words
