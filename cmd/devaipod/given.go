@@ -26,15 +26,13 @@ func (p *podPort) Pushed(ctx context.Context, k reconcile.Key, branch, commit st
 	return p.work.Pushed(ctx, spec.RepoID, branch, commit)
 }
 
-// KeepGiven implements [reconcile.Pods]. The loop alone calls it, for one issue at a time. Those of
-// earlier labels go: their agents have been told all that there was in a new task.
+// KeepGiven implements [reconcile.Pods]. The loop alone calls it, for one issue at a time.
 func (p *podPort) KeepGiven(k reconcile.Key, g reconcile.Given) error {
 	fault("keep what was given to " + k.String())
 	all, err := p.Given(k)
 	if err != nil {
 		return err
 	}
-	all = slices.DeleteFunc(all, func(o reconcile.Given) bool { return o.Trigger != g.Trigger })
 	if i := slices.IndexFunc(all, func(o reconcile.Given) bool { return o.ID == g.ID }); i >= 0 {
 		all[i] = g
 	} else {

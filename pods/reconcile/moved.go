@@ -21,7 +21,7 @@ func (l *Loop) tellMoved(ctx context.Context, pod Pod, k Key, mark, head string)
 		return err
 	}
 	id := movedPrefix + head
-	if slices.ContainsFunc(has.all, func(g Given) bool { return g.ID == id && g.Given }) {
+	if slices.ContainsFunc(has.all, func(g Given) bool { return g.ID == id && g.Given && g.Trigger == pod.TriggerID }) {
 		return nil
 	}
 	own, err := l.cfg.Pods.Pushed(ctx, pod.Key, pod.Branch, head)

@@ -28,6 +28,7 @@ type Said struct {
 	Text string
 	At   time.Time // when it was said, or changed
 	By   string    // whose comment it is, "" for a button
+	pull bool      // it is on the pull request
 }
 
 // ordered are an issue's orders, as they were when it and its pull request were updated last.
@@ -76,10 +77,10 @@ func (l *Loop) orders(ctx context.Context, i Issue, pull Pull) (Orders, error) {
 			continue
 		}
 		if said != "" {
-			o.Said = append(o.Said, Said{c.ID, said, c.Updated, c.Author})
+			o.Said = append(o.Said, Said{c.ID, said, c.Updated, c.Author, c.pull})
 		}
 		if retry {
-			o.Retry = Said{c.ID, cmp.Or(said, again), c.Updated, c.Author}
+			o.Retry = Said{c.ID, cmp.Or(said, again), c.Updated, c.Author, c.pull}
 		}
 		if len(budget)+len(allow) == 0 && !retry {
 			continue
@@ -107,6 +108,10 @@ func (l *Loop) comments(ctx context.Context, k Key, pull int64) ([]Comment, erro
 	more, err := l.cfg.Forge.Comments(ctx, k)
 	if err != nil {
 		return nil, fmt.Errorf("reading what was said on pull request %s: %w", k, err)
+	}
+	more = slices.Clone(more)
+	for i := range more {
+		more[i].pull = true
 	}
 	all = slices.Concat(all, more)
 	slices.SortStableFunc(all, func(a, b Comment) int { return cmp.Compare(a.ID, b.ID) })
@@ -265,14 +270,19 @@ func (l *Loop) heard(ctx context.Context, k Key, pod Pod, pull Pull, o Orders) (
 	return len(n.words) > 0, err
 }
 
-// untold are the comments since a pod's label that its agent does not have.
+// untold are the comments that a pod's agent does not have: on the issue since its label, on the pull
+// request since its first one, for of these no task has any.
 func (l *Loop) untold(k Key, pod Pod, o Orders) (out []Said, err error) {
 	has, err := l.givenTo(k, pod)
 	if err != nil {
 		return nil, err
 	}
 	for _, s := range o.Said {
-		if s.At.After(pod.TriggerAt) && !has.words[commentID(s.ID)] { // the task has those from before
+		since := pod.TriggerAt // the task has those from before
+		if s.pull {
+			since = has.first
+		}
+		if s.At.After(since) && !has.words[commentID(s.ID)] {
 			out = append(out, s)
 		}
 	}

@@ -77,6 +77,7 @@ type Comment struct {
 	ID           int64
 	Author, Body string
 	Updated      time.Time
+	pull         bool // it is on the pull request; the loop knows
 }
 
 // A Pull is a pull request of one of our branches.

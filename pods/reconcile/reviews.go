@@ -153,7 +153,7 @@ func (l *Loop) reviewNews(ctx context.Context, pod Pod, k Key, pull Pull) (n new
 	}
 	may := map[string]bool{}
 	counts := func(id ID, author string, at time.Time) bool {
-		if err != nil || has.words[id] || !at.After(pod.TriggerAt) || l.isOurs(author) {
+		if err != nil || has.words[id] || !at.After(has.first) || l.isOurs(author) {
 			return false
 		}
 		trusted, asked := may[author]
@@ -210,10 +210,15 @@ type given struct {
 	words   map[ID]bool // that it has
 	last    time.Time   // when it was given the newest
 	word    int64       // the newest comment of them
+	first   time.Time   // when the first label was put on that its pod was made for
 	own     string      // the head of its branch that was known last as the agent's doing
 }
 
-// givenTo is what a pod's agent was given since its label. It is read once by a process.
+// labelPrefix begins the names of the entries that tell of a pod's labels, at the time of each.
+const labelPrefix = "label "
+
+// givenTo is what a pod's agent was given, also for labels before this one. It is read once by a
+// process.
 func (l *Loop) givenTo(k Key, pod Pod) (*given, error) {
 	if g := l.given[k]; g != nil && g.trigger == pod.TriggerID {
 		return g, nil
@@ -222,11 +227,16 @@ func (l *Loop) givenTo(k Key, pod Pod) (*given, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading what the agent of %s was told: %w", k, err)
 	}
-	g := &given{trigger: pod.TriggerID, words: map[ID]bool{}}
+	g := &given{trigger: pod.TriggerID, words: map[ID]bool{}, first: pod.TriggerAt}
 	for _, one := range all {
-		if one.Trigger == pod.TriggerID {
-			g.put(one)
+		g.put(one)
+	}
+	label := Given{ID: fmt.Sprint(labelPrefix, pod.TriggerID), Trigger: pod.TriggerID, At: pod.TriggerAt, Given: true, Settled: true}
+	if !slices.ContainsFunc(all, func(o Given) bool { return o.ID == label.ID }) {
+		if err := l.cfg.Pods.KeepGiven(pod.Key, label); err != nil {
+			return nil, fmt.Errorf("keeping since when %s has a pod: %w", k, err)
 		}
+		g.put(label)
 	}
 	l.given[k] = g
 	return g, nil
@@ -240,6 +250,9 @@ func (g *given) put(one Given) {
 	}
 	if !one.Given {
 		return
+	}
+	if strings.HasPrefix(one.ID, labelPrefix) && one.At.Before(g.first) {
+		g.first = one.At
 	}
 	if one.At.After(g.last) {
 		g.last = one.At
@@ -287,7 +300,7 @@ func (l *Loop) give(ctx context.Context, pod Pod, k Key, g Given, text string) e
 	if err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(has.all, func(o Given) bool { return o.ID == g.ID }); i >= 0 {
+	if i := slices.IndexFunc(has.all, func(o Given) bool { return o.ID == g.ID && o.Trigger == pod.TriggerID }); i >= 0 {
 		// We were killed while it was given, and its turn may be over by now.
 		g.Mark, g.Commit = has.all[i].Mark, has.all[i].Commit
 	}
@@ -496,7 +509,7 @@ const takesUp = time.Minute
 // waiting tells whether an agent that is done has not taken up yet what it was given: its turn is still
 // the one that was over then, or had ended just before.
 func (l *Loop) waiting(pod Pod, g Given, sum Summary) bool {
-	if g.Mark != "" && g.Mark == sum.Mark {
+	if g.Mark != "" && g.Mark == sum.Mark && g.Trigger == pod.TriggerID {
 		return true
 	}
 	return !sum.Since.IsZero() && g.At.After(sum.Since) && l.elapsed(pod.Key, "given", g.At) < takesUp

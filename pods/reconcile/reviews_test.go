@@ -77,8 +77,8 @@ func TestAReviewBecomesOneMessageAndItsThreadsAreAnswered(t *testing.T) {
 	if strings.Count(w.answers[12], "devaipod answer") != 1 {
 		t.Error(w.answers[12])
 	}
-	has(t, w.said["answer "+w.given[0].ID], "About what ann said:", "> I did it.")
-	if said := w.said["answer "+w.given[0].ID]; strings.Contains(said, "[11]") || !strings.Contains(said, "[99]") {
+	has(t, w.said["answer "+w.gave()[0].ID], "About what ann said:", "> I did it.")
+	if said := w.said["answer "+w.gave()[0].ID]; strings.Contains(said, "[11]") || !strings.Contains(said, "[99]") {
 		t.Errorf("what is said in the thread is said again, or what is in none is not: %s", said)
 	}
 	// Somebody answers in the thread: that is a message, with the thread.
@@ -116,6 +116,42 @@ func TestAReviewWakesAPodThatSleeps(t *testing.T) {
 	}
 }
 
+// What is said on the pull request while no label is there is for the next agent on it, in the same pod;
+// one in another pod finds the branch as it is.
+func TestWhatIsSaidBetweenTwoLabelsIsHeeded(t *testing.T) {
+	w := reviewedWorld(t, reconcile.PullReview{ID: 5, Author: "ann", Verdict: reconcile.Changes, Body: "Not yet.", At: later})
+	label := func(id int64) {
+		w.now = w.now.Add(time.Hour)
+		w.issue.Labels, w.issue.Updated, w.trigger = []string{"devaipod"}, w.now, reconcile.Trigger{ID: id, User: "ann", At: w.now}
+		w.summary.State = reconcile.AgentWorking
+		for range 3 {
+			w.pass(t)
+		}
+	}
+	w.now = later.Add(time.Hour)
+	w.pass(t)
+	w.turn(2, "Done.")
+	if v := w.pass(t); v.State != reconcile.Review || len(w.told) != 1 {
+		t.Fatalf("%+v, told %q", v, w.told)
+	}
+	w.issue.Labels = nil
+	if v := w.pass(t); v.State != reconcile.Stopped {
+		t.Fatalf("%+v", v)
+	}
+	w.now = w.now.Add(time.Hour)
+	w.reviews = append(w.reviews, reconcile.PullReview{ID: 6, Author: "bob", Verdict: reconcile.Changes, Body: "Never.", At: w.now})
+	w.onPull = []reconcile.Comment{{ID: 21, Author: "ann", Body: "Name it.", Updated: w.now}}
+	w.comments = []reconcile.Comment{{ID: 22, Author: "ann", Body: "In the task.", Updated: w.now}}
+	label(9)
+	if len(w.told) != 3 || w.told[1] != "21 Name it." || !strings.Contains(w.told[2], "Never.") || strings.Contains(w.told[2], "Not yet.") {
+		t.Fatalf("told %q", w.told)
+	}
+	w.pod, w.given = nil, nil
+	if label(10); len(w.told) != 3 {
+		t.Errorf("told %q", w.told[3:])
+	}
+}
+
 // A message that the agent may have got is finished as it was begun, before what was said since.
 func TestAReviewThatWasBegunIsFinishedFirst(t *testing.T) {
 	w := reviewedWorld(t, reconcile.PullReview{ID: 5, Author: "ann", Verdict: reconcile.Changes, Body: "Not yet.", At: later, Comments: []reconcile.LineComment{remark(11, "ann", "a.go", 7, "Why?")}})
@@ -149,8 +185,8 @@ func TestWhatIsSaidIsTakenAsItIsWhenTheAgentTakesIt(t *testing.T) {
 	}})
 	w.tellErr = errors.New("its pod-api is away")
 	w.pass(t)
-	if len(w.told) != 0 || len(w.given) != 1 || w.given[0].Given {
-		t.Fatalf("told %q, given %+v", w.told, w.given)
+	if len(w.told) != 0 || len(w.gave()) != 1 || w.gave()[0].Given {
+		t.Fatalf("told %q, given %+v", w.told, w.gave())
 	}
 	w.tellErr = nil
 	w.reviews[0].Comments = []reconcile.LineComment{remark(11, "ann", "a.go", 7, "second wording")}
@@ -229,6 +265,6 @@ func TestAKillWhileAReviewIsGiven(t *testing.T) {
 	w.turn(2, "[11] Because.")
 	w.pass(t) // the pod takes what it has once
 	if v := w.pass(t); v.State != reconcile.Review || !strings.Contains(w.answers[11], "> Because.\n\nCommits since then:\n\n- 0000002abcdef") {
-		t.Errorf("%+v, answers %v, given %+v", v, w.answers, w.given)
+		t.Errorf("%+v, answers %v, given %+v", v, w.answers, w.gave())
 	}
 }

@@ -86,13 +86,51 @@ func (s *story) Tell(_ context.Context, _ reconcile.Key, id, text string) error 
 	return nil
 }
 
+// Begin makes a pod for a label, whose task has what the issue says; or the same pod goes on.
+func (s *story) Begin(ctx context.Context, t reconcile.Task) error {
+	if err := s.world.Begin(ctx, t); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log("a pod for label event %d", t.Trigger.ID)
+	for word, told := range s.words {
+		if strings.Contains(t.Prompt, word) && !told {
+			s.words[word] = true
+		}
+	}
+	s.inbox = nil
+	s.summary = reconcile.Summary{State: reconcile.AgentWorking, Mark: fmt.Sprint("turn ", s.turns), Since: s.now}
+	return nil
+}
+
+// label takes the label off, or puts it on.
+func (s *story) label() {
+	s.now = s.now.Add(time.Second)
+	s.issue.Updated = s.now
+	if s.labeled(s.issue.Labels) {
+		s.log("the label is taken off")
+		s.issue.Labels = slices.DeleteFunc(slices.Clone(s.issue.Labels), func(l string) bool { return l == "devaipod" })
+		return
+	}
+	s.issue.Labels = append(slices.Clone(s.issue.Labels), "devaipod")
+	s.trigger = reconcile.Trigger{ID: s.trigger.ID + 1, User: "ann", At: s.now}
+	s.log("label event %d", s.trigger.ID)
+	s.now = s.now.Add(time.Second)
+}
+
+func (s *story) labeled(labels []string) bool { return slices.Contains(labels, "devaipod") }
+
 func (s *story) chance(one int) bool { return s.rnd.IntN(one) == 0 }
 
 // agent does what an agent does next. The lock is held.
 func (s *story) agent() {
 	sum := &s.summary
+	if s.pod == nil || !s.pod.Whole {
+		return
+	}
 	if sum.State != reconcile.AgentWorking {
-		if len(s.inbox) == 0 || s.pod == nil || !s.pod.Whole {
+		if len(s.inbox) == 0 {
 			return
 		}
 		*sum = reconcile.Summary{State: reconcile.AgentWorking, Mark: fmt.Sprint("turn ", s.turns)}
@@ -348,6 +386,9 @@ func (s *story) happens() {
 		if s.chance(12) {
 			s.runs()
 		}
+		if s.chance(25) {
+			s.label()
+		}
 	}
 	if s.chance(4) {
 		s.fault()
@@ -362,6 +403,10 @@ func (s *story) settles(t *testing.T) (v reconcile.View) {
 			s.sound()
 			s.now = s.now.Add(10 * time.Second)
 			if s.ci = (reconcile.CI{State: reconcile.CISuccess}); s.landed {
+				return
+			}
+			if v.State == reconcile.Refused || !s.labeled(s.issue.Labels) {
+				s.label()
 				return
 			}
 			switch waits := s.summary.State == reconcile.AgentAsking || s.summary.State != reconcile.AgentWorking && len(s.commits) == 0; {

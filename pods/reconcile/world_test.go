@@ -527,6 +527,11 @@ func (w *world) Given(reconcile.Key) ([]reconcile.Given, error) {
 	return slices.Clone(w.given), nil
 }
 
+// gave is what people said of that.
+func (w *world) gave() []reconcile.Given {
+	return slices.DeleteFunc(slices.Clone(w.given), func(g reconcile.Given) bool { return strings.HasPrefix(g.ID, "label ") })
+}
+
 func (w *world) KeepGiven(_ reconcile.Key, g reconcile.Given) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
