@@ -391,8 +391,8 @@ func (l *Loop) mark(ctx context.Context, i Issue, pod Pod, at Landing) (bool, er
 	return true, l.conclude(ctx, i, pull, pod)
 }
 
-// close closes the issue of a pull request that has landed as people approved. The forge does that by itself, but
-// not where it found the commits in the base before the pull request was marked.
+// close closes the issue of a pull request that has landed as people approved. The forge does that by
+// itself, but not where it found the commits in the base before the pull request was marked.
 func (l *Loop) close(ctx context.Context, i Issue, pull Pull) (Issue, error) {
 	now, err := l.cfg.Forge.Issue(ctx, i.Key)
 	if err != nil || !now.Open {

@@ -249,7 +249,7 @@ func (l *Loop) wakes(ctx context.Context, i Issue, pod Pod, pull Pull, state Sta
 	if state != Review && state != Asking {
 		return false, nil
 	}
-	if !steered.Over { // else it could do nothing about it
+	if state == Review || !steered.Over { // else it asks for a budget already
 		if heard, err := l.heard(ctx, i.Key, pod, pull, o); heard || err != nil {
 			return heard, err
 		}

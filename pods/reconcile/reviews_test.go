@@ -94,6 +94,7 @@ func TestAReviewBecomesOneMessageAndItsThreadsAreAnswered(t *testing.T) {
 
 func TestAReviewWakesAPodThatSleeps(t *testing.T) {
 	w := reviewedWorld(t)
+	w.steered.Over = true // which it then says
 	w.now = w.now.Add(25 * time.Hour)
 	if v := w.pass(t); !v.Resting || v.State != reconcile.Review {
 		t.Fatalf("%+v", v)
