@@ -204,6 +204,28 @@ func TestNobodyIsCalledBeforeTheForgeCanShowAPush(t *testing.T) {
 	}
 }
 
+// A forge that merges has the commits in the base before the pull request is merged; nobody is called
+// meanwhile. One whose branch has nothing any more for other reasons is told of.
+func TestAPullRequestWithNothingMayBeAboutToBeMerged(t *testing.T) {
+	w := doneWorld(t)
+	w.pass(t)
+	w.commits = nil
+	w.now = w.now.Add(10 * time.Second)
+	for range 2 {
+		if w.pass(t); w.state != reconcile.Review || len(w.bells()) != 0 {
+			t.Fatalf("state %s, told %q", w.state, w.bells())
+		}
+	}
+	v := w.with(t, w.config(), func(l *reconcile.Loop) {
+		w.set(func() { w.now = w.now.Add(time.Minute) })
+		l.Kick(w.issue.Key)
+		l.Settle()
+	})
+	if v.State != reconcile.Asking || len(w.bells()) != 1 {
+		t.Errorf("%+v, told %q", v, w.bells())
+	}
+}
+
 func TestAnAgentThatIsReadyIsStarting(t *testing.T) {
 	w := newWorld()
 	w.summary = reconcile.Summary{State: reconcile.AgentReady}

@@ -112,6 +112,7 @@ type Loop struct {
 	reviewed map[Key]reviewed
 	pairs    map[pair]compared
 	collided map[Key]string // what was told on its pull request of others in its way
+	emptied  map[Key]emptied
 	// landedSince is how an issue's pull request stands to its base.
 	landedSince map[Key]compared
 	going       map[Key]*going // the landings whose end was not seen to yet
@@ -155,7 +156,7 @@ func New(cfg Config) (*Loop, error) {
 		cfg: cfg, wakeup: make(chan struct{}, 1), passed: make(chan struct{}), asks: make(chan func()), all: true,
 		dirty: map[Key]bool{}, views: map[Key]View{}, said: map[Key]said{}, errs: map[Key]int{}, resumes: map[Key]int{},
 		exits: map[Key]string{}, away: map[Key]time.Duration{}, pins: map[Key]Task{}, stuck: map[Key]stuck{}, again: map[Key]int{}, own: map[Key]own{}, ordered: map[Key]ordered{}, given: map[Key]*given{}, heeds: map[Key]int64{}, reviewed: map[Key]reviewed{}, pressed: map[Key]Said{},
-		pairs: map[pair]compared{}, collided: map[Key]string{}, landedSince: map[Key]compared{},
+		pairs: map[pair]compared{}, collided: map[Key]string{}, emptied: map[Key]emptied{}, landedSince: map[Key]compared{},
 		going: map[Key]*going{}, line: map[Key]*claim{}, served: map[place]int{}, stamps: map[stampKey]stamp{}, walked: map[[2]State]int{}, tries: map[Key]*time.Timer{}, feed: newFeed(),
 	}, nil
 }

@@ -85,6 +85,7 @@ func (l *Loop) leave(k Key) error {
 	delete(l.reviewed, k)
 	delete(l.stuck, k)
 	delete(l.collided, k)
+	delete(l.emptied, k)
 	delete(l.landedSince, k)
 	delete(l.going, k)
 	return l.cfg.Pods.Keep(k, nil)
@@ -205,9 +206,34 @@ func (l *Loop) ahead(ctx context.Context, i Issue, pod Pod, pull Pull) (commits 
 		if err == nil {
 			over, err = l.finished(ctx, i, pod, a)
 		}
-		return nil, over, err
+		if over || err != nil {
+			return nil, over, err
+		}
 	}
-	return nil, over, err
+	if pull.Open && l.merging(i.Key, pull.Head) {
+		time.AfterFunc(l.cfg.Watch, func() { l.Kick(i.Key) })
+		return nil, true, nil
+	}
+	return nil, false, nil
+}
+
+// mergesWithin is how long a forge may take to merge: its base has the commits before the pull
+// request is merged.
+const mergesWithin = 30 * time.Second
+
+// emptied is since when a pull request has nothing any more.
+type emptied struct {
+	head  string
+	since time.Duration // Uptime
+}
+
+// merging tells whether a pull request that has nothing any more may be about to be merged.
+func (l *Loop) merging(k Key, head string) bool {
+	now := l.cfg.Uptime()
+	if e, known := l.emptied[k]; !known || e.head != head {
+		l.emptied[k] = emptied{head, now}
+	}
+	return now-l.emptied[k].since < mergesWithin
 }
 
 // listen gives the agent what people said, beside [Loop.review]. It tells whether there was anything.
