@@ -140,7 +140,7 @@ const forgeKnows = 2 * time.Second
 // can know of its end. That is a hint: the loop asks again by itself.
 func (s *service) jobEnded(r ci.Record) {
 	repo, err := forge.ParseRepo(r.Repo)
-	n := pods.IssueOfBranch(strings.TrimPrefix(r.Ref, "refs/heads/"))
+	n := issueOfJob(r.Info)
 	if err == nil && n != 0 {
 		time.AfterFunc(forgeKnows, func() { s.loop.Kick(reconcile.Key{Owner: repo.Owner, Repo: repo.Name, Issue: n}) })
 	}

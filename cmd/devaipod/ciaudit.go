@@ -25,19 +25,29 @@ func (h handOuts) Run(ctx context.Context, j ci.Job, events func(cijob.Event)) e
 		given := slices.Sorted(maps.Keys(j.Spec.Secrets))
 		_ = h.note(audit.Entry{ // who keeps it says so
 			Act: "ci-secrets", About: j.Repo, Who: atName(j.Actor), Rule: "the job is trusted, and its workflow asks for them",
-			Done: fmt.Sprintf("%s for job %s of %s at %s, task %d", strings.Join(given, ", "), j.Info.Job, j.Workflow, j.Commit, j.Task), Result: sent,
+			Done: strings.Join(given, ", ") + " for " + jobWords(j.Info), Result: sent,
 		})
 	}
 	return h.Executor.Run(ctx, j, events)
 }
 
+// jobWords name a job.
+func jobWords(i ci.Info) string {
+	return fmt.Sprintf("job %s of %s at %s, task %d", i.Job, i.Workflow, i.Commit, i.Task)
+}
+
+// issueOfJob is the issue whose agent pushed what a job is about, 0 for none.
+func issueOfJob(i ci.Info) int64 {
+	return pods.IssueOfBranch(strings.TrimPrefix(i.Ref, "refs/heads/"))
+}
+
 // keepResult keeps what a job came to, before the forge is told.
 func (s *service) keepResult(r ci.Record) {
 	e := audit.Entry{Act: "ci-result", About: r.Repo, Who: atName(r.Actor), Rule: "its workflow runs on " + r.Event + "; " + string(r.Tier), Result: r.Result}
-	if n := pods.IssueOfBranch(strings.TrimPrefix(r.Ref, "refs/heads/")); n != 0 {
+	if n := issueOfJob(r.Info); n != 0 {
 		e.About = fmt.Sprintf("%s#%d", r.Repo, n)
 	}
-	e.Done = fmt.Sprintf("job %s of %s at %s, task %d", r.Info.Job, r.Workflow, r.Commit, r.Task)
+	e.Done = jobWords(r.Info)
 	switch {
 	case r.Tier == ci.NeedsApproval: // there may be any number of them, at no cost
 		e.Done, e.Result = "jobs at "+r.Commit+", which are not run", cijob.Failure
