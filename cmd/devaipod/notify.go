@@ -236,6 +236,10 @@ func (n *notifier) send(ctx context.Context, h happening) error {
 	}
 	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Do(req)
+	var asked *url.Error
+	if errors.As(err, &asked) { // which tells of the whole address
+		err = fmt.Errorf("asking %s: %w", req.URL.Host, asked.Err)
+	}
 	if err != nil && sent.Load() {
 		return fmt.Errorf("%w: %w", errUnsure, err)
 	}

@@ -186,6 +186,27 @@ func TestANoticeThatMayHaveArrivedIsNotToldAgain(t *testing.T) {
 	next("ada/x#3")
 }
 
+// Where a notice can't go is kept without what may be secret of the address.
+func TestANoticeThatFailsKeepsItsAddressToItself(t *testing.T) {
+	w, dir := newTold(t), t.TempDir()
+	w.Close()
+	happened, stop := runNotifier(t, dir, notifyConfig{URL: w.URL + "/my-topic", Format: notifyNtfy, On: []string{"failed"}})
+	defer stop()
+	happened.add(happening{Kind: kindAgent, Pod: "ada/x#2", State: "failed"})
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		kept, err := audit.Read(filepath.Join(dir, auditFile))
+		if err != nil || time.Now().After(end) {
+			t.Fatal(kept, err)
+		}
+		if len(kept) == 2 {
+			if last := kept[1].Result; strings.Contains(last, "my-topic") || !strings.HasPrefix(last, "failed: asking 127.0.0.1:") {
+				t.Error(last)
+			}
+			return
+		}
+	}
+}
+
 func TestANoticeForNtfy(t *testing.T) {
 	w := newTold(t)
 	happened, stop := runNotifier(t, t.TempDir(), notifyConfig{URL: w.URL, Format: notifyNtfy, On: []string{"failed"}})
