@@ -168,7 +168,7 @@ func (s *Sandbox) connect(ctx context.Context, path string, q url.Values, body [
 	}
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", "tcp")
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", s.cfg.Podman)
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", s.cfg.Podman.Socket())
 	if err != nil {
 		return buffered{}, fmt.Errorf("asking podman: %w", err)
 	}

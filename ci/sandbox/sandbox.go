@@ -31,7 +31,7 @@ const (
 // Config says how jobs are kept.
 type Config struct {
 	Instance string // name of this devaipod; part of every name
-	Podman   string // path of the unix socket of podman's API
+	Podman   *podman.Client
 	Tools    string // image that holds devaipod-pod at its root
 	Dir      string // directory of ours alone, absolute and short: sockets are in it
 	// Limits of a job: bytes, CPUs, processes. 0 is none.
@@ -71,29 +71,25 @@ type Sandboxes struct {
 
 var instanceName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,40}$`)
 
-// New connects to podman.
+// New makes none yet; it asks podman what it runs on.
 func New(ctx context.Context, cfg Config) (*Sandboxes, error) {
 	switch {
 	case !instanceName.MatchString(cfg.Instance):
 		return nil, fmt.Errorf("sandbox: instance %q: want a short name", cfg.Instance)
-	case !filepath.IsAbs(cfg.Dir) || !filepath.IsAbs(cfg.Podman):
-		return nil, errors.New("sandbox: Dir and Podman: want absolute paths")
-	case cfg.Tools == "" || cfg.Use == nil || cfg.Log == nil:
-		return nil, errors.New("sandbox: Tools, Use and Log: want all three")
+	case !filepath.IsAbs(cfg.Dir):
+		return nil, errors.New("sandbox: Dir: want an absolute path")
+	case cfg.Podman == nil || cfg.Tools == "" || cfg.Use == nil || cfg.Log == nil:
+		return nil, errors.New("sandbox: Podman, Tools, Use and Log: want all of them")
 	}
-	client, err := podman.Connect(ctx, "unix://"+cfg.Podman)
-	if err != nil {
-		return nil, err
-	}
-	host, err := client.Host(ctx)
+	host, err := cfg.Podman.Host(ctx)
 	if err != nil {
 		return nil, err
 	}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", cfg.Podman)
+		return new(net.Dialer).DialContext(ctx, "unix", cfg.Podman.Socket())
 	}
 	return &Sandboxes{
-		cfg: cfg, client: client, host: host, open: map[int64]bool{},
+		cfg: cfg, client: cfg.Podman, host: host, open: map[int64]bool{},
 		http: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}},
 	}, nil
 }

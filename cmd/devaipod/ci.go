@@ -35,6 +35,7 @@ import (
 	"codeberg.org/devaipod/devaipod/mirror/gitproc"
 	"codeberg.org/devaipod/devaipod/pods"
 	"codeberg.org/devaipod/devaipod/pods/egress"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 	"codeberg.org/devaipod/devaipod/pods/reconcile"
 )
 
@@ -98,7 +99,7 @@ func (s *service) newCI(ctx context.Context, a *app) (*ciRunner, error) {
 	if err := c.readers(s.cache); err != nil {
 		return nil, err
 	}
-	if c.boxes, err = a.newBoxes(ctx, s.pods.manager, s.tools, c.images, func(task int64) bool { return a.ofLocalRun(task) }); err != nil {
+	if c.boxes, err = a.newBoxes(ctx, s.runs.Client, s.pods.manager, s.tools, c.images, func(task int64) bool { return a.ofLocalRun(task) }); err != nil {
 		return nil, err
 	}
 	if c.saved, err = openSaved(a); err != nil {
@@ -147,11 +148,7 @@ func (s *service) jobEnded(r ci.Record) {
 }
 
 // newBoxes makes what jobs are kept in; theirs are the tasks of other processes.
-func (a *app) newBoxes(ctx context.Context, m *pods.Manager, tools string, images map[string]string, theirs func(int64) bool) (*sandbox.Sandboxes, error) {
-	socket, ok := strings.CutPrefix(a.podmanURI, "unix://")
-	if !ok {
-		return nil, fmt.Errorf("jobs need podman's unix socket, not %s", a.podmanURI)
-	}
+func (a *app) newBoxes(ctx context.Context, pod *podman.Client, m *pods.Manager, tools string, images map[string]string, theirs func(int64) bool) (*sandbox.Sandboxes, error) {
 	memory, err := parseLimit(a.cfg.CI.Memory)
 	if err != nil {
 		return nil, err
@@ -166,7 +163,7 @@ func (a *app) newBoxes(ctx context.Context, m *pods.Manager, tools string, image
 	}
 	use := a.cfg.ciMayUse(images)
 	return sandbox.New(ctx, sandbox.Config{
-		Instance: a.cfg.Instance, Podman: socket, Tools: tools, Dir: a.cfg.file("ci/run"),
+		Instance: a.cfg.Instance, Podman: pod.WithFault(nil), Tools: tools, Dir: a.cfg.file("ci/run"),
 		Memory: memory, CPUs: a.cfg.CI.CPUs, Pids: a.cfg.CI.Processes, Disk: disk, Seccomp: profile, Use: use, Pull: use, Build: doorEnv(nil), Theirs: theirs, Log: a.log,
 	})
 }

@@ -252,7 +252,7 @@ func (l *localRun) prepare(ctx context.Context) (end func() error, err error) {
 	}
 	// The service's tasks are the service's to remove.
 	theirs := func(task int64) bool { return task < firstLocalRun<<localTaskBits || l.ofLocalRun(task) }
-	if c.boxes, err = l.newBoxes(ctx, m, tools, c.images, theirs); err != nil {
+	if c.boxes, err = l.newBoxes(ctx, pod, m, tools, c.images, theirs); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(c.boxes.Collect(ctx), sweepLocalRuns(l.cfg.file(localRunsDir))); err != nil {

@@ -48,6 +48,9 @@ func Connect(ctx context.Context, uri string) (*Client, error) {
 	return &Client{conn: conn, socket: socket, host: new(atomic.Pointer[Host])}, nil
 }
 
+// Socket is the path of the service's unix socket.
+func (c *Client) Socket() string { return c.socket }
+
 // WithFault returns a client that calls f, with a name, before each call that
 // makes, starts, stops or removes something: tests end the process there. A nil
 // f is none.

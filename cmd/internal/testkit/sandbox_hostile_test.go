@@ -18,6 +18,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 
 	"codeberg.org/devaipod/devaipod/ci/sandbox"
+	"codeberg.org/devaipod/devaipod/pods/podman"
 )
 
 // raw sends a request to the filter's socket as it is, and returns status and body.
@@ -179,7 +180,9 @@ func TestSandboxChild(t *testing.T) {
 	var instance, socket, tools, dir, seccomp string
 	_, err := fmt.Sscan(config, &instance, &socket, &tools, &dir, &seccomp)
 	must(t, err)
-	s, err := sandbox.New(t.Context(), sandbox.Config{Instance: instance, Podman: socket, Tools: tools, Dir: dir, Seccomp: seccomp, Memory: 64 << 20, Use: func(string) error { return nil }, Log: world.log})
+	client, err := podman.Connect(t.Context(), "unix://"+socket)
+	must(t, err)
+	s, err := sandbox.New(t.Context(), sandbox.Config{Instance: instance, Podman: client, Tools: tools, Dir: dir, Seccomp: seccomp, Memory: 64 << 20, Use: func(string) error { return nil }, Log: world.log})
 	must(t, err)
 	j := openJob(t, s, 31)
 	j.run("job", nil, &container.HostConfig{Binds: []string{"data:/data"}})
@@ -196,7 +199,7 @@ func TestASandboxOfAServiceThatWasKilled(t *testing.T) {
 	other := openJob(t, sandboxes(t, "sbxother"), 31)
 	kept := other.run("job", nil, nil)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestSandboxChild$", "-test.v")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %s %s %s", sandboxChild, cfg.Instance, cfg.Podman, cfg.Tools, cfg.Dir, cfg.Seccomp))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %s %s %s", sandboxChild, cfg.Instance, cfg.Podman.Socket(), cfg.Tools, cfg.Dir, cfg.Seccomp))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	must(t, err)

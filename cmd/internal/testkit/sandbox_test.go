@@ -36,7 +36,7 @@ func sandboxConfig(t testing.TB, instance string) sandbox.Config {
 	seccomp, err := m.SeccompFile()
 	must(t, err)
 	return sandbox.Config{
-		Instance: instance, Podman: filepath.Join(world.Dir, "podman.sock"), Tools: tools, Dir: filepath.Join(world.Dir, instance, "run"),
+		Instance: instance, Podman: world.client, Tools: tools, Dir: filepath.Join(world.Dir, instance, "run"),
 		Memory: 128 << 20, CPUs: 1, Pids: 64, Disk: 64 << 20, Seccomp: seccomp, Log: world.log,
 		Build: map[string]string{"NET": "by the door"},
 		Use: func(image string) error {
