@@ -286,6 +286,9 @@ func TestFiftyLabelsAtOnceOnAForge(t *testing.T) {
 	}
 	var found []testkit.Issue
 	for len(found) < issues { // the forge's index is late
+		if err := pause(c.ctx, 200*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
 		if err := c.api(person).Get(c.ctx, "/repos/issues/search?state=open&limit=50&labels="+crowdLabel, &found); err != nil {
 			t.Fatal(err)
 		}

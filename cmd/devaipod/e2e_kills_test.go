@@ -96,7 +96,7 @@ func (k *keeper) killed() (int, error) {
 
 // survive runs the service so that it is killed again and again:
 //
-//	survive steps    between every two changes that it makes, once
+//	survive steps    after and before each change that it makes, once
 //	survive random   at random moments, TEST_KILLS times (20)
 //	survive end      no more, once all kills are done; prints how many there were
 func (c *call) survive() error {

@@ -33,7 +33,7 @@ import (
 
 const (
 	// patience is how long the whole suite may take before it ends itself, tidily.
-	patience = 55 * time.Minute
+	patience = 70 * time.Minute
 	// scriptLimit is how long a script may take: the slowest needs 3 min on two cores.
 	scriptLimit = 9 * time.Minute
 )
@@ -113,6 +113,10 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "cleaning up after the suite:", err)
 			code = 1
 		}
+	}
+	if err := os.RemoveAll(programsDir); err != nil {
+		fmt.Fprintln(os.Stderr, "removing what was compiled:", err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -286,7 +290,11 @@ func (s *suite) prepare(ctx context.Context) error {
 	if s.Stack, err = testkit.NewStack(s.World, c); err != nil {
 		return err
 	}
-	if err := s.build(ctx); err != nil {
+	bin, err := programs()
+	if err != nil {
+		return err
+	}
+	if err := os.CopyFS(s.Bin, os.DirFS(bin)); err != nil {
 		return err
 	}
 	if err := s.LoadImages(ctx, os.Stderr); err != nil {
@@ -307,13 +315,23 @@ func (s *suite) prepare(ctx context.Context) error {
 	}, nil)
 }
 
-// build compiles what is tested; TEST_BIN names a directory where that is done.
-func (s *suite) build(ctx context.Context) error {
+// programs is the directory with what is tested, which is compiled once, with fault
+// points; TEST_BIN names one where that is done.
+var programs = sync.OnceValues(func() (string, error) {
 	if dir := os.Getenv("TEST_BIN"); dir != "" {
-		return os.CopyFS(s.Bin, os.DirFS(dir))
+		return dir, nil
 	}
-	return compile(ctx, s.Root, s.Bin, tags+" faults", "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/standin")
-}
+	root, err := testkit.Root()
+	if err != nil {
+		return "", err
+	}
+	if programsDir, err = os.MkdirTemp("", "dvt-bin-*"); err != nil {
+		return "", err
+	}
+	return programsDir, compile(suiteContext, root, programsDir, tags+" faults", "./cmd/devaipod", "./cmd/devaipod-box", "./cmd/devaipod-pod", "./cmd/internal/standin")
+})
+
+var programsDir string // what TestMain removes
 
 // compile does as the Makefile does, which has no fault points.
 func compile(ctx context.Context, root, to, tags string, packages ...string) error {

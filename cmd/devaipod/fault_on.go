@@ -13,9 +13,11 @@ import (
 
 // The tests' build: in a directory that TEST_FAULTS names, the file "killed"
 // lists pairs of consecutive fault points between which the process has been
-// killed already. While the file is there, a pair that it lacks is added and
-// the process kills itself, so that started again and again it dies between
-// every two changes once.
+// killed already. While the file is there, a process that comes from a point
+// after which none was killed, or to one before which none was, adds the pair
+// and kills itself, so that started again and again it dies once right after
+// and right before each change. Before its own first change it does not: all is
+// as the one before it left it.
 var faults struct {
 	sync.Mutex
 	last string
@@ -29,16 +31,19 @@ func fault(point string) {
 	if err != nil {
 		return // not armed
 	}
-	pair := faults.last + " -> " + point
+	last := faults.last
 	faults.last = point
+	after, before := last == "", last == ""
 	for line := range strings.Lines(string(killed)) {
-		if strings.TrimSuffix(line, "\n") == pair {
-			return
-		}
+		from, to, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " -> ")
+		after, before = after || from == last, before || to == point
+	}
+	if after && before {
+		return
 	}
 	f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
 	if err == nil {
-		_, err = fmt.Fprintln(f, pair)
+		_, err = fmt.Fprintf(f, "%s -> %s\n", last, point)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "noting a fault point:", err)

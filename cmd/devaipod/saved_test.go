@@ -32,7 +32,11 @@ type leftWorld struct {
 func newLeftWorld(t *testing.T) *leftWorld {
 	t.Helper()
 	dir := t.TempDir()
-	w := &leftWorld{dir: dir, bin: filepath.Join(dir, "bin"), state: filepath.Join(dir, "state"), own: filepath.Join(dir, "own"), at: time.Now().Add(-time.Hour).Truncate(time.Second)}
+	bin, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &leftWorld{dir: dir, bin: bin, state: filepath.Join(dir, "state"), own: filepath.Join(dir, "own"), at: time.Now().Add(-time.Hour).Truncate(time.Second)}
 	for name, value := range map[string]string{
 		"HOME": dir, "XDG_CONFIG_HOME": dir, "GIT_CONFIG_NOSYSTEM": "1", "NO_COLOR": "", "TERM": "xterm",
 		"DEVAIPOD_FORGE_LISTEN": "127.0.0.1:9", // nobody listens there
@@ -40,12 +44,6 @@ func newLeftWorld(t *testing.T) *leftWorld {
 	} {
 		t.Setenv(name, value)
 	}
-	build := exec.Command("go", "build", "-trimpath", "-tags", "remote containers_image_openpgp exclude_graphdriver_btrfs btrfs_noversion nomsgpack", "-o", w.bin+"/", "codeberg.org/devaipod/devaipod/cmd/devaipod", "codeberg.org/devaipod/devaipod/cmd/devaipod-pod", "codeberg.org/devaipod/devaipod/cmd/devaipod-box")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "HOME="+home)
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v %s", err, out)
-	}
-	var err error
 	w.work, err = mirror.NewWork(mirror.WorkConfig{
 		ForgeURL: "http://127.0.0.1:9", Dir: filepath.Join(w.state, "work"), Launcher: []string{filepath.Join(w.bin, "devaipod-box")},
 		Token: func() string { return "" }, Log: slog.New(slog.DiscardHandler),
@@ -63,9 +61,6 @@ func newLeftWorld(t *testing.T) *leftWorld {
 	w.git(t, "switch", "-q", "-c", "agent/3-fix")
 	return w
 }
-
-// home is where go keeps what it has built.
-var home = os.Getenv("HOME")
 
 func (w *leftWorld) git(t *testing.T, args ...string) string {
 	t.Helper()
