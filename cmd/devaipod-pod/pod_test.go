@@ -331,7 +331,7 @@ func (p *pod) wait(what string, ok func(podapi.Summary) bool) podapi.Summary {
 	p.t.Helper()
 	var sum podapi.Summary
 	var err error
-	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); time.Sleep(150 * time.Millisecond) {
 		if sum, err = p.client().Summary(p.t.Context()); err == nil && ok(sum) {
 			return sum
 		}

@@ -325,33 +325,6 @@ func (c *call) podman() error {
 	return err
 }
 
-// pods asks podman for all that carries the labels of the issue. Several label
-// filters at once are alternatives to podman 4.3, so it is asked for each.
-func (c *call) pods() error {
-	for _, args := range [][]string{
-		{"ps", "--all", "--format", "container {{.Names}} {{.Status}}"},
-		{"pod", "ps", "--format", "pod {{.Name}} {{.Status}}"},
-		{"volume", "ls", "--format", "volume {{.Name}}"},
-		{"network", "ls", "--format", "network {{.Name}}"},
-	} {
-		ours, err := c.World.Podman(c.ctx, append(args, "--filter", "label=devaipod.repo="+c.env("REPO"))...)
-		if err != nil {
-			return err
-		}
-		issues, err := c.World.Podman(c.ctx, append(args, "--filter", "label=devaipod.issue="+c.env("ISSUE"))...)
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(ours) {
-			if f := strings.Fields(line); strings.Contains(issues, " "+f[1]) {
-				c.printf("%s\n", strings.Join(f[:min(len(f), 3)], " "))
-			}
-		}
-	}
-	c.printf("(end)\n")
-	return nil
-}
-
 func (c *call) service() error {
 	if len(c.args) != 1 {
 		return errors.New("usage: service pid|kill|stop|start")
