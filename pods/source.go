@@ -175,12 +175,13 @@ func (m *Manager) source(ctx context.Context, s *Spec) error {
 // Have has an image here: it is built by build, or fetched, if it is not. That goes on
 // after Have has returned ErrPreparing.
 func (m *Manager) Have(ctx context.Context, ref string, build func(ctx context.Context, say io.Writer) error) error {
+	busy := m.working("building", ref) || m.working("fetching", ref) // then it may be there, and be found too large yet
 	ok, err := m.images.ImageExists(ctx, ref)
 	large := m.tooLarge(ref)
 	switch {
 	case err != nil:
 		return err
-	case ok:
+	case ok && !busy:
 		return m.usePulled(ref)
 	case build != nil:
 		err = m.prepare(ctx, ref, "building", build)
@@ -200,9 +201,10 @@ func (m *Manager) Have(ctx context.Context, ref string, build func(ctx context.C
 	return &ImageError{ref, err}
 }
 
-// Renew has build bring an image up to date that is here. It returns as Have does.
+// Renew has build bring an image up to date that is here, and that others have meanwhile as it
+// is. It returns as Have does.
 func (m *Manager) Renew(ctx context.Context, ref string, build func(ctx context.Context, say io.Writer) error) error {
-	return m.prepare(ctx, ref, "building", build)
+	return m.prepare(ctx, ref, "renewing", build)
 }
 
 func (m *Manager) buildPrefix(repo int64) string {
