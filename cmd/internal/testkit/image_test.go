@@ -370,7 +370,7 @@ func TestAnImageIsBuiltOnceFromTheRepositorysFiles(t *testing.T) {
 		{"a step that fails", "FROM " + base + "\nRUN echo told me so; exit 3\n", pods.ImageRules{}, []string{"builds/build-7:", "exit status 3", "its output is in " + state}},
 		{"no Containerfile's syntax", "GARBAGE\n", pods.ImageRules{}, []string{"no FROM statement"}},
 		{"an image that can't be had", "FROM localhost/nowhere:1\n", pods.ImageRules{}, []string{"localhost/nowhere:1"}},
-		{"one that takes too long", "FROM " + base + "\nRUN cat /dev/zero >/dev/null\n", pods.ImageRules{Within: 2 * time.Second}, []string{"took longer than 2s"}},
+		{"one that takes too long", "FROM " + base + "\nRUN busybox sleep 60\n", pods.ImageRules{Within: 2 * time.Second}, []string{"took longer than 2s"}},
 		{"files that are too large", "FROM " + base + "\n", pods.ImageRules{Size: 10}, []string{"larger than image.size"}},
 		{"an image that is too large", "FROM " + base + "\nRUN busybox dd if=/dev/zero of=/x bs=1M count=9 2>/dev/null\n", pods.ImageRules{Size: 6 << 20}, []string{"image.size"}},
 	} {
