@@ -250,10 +250,10 @@ func (e *engine) empty(ctx context.Context) (string, error) {
 		changes = append(changes, "LABEL "+name+"="+value)
 	}
 	name := e.imageName(e.task) + ":" + tag
-	if err := e.client.ImageImport(ctx, name, bytes.NewReader(make([]byte, 1024)), changes); err != nil {
+	if err := e.cfg.Podman.ImageImport(ctx, name, bytes.NewReader(make([]byte, 1024)), changes); err != nil {
 		return "", err
 	}
-	info, ok, err := e.client.ImageInfo(ctx, name)
+	info, ok, err := e.cfg.Podman.ImageInfo(ctx, name)
 	if err == nil && !ok {
 		err = fmt.Errorf("image %s: it is not there after it was made", name)
 	}
@@ -299,11 +299,11 @@ func (e *engine) Run(ctx context.Context, id string, out io.Writer) (int, error)
 	if _, err := stdcopy.StdCopy(out, out, said); err != nil && ctx.Err() == nil {
 		return 0, fmt.Errorf("reading what the command prints: %w", err)
 	}
-	return e.client.WaitContainer(ctx, id)
+	return e.cfg.Podman.WaitContainer(ctx, id)
 }
 
 func (e *engine) IsDir(ctx context.Context, id, path string) (bool, error) {
-	mode, err := e.client.Stat(ctx, id, path)
+	mode, err := e.cfg.Podman.Stat(ctx, id, path)
 	if errors.Is(err, podman.ErrNoPath) {
 		return false, nil
 	}
@@ -311,7 +311,7 @@ func (e *engine) IsDir(ctx context.Context, id, path string) (bool, error) {
 }
 
 func (e *engine) Read(ctx context.Context, id, path string) (io.ReadCloser, error) {
-	return e.client.ReadArchive(ctx, id, path)
+	return e.cfg.Podman.ReadArchive(ctx, id, path)
 }
 
 func (e *engine) Write(ctx context.Context, id string, files io.Reader) error {
@@ -372,7 +372,7 @@ func (s *Sandboxes) removeImages(ctx context.Context, task int64) error {
 		return err
 	}
 	for _, name := range names {
-		if err := s.client.ImageRemove(ctx, name); err != nil {
+		if err := s.cfg.Podman.ImageRemove(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -383,7 +383,7 @@ func (s *Sandboxes) removeImages(ctx context.Context, task int64) error {
 }
 
 func (s *Sandboxes) imagesOf(ctx context.Context, task int64) ([]string, error) {
-	found, err := s.client.LabeledImages(ctx, s.labels(task))
+	found, err := s.cfg.Podman.LabeledImages(ctx, s.labels(task))
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,7 @@ func (s *Sandbox) listening(ctx context.Context, door *net.UnixListener) error {
 		if err == nil {
 			return errors.Join(conn.Close(), door.SetDeadline(time.Time{}))
 		}
-		st, stateErr := s.client.State(ctx, s.holder)
+		st, stateErr := s.cfg.Podman.State(ctx, s.holder)
 		switch {
 		case stateErr != nil:
 			return stateErr

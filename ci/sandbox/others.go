@@ -171,7 +171,7 @@ func (s *Sandbox) ensureVolume(ctx context.Context, name string) error {
 	if full {
 		return refused("a job may have %d volumes", maxVolumes)
 	}
-	_, err := s.client.EnsureVolume(ctx, s.prefix(s.task)+"v-"+name, s.labels(s.task))
+	_, err := s.cfg.Podman.EnsureVolume(ctx, s.prefix(s.task)+"v-"+name, s.labels(s.task))
 	return err
 }
 
@@ -223,7 +223,7 @@ func (c call) removeVolume(name string) error {
 	}
 	ctx, cancel := c.detach()
 	defer cancel()
-	if err := c.client.RemoveVolume(ctx, c.prefix(c.task)+"v-"+name); err != nil {
+	if err := c.cfg.Podman.RemoveVolume(ctx, c.prefix(c.task)+"v-"+name); err != nil {
 		return &refusal{http.StatusConflict, "devaipod: " + err.Error()}
 	}
 	c.things.mu.Lock()

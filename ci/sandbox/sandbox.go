@@ -60,10 +60,9 @@ type Config struct {
 
 // Sandboxes makes those of one instance. Its methods may be called concurrently.
 type Sandboxes struct {
-	cfg    Config
-	client *podman.Client
-	http   *http.Client // to podman's socket
-	host   podman.Host
+	cfg  Config
+	http *http.Client // to podman's socket
+	host podman.Host
 
 	mu   sync.Mutex
 	open map[int64]bool // those that Collect leaves alone
@@ -89,7 +88,7 @@ func New(ctx context.Context, cfg Config) (*Sandboxes, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", cfg.Podman.Socket())
 	}
 	return &Sandboxes{
-		cfg: cfg, client: cfg.Podman, host: host, open: map[int64]bool{},
+		cfg: cfg, host: host, open: map[int64]bool{},
 		http: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}},
 	}, nil
 }
@@ -243,7 +242,7 @@ func (s *Sandboxes) prefix(task int64) string { return fmt.Sprintf("%s-ci-%d-", 
 // namespace others are in.
 func (s *Sandboxes) removeAll(ctx context.Context, task int64) error {
 	labels := s.labels(task)
-	found, err := s.client.Containers(ctx, labels)
+	found, err := s.cfg.Podman.Containers(ctx, labels)
 	if err != nil {
 		return err
 	}
@@ -260,15 +259,15 @@ func (s *Sandboxes) removeAll(ctx context.Context, task int64) error {
 		return err
 	}
 	s.endWatchers(ctx, task)
-	if err := errors.Join(s.client.RemovePod(ctx, s.prefix(task)+groupName), s.removeContainer(ctx, holder)); err != nil {
+	if err := errors.Join(s.cfg.Podman.RemovePod(ctx, s.prefix(task)+groupName), s.removeContainer(ctx, holder)); err != nil {
 		return err
 	}
-	volumes, err := s.client.Volumes(ctx, labels)
+	volumes, err := s.cfg.Podman.Volumes(ctx, labels)
 	if err != nil {
 		return err
 	}
 	for _, v := range volumes {
-		if err := s.client.RemoveVolume(ctx, v.Name); err != nil {
+		if err := s.cfg.Podman.RemoveVolume(ctx, v.Name); err != nil {
 			return err
 		}
 	}
@@ -298,15 +297,15 @@ func (s *Sandboxes) removeContainer(ctx context.Context, name string) error {
 // nothing that is not of this instance, or of Config.Theirs.
 func (s *Sandboxes) Collect(ctx context.Context) error {
 	own := map[string]string{LabelInstance: s.cfg.Instance}
-	containers, err := s.client.Containers(ctx, own)
+	containers, err := s.cfg.Podman.Containers(ctx, own)
 	if err != nil {
 		return err
 	}
-	volumes, err := s.client.Volumes(ctx, own)
+	volumes, err := s.cfg.Podman.Volumes(ctx, own)
 	if err != nil {
 		return err
 	}
-	groups, err := s.client.Pods(ctx, own)
+	groups, err := s.cfg.Podman.Pods(ctx, own)
 	if err != nil {
 		return err
 	}
@@ -319,7 +318,7 @@ func (s *Sandboxes) Collect(ctx context.Context) error {
 	for _, thing := range slices.Concat(containers, volumes, groups) {
 		note(thing.Labels[LabelTask])
 	}
-	images, err := s.client.LabeledImages(ctx, own)
+	images, err := s.cfg.Podman.LabeledImages(ctx, own)
 	if err != nil {
 		return err
 	}

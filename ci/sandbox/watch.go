@@ -43,7 +43,7 @@ func (s *Sandbox) watch(ctx context.Context) {
 }
 
 func (s *Sandbox) look(ctx context.Context) (exceeded, err error) {
-	holder, err := s.client.State(ctx, s.holder)
+	holder, err := s.cfg.Podman.State(ctx, s.holder)
 	if err != nil {
 		return nil, err
 	}
@@ -63,15 +63,15 @@ func (s *Sandbox) look(ctx context.Context) (exceeded, err error) {
 // disk is what the job's containers have written, its volumes have, and its images beside
 // those that they are made of, in bytes.
 func (s *Sandbox) disk(ctx context.Context) (used int64, err error) {
-	containers, err := s.client.Containers(ctx, s.labels(s.task))
+	containers, err := s.cfg.Podman.Containers(ctx, s.labels(s.task))
 	if err != nil {
 		return 0, err
 	}
-	volumes, err := s.client.Volumes(ctx, s.labels(s.task))
+	volumes, err := s.cfg.Podman.Volumes(ctx, s.labels(s.task))
 	if err != nil {
 		return 0, err
 	}
-	all, err := s.client.AllDisk(ctx)
+	all, err := s.cfg.Podman.AllDisk(ctx)
 	if err != nil {
 		return 0, err
 	}
