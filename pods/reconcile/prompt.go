@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -49,7 +50,11 @@ func (t text) hash() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-var image = regexp.MustCompile(`!\[([^\]\n]{0,200})\]\(([^)\s]{1,1000})[^)\n]{0,200}\)|<img\s[^>\n]{0,500}?src="([^"\n]{1,1000})"`)
+// image is compiled when a text is read: its bounds make it a large program, which every
+// call of the command line would wait for.
+var image = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`!\[([^\]\n]{0,200})\]\(([^)\s]{1,1000})[^)\n]{0,200}\)|<img\s[^>\n]{0,500}?src="([^"\n]{1,1000})"`)
+})
 
 // prompt writes the task as the agent reads it. What people wrote is quoted
 // between lines that it can't contain, with its author's name before it.
@@ -102,7 +107,7 @@ func (t text) images() []string {
 	}
 	var refs []string
 	for _, body := range bodies {
-		for _, m := range image.FindAllStringSubmatch(body, 50) {
+		for _, m := range image().FindAllStringSubmatch(body, 50) {
 			refs = append(refs, strings.TrimSpace(oneLine(m[1]+" "+m[2]+m[3])))
 		}
 	}
