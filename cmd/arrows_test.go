@@ -45,7 +45,7 @@ var allowed = map[string][]string{
 	"pods/audit":     {},
 	"pods/backend":   {"pods/backend"},
 	"pods/image":     {},
-	"pods/podman":    {"pods/backend"},
+	"pods/podman":    {"pods/backend", "pods/podfile"},
 	"pods/podfile":   {"pods/devcontainer", "pods/usage"},
 	"pods/usage":     {},
 	"pods/model":     {"pods/podfile", "pods/usage"},

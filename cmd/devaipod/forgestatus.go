@@ -119,7 +119,7 @@ func (a *app) forgeStatus(ctx context.Context) (forgeState, error) {
 	if uri, err := podman.Find(ctx, podman.FindConfig{URI: a.cfg.Podman.Socket, SocketPath: a.cfg.file("podman.sock"), Log: a.log}); err == nil {
 		st.Podman.Socket = uri
 		if p, err := podman.Connect(ctx, uri); err == nil {
-			host, err := p.Host(ctx)
+			host, err := p.KeepHost(a.cfg.file(hostFile)).Host(ctx)
 			if err != nil {
 				return st, err
 			}

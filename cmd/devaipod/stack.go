@@ -35,8 +35,11 @@ func (a *app) podman(ctx context.Context) (*podman.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.WithFault(fault), nil
+	return p.WithFault(fault).KeepHost(a.cfg.file(hostFile)), nil
 }
+
+// hostFile has what podman runs on.
+const hostFile = "podman-host.json"
 
 // revivePodman starts podman's service again, if it was one of our own and does
 // not answer any more. Its containers have gone on without it.

@@ -31,6 +31,8 @@ type Client struct {
 	socket string          // of the service
 	fault  func(point string)
 	host   *atomic.Pointer[Host] // nil until it was asked for
+
+	hostFile string
 }
 
 // Connect opens a connection to the service at uri (unix:///path).
@@ -50,6 +52,14 @@ func Connect(ctx context.Context, uri string) (*Client, error) {
 
 // Socket is the path of the service's unix socket.
 func (c *Client) Socket() string { return c.socket }
+
+// KeepHost returns a client that keeps what [Client.Host] says in a file, for other
+// processes that ask the same service.
+func (c *Client) KeepHost(file string) *Client {
+	d := *c
+	d.hostFile = file
+	return &d
+}
 
 // WithFault returns a client that calls f, with a name, before each call that
 // makes, starts, stops or removes something: tests end the process there. A nil
