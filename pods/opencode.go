@@ -18,6 +18,7 @@ func opencodeEnv(s Spec, token string) map[string]string {
 		"OPENCODE_CONFIG_CONTENT":          OpencodeConfig(s.Model, token),
 		"OPENCODE_DISABLE_PROJECT_CONFIG":  "1",
 		"OPENCODE_DISABLE_MODELS_FETCH":    "1",
+		"OPENCODE_MODELS_PATH":             podfile.ToolsDir + "/" + noModels,
 		"OPENCODE_DISABLE_AUTOUPDATE":      "1",
 		"OPENCODE_DISABLE_LSP_DOWNLOAD":    "1",
 		"OPENCODE_DISABLE_SHARE":           "1",

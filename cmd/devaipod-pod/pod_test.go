@@ -123,6 +123,9 @@ func newPodOf(t *testing.T, issue string, stall time.Duration, model podfile.Mod
 			t.Fatal(err)
 		}
 	}
+	if err := os.WriteFile(p.path("no-models.json"), []byte("{}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	p.seed()
 	p.script = scriptedmodel.New(realKey, scriptedmodel.Tasks())
 	server := httptest.NewServer(p.script)
@@ -308,7 +311,7 @@ func (p *pod) startShim(command ...string) *process {
 	config := pods.OpencodeConfig(p.model, agentTok)
 	env := append(p.shimEnv(agentTok, "home"),
 		"OPENCODE_CONFIG_CONTENT="+strings.ReplaceAll(config, podfile.RepoDir, p.path("agent/repo")),
-		"OPENCODE_DISABLE_PROJECT_CONFIG=1", "OPENCODE_DISABLE_MODELS_FETCH=1", "OPENCODE_DISABLE_AUTOUPDATE=1",
+		"OPENCODE_DISABLE_PROJECT_CONFIG=1", "OPENCODE_DISABLE_MODELS_FETCH=1", "OPENCODE_MODELS_PATH="+p.path("no-models.json"), "OPENCODE_DISABLE_AUTOUPDATE=1",
 		"OPENCODE_DISABLE_LSP_DOWNLOAD=1", "OPENCODE_DISABLE_SHARE=1", "OPENCODE_DISABLE_DEFAULT_PLUGINS=1")
 	shim := p.start(true, env, append([]string{"shim", "agent", "--driver", driver, "--sockets", p.path("a"), "--repo", p.path("agent/repo"), "--"}, command...)...)
 	p.box.Store(int64(shim.cmd.Process.Pid))
