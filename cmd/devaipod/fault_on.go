@@ -17,7 +17,8 @@ import (
 // after which none was killed, or to one before which none was, adds the pair
 // and kills itself, so that started again and again it dies once right after
 // and right before each change. Before its own first change it does not: all is
-// as the one before it left it.
+// as the one before it left it. Nor for each of several that are one kind (see kind):
+// package testkit tries those.
 var faults struct {
 	sync.Mutex
 	last string
@@ -36,7 +37,7 @@ func fault(point string) {
 	after, before := last == "", last == ""
 	for line := range strings.Lines(string(killed)) {
 		from, to, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " -> ")
-		after, before = after || from == last, before || to == point
+		after, before = after || kind(from) == kind(last), before || kind(to) == kind(point)
 	}
 	if after && before {
 		return
@@ -53,4 +54,15 @@ func fault(point string) {
 		panic(err)
 	}
 	select {} // until it takes effect
+}
+
+// kind is what a point is about: the one container of a pod, but any of its volumes, and
+// anything that is removed.
+func kind(point string) string {
+	for _, one := range []string{"podman: make volume ", "podman: remove container ", "podman: remove volume "} {
+		if strings.HasPrefix(point, one) {
+			return one
+		}
+	}
+	return point
 }
