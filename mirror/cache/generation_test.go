@@ -395,7 +395,7 @@ func TestLendingUnderLoad(t *testing.T) {
 	var clones atomic.Int64
 	for range 4 {
 		lenders.Go(func() {
-			for range 8 {
+			for range 5 {
 				id := clones.Add(1)
 				dir, done, err := w.cache.Lend(ctx, forgeAddr("app"), "7")
 				if err != nil {
