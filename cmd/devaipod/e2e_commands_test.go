@@ -23,7 +23,7 @@ func commands() map[string]func(*call) error {
 	return map[string]func(*call) error{
 		"repo":       (*call).repo,       // repo: makes $REPO on the forge, with an AGENTS.md
 		"issue":      (*call).issue,      // issue SCENARIO TITLE…: opens an issue; sets $ISSUE, $KEY (owner/name#3), $SUM
-		"label":      (*call).label,      // label [-as WHO]: puts the label on the issue
+		"label":      (*call).label,      // label [-as WHO] [AGENT]: puts the label on the issue, or that of an agent
 		"unlabel":    (*call).unlabel,    // unlabel: takes it off
 		"api":        (*call).rest,       // api [-as WHO] [-q JQ] METHOD PATH [JSON]
 		"issuestate": (*call).issueState, // issuestate: state and labels of the issue
@@ -151,8 +151,8 @@ func (c *call) repo() error {
 	return c.until("the labels of "+repo, func() (bool, error) {
 		var labels []testkit.Label
 		err := api.Get(c.ctx, "/repos/"+repo+"/labels", &labels)
-		// The six states, and the one that starts.
-		return slices.Contains(labels, testkit.Label{Name: "devaipod"}) && len(labels) >= 7, err
+		// The six states, and those that start: opencode, or the plain agent.
+		return slices.Contains(labels, testkit.Label{Name: "devaipod"}) && slices.Contains(labels, testkit.Label{Name: "devaipod:plain"}) && len(labels) >= 8, err
 	})
 }
 
@@ -183,25 +183,29 @@ func (c *call) label() error {
 	if err != nil {
 		return err
 	}
-	return api.Label(c.ctx, c.env("REPO"), n, "devaipod")
+	name := "devaipod"
+	if len(c.args) > 0 {
+		name += ":" + c.args[0]
+	}
+	return api.Label(c.ctx, c.env("REPO"), n, name)
 }
 
 func (c *call) unlabel() error {
-	api, repo := c.api(person), c.env("REPO")
+	api, path := c.api(person), fmt.Sprintf("/repos/%s/issues/%s/labels", c.env("REPO"), c.env("ISSUE"))
 	var labels []struct {
 		ID   int64  `json:"id"`
 		Name string `json:"name"`
 	}
-	if err := api.Get(c.ctx, "/repos/"+repo+"/labels", &labels); err != nil {
+	if err := api.Get(c.ctx, path, &labels); err != nil {
 		return err
 	}
 	for _, l := range labels {
-		if l.Name == "devaipod" {
-			_, err := api.Do(c.ctx, "DELETE", fmt.Sprintf("/repos/%s/issues/%s/labels/%d", repo, c.env("ISSUE"), l.ID), nil)
+		if l.Name == "devaipod" || strings.HasPrefix(l.Name, "devaipod:") {
+			_, err := api.Do(c.ctx, "DELETE", fmt.Sprintf("%s/%d", path, l.ID), nil)
 			return err
 		}
 	}
-	return fmt.Errorf("%s has no label devaipod", repo)
+	return fmt.Errorf("%s has no label devaipod", c.env("KEY"))
 }
 
 func (c *call) rest() error {

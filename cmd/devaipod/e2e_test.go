@@ -45,7 +45,8 @@ const (
 )
 
 // otherAgents are spoken to by other drivers than opencode's. The plain one thinks
-// nothing: it does the scripted model's default task by itself.
+// nothing: it does the scripted model's default task by itself, at a hundredth of what
+// opencode costs, which is for scripts in which it does not matter who works.
 const otherAgents = `[agents.protocol]
 driver = "acp"
 command = ["opencode", "acp"]
@@ -132,7 +133,7 @@ var (
 // were lent; podman's pods, which take no further container), and the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"killed-between-steps", "killed-at-random", "agent-dies", "restart-service", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-more", "ci-external", "ci-local", "ci-back", "review", "land-faults", "panel", "disk-full"}
+	alone = []string{"killed-between-steps", "killed-at-random", "agent-dies", "restart-service", "while-down", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-more", "ci-external", "ci-local", "ci-back", "review", "land-faults", "panel", "disk-full"}
 	last  = []string{"podman-back", "reboot", "purge"}
 )
 
