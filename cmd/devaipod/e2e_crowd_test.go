@@ -295,8 +295,10 @@ func TestFiftyLabelsAtOnceOnAForge(t *testing.T) {
 	}
 	c.run(t, places)
 	for c.working() > 0 {
-		c.endOne()
-		c.looked(t) // at it
+		for range c.working() {
+			c.endOne()
+		}
+		c.looked(t) // at them
 		c.looked(t) // and then at the line
 		waits := 0
 		for _, v := range c.loop.Views() {

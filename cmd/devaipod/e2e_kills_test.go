@@ -97,7 +97,7 @@ func (k *keeper) killed() (int, error) {
 // survive runs the service so that it is killed again and again:
 //
 //	survive steps    after and before each change that it makes, once
-//	survive random   at random moments, TEST_KILLS times (12)
+//	survive random   at random moments, TEST_KILLS times (8)
 //	survive end      no more, once all kills are done; prints how many there were
 func (c *call) survive() error {
 	if len(c.args) != 1 {
@@ -131,7 +131,7 @@ func (c *call) survive() error {
 
 // moments are when the service is killed, after each of its starts.
 func (c *call) moments(k *keeper) (func() time.Duration, error) {
-	left, seed := 12, uint64(time.Now().UnixNano())
+	left, seed := 8, uint64(time.Now().UnixNano())
 	for name, set := range map[string]func(uint64){
 		"TEST_KILLS": func(n uint64) { left = int(n) }, "TEST_SEED": func(n uint64) { seed = n },
 	} {
