@@ -47,7 +47,7 @@ images: install ## build the images of forge, agent and local CI into the cache
 	@compose/images/build forge </dev/null >/dev/null
 
 .PHONY: test
-test: install images build ## everything: vet, then all tests on real parts
+test: install images build ## everything but what make soak adds: vet, then all tests on real parts
 	@CGO_ENABLED=0 go vet $(GOTAGS) ./...
 	@echo "Testing (about a minute of compiling the first time)" >&2
 	@$(TEST) ./... </dev/null
@@ -62,10 +62,10 @@ fuzz: modules ## throw garbage at every parser of what others send, FUZZTIME=60s
 	@.ci/fuzz
 
 .PHONY: soak
-soak: install images build ## the end-to-end suite N=5 times, with 200 kills each, until the first failure
+soak: install images build ## the end-to-end suite, all of its scripts, N=5 times, with 200 kills each, until the first failure
 	@for i in $$(seq $(N)); do \
 	  echo "Round $$i of $(N)" >&2; \
-	  TEST_KILLS=200 $(TEST) -count=1 $(E2E) </dev/null; \
+	  TEST_SOAK=1 TEST_KILLS=200 $(TEST) -count=1 $(E2E) </dev/null; \
 	done
 
 .PHONY: soak-more
@@ -73,7 +73,7 @@ soak-more: install images build ## a million refs, a repository of 1 GB, a thous
 	@TEST_REFS=1000000 $(TEST) -count=1 -run '^TestManyRefs$$' ./mirror/cache </dev/null
 	@TEST_BIG_MB=1024 $(TEST) -count=1 -run '^TestEndToEnd$$/^together$$/^big-repository$$' ./cmd/devaipod </dev/null
 	@TEST_ISSUES=1000 $(TEST) -count=1 -run '^TestAPassOverManyIssues$$' ./cmd/devaipod </dev/null
-	@TEST_ROOTLESS=all $(TEST) -count=1 -run '^TestRootless$$' ./cmd/devaipod </dev/null
+	@TEST_SOAK=1 TEST_ROOTLESS=all $(TEST) -count=1 -run '^TestRootless$$' ./cmd/devaipod </dev/null
 
 .PHONY: pictures
 pictures: install images build ## take the docs' pictures of the forge's pages anew (TEST_PICTURES)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -137,6 +138,16 @@ var (
 	last  = []string{"podman-back", "reboot", "purge"}
 )
 
+// soaked are scripts that run when they are named, and in `make soak`: they take a quarter of
+// the suite's time, and what they promise has closer tests of its package as well, which always
+// run. docs/architecture.md says which those are.
+var soaked = []string{"killed-at-random", "forge-away", "ci-more", "ci-external", "big-repository", "flapping-label", "recover", "repo-archived", "repo-renamed", "podman-back"}
+
+// runs tells whether a script runs: in make soak all do.
+func runs(name string) bool {
+	return !slices.Contains(soaked, name) || os.Getenv("TEST_SOAK") != "" || strings.Contains(flag.Lookup("test.run").Value.String(), name)
+}
+
 func TestEndToEnd(t *testing.T) {
 	t.Parallel() // beside TestRootless
 	running.once.Do(func() { running.s, running.err = start(suiteContext) })
@@ -149,7 +160,7 @@ func TestEndToEnd(t *testing.T) {
 	}
 	var together []string
 	for _, file := range all {
-		if !slices.Contains(slices.Concat(first, alone, last), scriptName(file)) {
+		if name := scriptName(file); runs(name) && !slices.Contains(slices.Concat(first, alone, last), name) {
 			together = append(together, scriptName(file))
 		}
 	}
@@ -167,6 +178,9 @@ func TestEndToEnd(t *testing.T) {
 }
 
 func (s *suite) alone(t *testing.T, name string) {
+	if !runs(name) {
+		return
+	}
 	t.Run("alone", func(t *testing.T) {
 		s.scriptsAfter(t, func() error {
 			// The one before may have failed with the service down, or have left it configured in its way.

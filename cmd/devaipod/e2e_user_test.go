@@ -21,7 +21,7 @@ import (
 // that it names otherwise.
 // docs/architecture.md says which and why.
 var (
-	asUser   = []string{"forge-up", "no-credentials", "restart-service", "ci-local", "purge"}
+	asUser   = []string{"forge-up", "purge"}
 	needRoot = []string{"disk-full", "oom"} // a mount; a memory limit on cgroup v1
 )
 
