@@ -85,6 +85,7 @@ type suite struct {
 	script   *scriptedmodel.Server
 	keeper   *keeper // while a script survives
 	fronted  *front  // of the script that joins
+	tokens   tokens
 	// kitServer is the one of the script that has a kit.
 	kitServer *http.Server
 }
@@ -171,6 +172,9 @@ func TestEndToEnd(t *testing.T) {
 	for _, name := range alone {
 		running.s.alone(t, name)
 	}
+	if err := running.s.up(); err != nil {
+		t.Fatal(err)
+	}
 	t.Run("together", func(t *testing.T) { running.s.scripts(t, together...) })
 	for _, name := range last {
 		running.s.alone(t, name)
@@ -182,11 +186,14 @@ func (s *suite) alone(t *testing.T, name string) {
 		return
 	}
 	t.Run("alone", func(t *testing.T) {
-		s.scriptsAfter(t, func() error {
-			// The one before may have failed with the service down, or have left it configured in its way.
-			return s.Run(suiteContext, testkit.Call{Args: []string{"forge", "up", "-d"}})
-		}, name)
+		s.scriptsAfter(t, s.up, name)
 	})
+}
+
+// up has the service run as the suite configures it: a script may have failed with it down, or
+// have left it configured in its own way.
+func (s *suite) up() error {
+	return s.Run(suiteContext, testkit.Call{Args: []string{"forge", "up", "-d"}})
 }
 
 func scriptName(file string) string { return strings.TrimSuffix(filepath.Base(file), ".txtar") }
@@ -250,11 +257,17 @@ func (s *suite) setup(env *testscript.Env) error {
 	env.Defer(func() {
 		stop()
 		s.endKeeper()
+		failed := false
 		if tb, ok := env.T().(testing.TB); ok && tb.Failed() {
+			failed = true
 			env.T().Log(s.dump(env.Getenv("REPO")))
 		}
-		if err := s.rest(env.Getenv("REPO")); err != nil {
-			env.T().Log("closing what the script opened:", err)
+		err := s.rest(env.Getenv("REPO"))
+		if !failed {
+			err = errors.Join(err, s.removePods(env.Getenv("REPO")))
+		}
+		if err != nil {
+			env.T().Log("ending what the script began:", err)
 		}
 	})
 	return nil
@@ -272,6 +285,19 @@ func (s *suite) rest(repo string) error {
 	for _, i := range open {
 		_, e := s.api(person).Do(s.ctx, http.MethodPatch, fmt.Sprintf("/repos/%s/issues/%d", repo, i.Number), map[string]string{"state": "closed"})
 		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// removePods removes a repository's pods: podman takes the longer to tell what there is the more
+// there is, and some three hundred containers would be there in the end.
+func (s *suite) removePods(repo string) error {
+	out, err := s.World.Podman(s.ctx, "ps", "--all", "--filter", "label=devaipod.repo="+repo, "--filter", "label=devaipod.role=agent", "--format", `{{index .Labels "devaipod.issue"}}`)
+	for _, issue := range strings.Fields(out) {
+		var said bytes.Buffer
+		if e := s.Run(s.ctx, testkit.Call{Args: []string{"rm", "--force", repo + "#" + issue}, Stdout: &said, Stderr: &said}); e != nil {
+			err = errors.Join(err, e, errors.New(said.String()))
+		}
 	}
 	return err
 }
@@ -413,8 +439,38 @@ func (s *suite) api(who string) *testkit.API {
 		// Without its token it can't be asked as, and the forge says so.
 		c, _ := s.Credentials()
 		a.Token = c.BotToken
+		return a
 	}
+	a.Token = s.tokens.of(s.ctx, a)
 	return a
+}
+
+// tokens are those of the people who ask the forge: a password costs it some 30 ms of processor
+// with each question, a token nothing that can be measured once it has been seen.
+type tokens struct {
+	mu    sync.Mutex
+	known map[string]string // by name
+}
+
+// of is the token of the account of a, who has a password; "" if the forge gives none.
+func (t *tokens) of(ctx context.Context, a *testkit.API) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if known, ok := t.known[a.User]; ok {
+		return known
+	}
+	var made struct {
+		SHA1 string `json:"sha1"`
+	}
+	in := map[string]any{"name": "e2e", "scopes": []string{"all"}}
+	if err := a.Post(ctx, "/users/"+a.User+"/tokens", in, &made); err != nil {
+		return "" // there is no such account yet, or the forge is down: the question itself will say so
+	}
+	if t.known == nil {
+		t.known = map[string]string{}
+	}
+	t.known[a.User] = made.SHA1
+	return made.SHA1
 }
 
 // dump tells what the service and a repository's containers said last.

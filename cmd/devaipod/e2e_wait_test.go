@@ -74,10 +74,12 @@ func (c *call) always() error {
 }
 
 // until asks cond until it holds, for five minutes (a machine may be slow); its
-// errors are passing ones until then.
+// errors are passing ones until then. What has taken long already is asked more seldom: a
+// question may cost the forge as much as what is waited for.
 func (c *call) until(what string, cond func() (bool, error)) error {
 	const limit = 5 * time.Minute
-	for end := time.Now().Add(limit); ; {
+	start := time.Now()
+	for end := start.Add(limit); ; {
 		ok, err := cond()
 		if ok && err == nil {
 			return nil
@@ -85,7 +87,7 @@ func (c *call) until(what string, cond func() (bool, error)) error {
 		if time.Now().After(end) {
 			return errors.Join(err, fmt.Errorf("waited %s in vain for %s", limit, what))
 		}
-		if err := pause(c.ctx, 300*time.Millisecond); err != nil {
+		if err := pause(c.ctx, min(max(time.Since(start)/15, 200*time.Millisecond), 2*time.Second)); err != nil {
 			return err
 		}
 	}

@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// An API asks the forge's REST API as one account. The zero Token asks with
-// name and password, as a person's script would.
+// An API asks the forge's REST API as one account: with Token, if there is one; else, and about
+// tokens, which the forge tells to a password alone, with name and password.
 type API struct {
 	URL      string // of the forge
 	User     string
@@ -47,7 +47,7 @@ func (a *API) Do(ctx context.Context, method, path string, body any) ([]byte, er
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if a.Token != "" {
+	if a.Token != "" && (a.Password == "" || !strings.Contains(path, "/tokens")) {
 		req.Header.Set("Authorization", "token "+a.Token)
 	} else {
 		req.SetBasicAuth(a.User, a.Password)
