@@ -249,6 +249,11 @@ func (r *Runner) sleep(ctx context.Context, d time.Duration) bool {
 // a job, before it queues the next task.
 const soon = 50 * time.Millisecond
 
+// longer is how many times as long as the last one each time between two questions is. Every
+// event of a repository is a Kick, and few bring a job: five questions follow one, until they
+// are 30 s apart.
+const longer = 4
+
 // askAnew is how many questions with the last seen version are asked between two that
 // make the forge look for tasks in any case.
 const askAnew = 10
@@ -285,7 +290,7 @@ func (r *Runner) poll(ctx context.Context) {
 				return
 			}
 		}
-		if wait = min(2*wait, r.idle()); r.sleep(ctx, wait) {
+		if wait = min(longer*wait, r.idle()); r.sleep(ctx, wait) {
 			version, wait = 0, soon
 		}
 	}

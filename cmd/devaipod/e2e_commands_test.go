@@ -151,8 +151,9 @@ func (c *call) repo() error {
 	return c.until("the labels of "+repo, func() (bool, error) {
 		var labels []testkit.Label
 		err := api.Get(c.ctx, "/repos/"+repo+"/labels", &labels)
-		// The six states, and those that start: opencode, or the plain agent.
-		return slices.Contains(labels, testkit.Label{Name: "devaipod"}) && slices.Contains(labels, testkit.Label{Name: "devaipod:plain"}) && len(labels) >= 8, err
+		// The six states, and those that start: opencode, or one of the others.
+		has := func(name string) bool { return slices.Contains(labels, testkit.Label{Name: name}) }
+		return has("devaipod") && has("devaipod:plain") && has("devaipod:sleepy") && len(labels) >= 9, err
 	})
 }
 

@@ -47,7 +47,8 @@ const (
 
 // otherAgents are spoken to by other drivers than opencode's. The plain one thinks
 // nothing: it does the scripted model's default task by itself, at a hundredth of what
-// opencode costs, which is for scripts in which it does not matter who works.
+// opencode costs, which is for scripts in which it does not matter who works. The sleepy one
+// is at work until it is stopped.
 const otherAgents = `[agents.protocol]
 driver = "acp"
 command = ["opencode", "acp"]
@@ -69,10 +70,14 @@ read -r answer <&3
 [[ $answer == *' 200 '* ]]
 printf %s "$(sed -n 's/^nonce: //p' "$1" | tr -cd A-Za-z0-9)" | sha256sum | cut -d' ' -f1 >NONCE.sha256
 git add -A
-git commit -qm 'Write down the proof'
+git diff --cached --quiet || git commit -qm 'Write down the proof' # it may be asked again
 git push -q origin "HEAD:$DEVAIPOD_BRANCH"
 echo pushed by a program
 """, "plain", "{prompt_file}"]
+
+[agents.sleepy]
+driver = "command"
+command = ["sh", "-c", "exec sleep 3600", "sleepy", "{prompt_file}"]
 
 `
 
