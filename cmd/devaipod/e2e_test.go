@@ -451,7 +451,7 @@ func (s *suite) api(who string) *testkit.API {
 }
 
 // tokens are those of the people who ask the forge: a password costs it some 30 ms of processor
-// with each question, a token nothing that can be measured once it has been seen.
+// with each question, a token a tenth of that.
 type tokens struct {
 	mu    sync.Mutex
 	known map[string]string // by name

@@ -97,8 +97,8 @@ func inWorld(m *testing.M) (code int) {
 // askedOnce serves podman at another socket, and keeps what podman runs on: podman asks dpkg
 // seven times for that, and a worker asks for it before each job, which is most of what the jobs
 // here cost. (The service's filter answers it by itself.)
-func askedOnce(podman, at string) (string, error) {
-	dial := func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", podman) }
+func askedOnce(socket, at string) (string, error) {
+	dial := func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", socket) }
 	proxy := &httputil.ReverseProxy{FlushInterval: -1, Transport: &http.Transport{DialContext: dial}, Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(&url.URL{Scheme: "http", Host: "podman"})
 	}}
@@ -111,7 +111,7 @@ func askedOnce(podman, at string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasSuffix(r.URL.Path, "/info") {
 			proxy.ServeHTTP(w, r)
 			return
@@ -119,8 +119,13 @@ func askedOnce(podman, at string) (string, error) {
 		known := info()
 		maps.Copy(w.Header(), known.Header())
 		w.WriteHeader(known.Code)
-		w.Write(known.Body.Bytes())
+		_, _ = w.Write(known.Body.Bytes()) // a worker that is gone needs no answer
 	}))
+	if err := server.Listener.Close(); err != nil {
+		return "", err
+	}
+	server.Listener = l
+	server.Start()
 	return at, nil
 }
 
