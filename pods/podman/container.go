@@ -187,28 +187,33 @@ func (c *Client) StartContainer(ctx context.Context, name string) error {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	c.change("start container", name)
-	for try := 1; ; try++ {
-		err := containers.Start(conn, name, nil)
-		if err == nil {
-			return nil
-		}
-		if try == startTries || !unmounted.MatchString(err.Error()) {
-			return fmt.Errorf("starting container %s: %w", name, err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Duration(try) * 100 * time.Millisecond):
-		}
-	}
+	return wrap("starting container", name, again(ctx, unmounted, func() error { return containers.Start(conn, name, nil) }))
 }
 
 // unmounted is what podman says when the image that it has just mounted for a container
 // was unmounted by the end of another that had it too.
 var unmounted = regexp.MustCompile(`(?s)error mounting .*lowerdir=.*no such file or directory`)
 
-// startTries is how often a container is started that meets that.
-const startTries = 5
+// ending is what podman says of a container that ended when its time to do so was over, in the
+// moment in which podman wanted to kill it.
+var ending = regexp.MustCompile(`sending SIGKILL to container [0-9a-f]+: container state improper`)
+
+// again does something until podman does not fail at it for a reason that passes, which its
+// words tell; for some two seconds at most.
+func again(ctx context.Context, passes *regexp.Regexp, do func() error) error {
+	const tries = 20
+	for try := 1; ; try++ {
+		err := do()
+		if err == nil || try == tries || !passes.MatchString(err.Error()) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Duration(try) * 10 * time.Millisecond):
+		}
+	}
+}
 
 // StopContainer asks a container to end and kills it after patience. One that
 // is not there or does not run is no error.
@@ -216,7 +221,9 @@ func (c *Client) StopContainer(ctx context.Context, name string, patience time.D
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	c.change("stop container", name)
-	err := containers.Stop(conn, name, new(containers.StopOptions).WithTimeout(seconds(patience)).WithIgnore(true))
+	err := again(ctx, ending, func() error {
+		return containers.Stop(conn, name, new(containers.StopOptions).WithTimeout(seconds(patience)).WithIgnore(true))
+	})
 	// Removed while it was being stopped: podman 4.3 has no status of its own for that.
 	if err != nil && !notFound(err) && !strings.Contains(err.Error(), "no such container") {
 		return fmt.Errorf("stopping container %s: %w", name, err)
@@ -244,10 +251,13 @@ func (c *Client) RemoveContainer(ctx context.Context, name string) error {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	c.change("remove container", name)
-	reports, err := containers.Remove(conn, name, new(containers.RemoveOptions).WithForce(true).WithVolumes(true).WithDepend(true).WithIgnore(true).WithTimeout(1))
-	for _, r := range reports {
-		err = errors.Join(err, r.Err)
-	}
+	err := again(ctx, ending, func() error {
+		reports, err := containers.Remove(conn, name, new(containers.RemoveOptions).WithForce(true).WithVolumes(true).WithDepend(true).WithIgnore(true).WithTimeout(1))
+		for _, r := range reports {
+			err = errors.Join(err, r.Err)
+		}
+		return err
+	})
 	if err != nil && !notFound(err) {
 		return fmt.Errorf("removing container %s: %w", name, err)
 	}

@@ -1,6 +1,7 @@
 package podman_test
 
 import (
+	"errors"
 	"testing"
 
 	"codeberg.org/devaipod/devaipod/pods/podman"
@@ -16,6 +17,32 @@ func TestWhichStartsAreTriedAgain(t *testing.T) {
 	} {
 		if got := podman.Unmounted.MatchString(text); got != want {
 			t.Errorf("%.80s…: %t", text, got)
+		}
+	}
+}
+
+// What podman 4.3.1 said once of a pod that it removed by force while a container of it took
+// the second that it had to end.
+func TestARemovalInTheMomentOfAnEndIsTriedAgain(t *testing.T) {
+	said := errors.New(`removing container a08201c9 from pod 0591ea65: cannot remove container a08201c9 as it could not be stopped: sending SIGKILL to container a08201c9: container state improper: stopped`)
+	for _, tt := range []struct {
+		what         string
+		fails, tries int
+		err          error
+	}{
+		{"passes", 2, 3, said},
+		{"another error", 99, 1, errors.New("container state improper")},
+		{"does not pass", 99, 20, said},
+	} {
+		tried := 0
+		err := podman.Again(t.Context(), podman.Ending, func() error {
+			if tried++; tried <= tt.fails {
+				return tt.err
+			}
+			return nil
+		})
+		if tried != tt.tries || (err == nil) != (tt.tries > tt.fails) {
+			t.Errorf("%s: tried %d times: %v", tt.what, tried, err)
 		}
 	}
 }

@@ -12,4 +12,6 @@ var (
 	NameServers  = nameServers
 	BridgePrefix = bridgePrefix
 	Unmounted    = unmounted
+	Ending       = ending
+	Again        = again
 )

@@ -207,17 +207,12 @@ var gone = regexp.MustCompile(`no such (volume|container|pod|network|image|objec
 
 // whole lists until nothing has gone away in the middle, which ends podman's listing.
 func whole[T, O any](ctx context.Context, list func(context.Context, *O) (T, error), how *O) (T, error) {
-	for try := 1; ; try++ {
-		found, err := list(ctx, how)
-		if err == nil || try == 20 || !gone.MatchString(err.Error()) {
-			return found, err
-		}
-		select {
-		case <-ctx.Done():
-			return found, err
-		case <-time.After(time.Duration(try) * 10 * time.Millisecond):
-		}
-	}
+	var found T
+	err := again(ctx, gone, func() (err error) {
+		found, err = list(ctx, how)
+		return err
+	})
+	return found, err
 }
 
 // Volumes lists those that carry all of labels.
@@ -297,7 +292,13 @@ func (c *Client) RemovePod(ctx context.Context, name string) error {
 	conn, cancel := c.with(ctx)
 	defer cancel()
 	c.change("remove pod", name)
-	_, err := pods.Remove(conn, name, new(pods.RemoveOptions).WithForce(true).WithTimeout(1))
+	err := again(ctx, ending, func() error {
+		report, err := pods.Remove(conn, name, new(pods.RemoveOptions).WithForce(true).WithTimeout(1))
+		if report != nil {
+			err = errors.Join(err, report.Err)
+		}
+		return err
+	})
 	if notFound(err) {
 		return nil
 	}
