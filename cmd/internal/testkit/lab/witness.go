@@ -12,9 +12,10 @@ import (
 // counts those from or to an address of the lab's. It changes nothing there.
 type Witness struct{ fd int }
 
-// The lab's ranges, as a packet's header has them: 192.0.2.0/24, 198.51.100.0/24,
-// 203.0.113.0/24 and 2001:db8::/32.
-var ranges4 = []uint32{0xc0000200, 0xc6336400, 0xcb007100}
+// The lab's ranges, as a packet's header has them: 198.51.100.0/24, 203.0.113.0/24 and
+// 2001:db8::/32. (Not 192.0.2.0/24, which it has nothing in: there are machines that are there
+// themselves, and their own packets would be taken for the lab's.)
+var ranges4 = []uint32{0xc6336400, 0xcb007100}
 
 const range6 = 0x20010db8
 
