@@ -140,7 +140,7 @@ var (
 // were lent; podman's pods, which take no further container), and the end of the stack.
 var (
 	first = []string{"forge-up"}
-	alone = []string{"killed-between-steps", "killed-at-random", "restart-service", "while-down", "saved", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-more", "ci-external", "ci-local", "ci-back", "review", "land-faults", "panel", "disk-full"}
+	alone = []string{"killed-between-steps", "killed-at-random", "restart-service", "while-down", "saved", "restore", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-more", "ci-external", "ci-local", "ci-back", "review", "land-faults", "panel", "disk-full"}
 	last  = []string{"podman-back", "reboot", "purge"}
 )
 
