@@ -118,6 +118,13 @@ func (c *chromium) sees(t testing.TB, what, script string) {
 	}
 }
 
+// follow clicks on a link, in one step: a page puts what it shows anew when something changes,
+// links and all.
+func (c *chromium) follow(t testing.TB, text string) {
+	t.Helper()
+	c.sees(t, "the link "+text, fmt.Sprintf(`(a => a ? (a.click(), true) : false)([...document.querySelectorAll("a")].find(a => a.textContent === %q))`, text))
+}
+
 // axeVersion is the release of axe-core (npm) that looks for what keeps people out.
 const axeVersion = "4.14.1"
 
@@ -194,7 +201,8 @@ func TestInARealBrowser(t *testing.T) {
 	c.accessible(t, "the login", checker)
 	c.run(t, chromedp.SendKeys("#token", token+kb.Enter), chromedp.WaitVisible("#rows table"))
 	c.accessible(t, "the list", checker)
-	c.run(t, chromedp.Click(`//a[text()="ada/tool#3"]`), chromedp.WaitVisible("#events"))
+	c.follow(t, "ada/tool#3")
+	c.run(t, chromedp.WaitVisible("#events"))
 	c.sees(t, "the pod's page", `location.href === `+quoted(w.url(podName, "/")))
 	c.accessible(t, "the page", checker)
 
@@ -233,7 +241,8 @@ func TestInARealBrowser(t *testing.T) {
 		t.Errorf("the agent was told %q", got)
 	}
 
-	c.run(t, chromedp.Click(`//a[text()="See the changes"]`), chromedp.WaitVisible("pre.diff"))
+	c.follow(t, "See the changes")
+	c.run(t, chromedp.WaitVisible("pre.diff"))
 	c.accessible(t, "the changes", checker)
 	for _, wrong := range c.wrong {
 		t.Error(wrong)
