@@ -11,7 +11,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 GOTAGS  := -tags '$(TAGS)'
 BUILD   := CGO_ENABLED=0 go build -trimpath $(GOTAGS) -ldflags '-s -w -X main.version=$(VERSION)'
 # The race detector needs cgo; the binaries do without.
-TEST    := CGO_ENABLED=1 go test -race -ldflags=-w $(GOTAGS) -timeout 84m
+TEST    := CGO_ENABLED=1 go test -race $(GOTAGS) -timeout 84m
 
 # The whole program on real parts: forge, podman, agent.
 E2E     := ./cmd/...
