@@ -35,8 +35,8 @@ import (
 const (
 	// patience is how long the whole suite may take before it ends itself, tidily.
 	patience = 80 * time.Minute
-	// scriptLimit is how long a script may take: the slowest needs 3 min on two cores, and 6
-	// beside other packages.
+	// scriptLimit is how long a script may take: the slowest needs 3 min on two cores, and
+	// more than 7 beside other packages.
 	scriptLimit = 12 * time.Minute
 )
 
@@ -263,9 +263,9 @@ func (s *suite) setup(env *testscript.Env) error {
 	env.Defer(func() {
 		stop()
 		s.endKeeper()
-		failed := false
-		if tb, ok := env.T().(testing.TB); ok && tb.Failed() {
-			failed = true
+		tb, ok := env.T().(testing.TB)
+		failed := ok && tb.Failed()
+		if failed {
 			env.T().Log(s.dump(env.Getenv("REPO")))
 		}
 		err := s.rest(env.Getenv("REPO"))

@@ -122,7 +122,7 @@ func (c *chromium) sees(t testing.TB, what, script string) {
 // links and all.
 func (c *chromium) follow(t testing.TB, text string) {
 	t.Helper()
-	c.sees(t, "the link "+text, fmt.Sprintf(`(a => a ? (a.click(), true) : false)([...document.querySelectorAll("a")].find(a => a.textContent === %q))`, text))
+	c.sees(t, "the link "+text, `(a => a ? (a.click(), true) : false)([...document.querySelectorAll("a")].find(a => a.textContent === `+quoted(text)+`))`)
 }
 
 // axeVersion is the release of axe-core (npm) that looks for what keeps people out.
