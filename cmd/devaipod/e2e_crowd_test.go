@@ -64,11 +64,7 @@ func newCrowd(tb testing.TB, issues int) *crowd {
 // gather makes the repository with its issues.
 func gather(tb testing.TB, issues int) *crowd {
 	tb.Helper()
-	running.once.Do(func() { running.s, running.err = start(suiteContext) })
-	if running.err != nil {
-		tb.Fatal(running.err)
-	}
-	s := running.s
+	s := running.get(tb)
 	c := &crowd{suite: s, repo: forge.Repo{Owner: person, Name: fmt.Sprint("crowd", issues)}, begun: make(chan struct{}, 1), left: make(chan struct{}, 1), pods: map[reconcile.Key]reconcile.Pod{}, ended: map[reconcile.Key]bool{}}
 	cred, err := s.Credentials()
 	if err != nil {
