@@ -426,3 +426,34 @@ func TestWhatAPodSaysOfItsSetupIsToldAsItsWords(t *testing.T) {
 		t.Errorf("said %q", said)
 	}
 }
+
+// Nobody's event says that something goes on in a pod whose work waits for a review.
+func TestAPodThatWaitsForAReviewIsWatched(t *testing.T) {
+	for _, idle := range []reconcile.AgentState{reconcile.AgentIdleWithWork, reconcile.AgentIdleWithout} {
+		t.Run(string(idle), func(t *testing.T) {
+			w := doneWorld(t)
+			w.summary.State, w.summary.Activity = idle, "the last command"
+			c := w.config()
+			c.Watch = time.Millisecond
+			w.with(t, c, func(l *reconcile.Loop) {
+				is := func(s reconcile.State) func() bool {
+					return func() bool { v, _ := l.View(w.issue.Key); return v.State == s }
+				}
+				until(t, "in review", is(reconcile.Review))
+				w.set(func() { w.now, w.calls = w.now.Add(time.Hour), 0 })
+				time.Sleep(50 * time.Millisecond)
+				if n := w.called(); n > 20 {
+					t.Errorf("the forge was asked %d times, and nothing was new", n)
+				}
+				w.set(func() { w.summary.Blocked = []reconcile.Block{{Host: "registry.example.org", Port: 443}} })
+				until(t, "told of what was refused", func() bool {
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					return strings.Contains(w.said["status"], "registry.example.org")
+				})
+				w.set(func() { w.summary.State = reconcile.AgentWorking })
+				until(t, "at work again", is(reconcile.Working))
+			})
+		})
+	}
+}

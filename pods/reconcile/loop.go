@@ -429,8 +429,9 @@ func sortedKeys(m map[Key]bool) []Key {
 	return out
 }
 
-// watch looks at the working agents and kicks those that have something new,
-// whose time is over, and sees to the line.
+// watch looks at the agents whose processes run, and kicks those that have something new,
+// whose time is over, and sees to the line. One that waits for a review is looked at as well:
+// who is at its terminal has it work again, and what runs in its container asks for hosts.
 func (l *Loop) watch(ctx context.Context) {
 	now := l.cfg.Uptime()
 	if l.lineMoves() {
@@ -442,8 +443,9 @@ func (l *Loop) watch(ctx context.Context) {
 		case l.errs[v.Key] > 0: // it is looked at again anyway, and not too often
 		case v.until != 0 && now > v.until:
 			l.Kick(v.Key)
-		case (life[v.State].place || v.State == Asking || v.State == Checking) && !v.Resting:
-			v.chatty = l.mayTell(l.said[v.Key], v)
+		case (life[v.State].place || v.State == Asking || v.State == Checking || v.State == Review) && !v.Resting:
+			last := l.said[v.Key]
+			v.chatty = v.State != last.state || l.cfg.Uptime()-last.at >= chatter
 			ask = append(ask, v)
 		}
 	}
@@ -482,12 +484,13 @@ func (l *Loop) watchOne(ctx context.Context, v View) {
 	switch {
 	case err != nil: // perhaps gone: look properly
 		l.Kick(v.Key)
-	case settled(sum.State) && (sum.Mark != v.mark || sum.State != v.Doing): // it asks something else
+	case !life[v.State].place && (sum.State == AgentStarting || sum.State == AgentReady): // its control is a new one, and knows more soon
+	case settled(sum.State) && (sum.Mark != v.mark || sum.State != v.summed): // it asks something else
 		l.Kick(v.Key)
 	case settled(sum.State) == life[v.State].place || (v.State == Starting && sum.State == AgentWorking):
 		l.Kick(v.Key)
 	case v.State == Checking: // its activity is ours
-	case (sum.Activity != v.Activity || len(sum.Blocked) != len(v.Blocked) || wrong(sum.Setups) != v.setups) && v.chatty:
+	case (life[v.State].place && sum.Activity != v.Activity || len(sum.Blocked) != len(v.Blocked) || wrong(sum.Setups) != v.setups) && v.chatty:
 		l.Kick(v.Key)
 	}
 }

@@ -389,7 +389,7 @@ func (v *View) judge(sum Summary, commits int, exit string) {
 }
 
 func (v *View) judgeState(sum Summary, commits int) {
-	v.Cause, v.Blocked, v.setups, v.Doing, v.mark = sum.Cause, sum.Blocked, wrong(sum.Setups), sum.State, sum.Mark
+	v.Cause, v.Blocked, v.setups, v.Doing, v.mark, v.summed = sum.Cause, sum.Blocked, wrong(sum.Setups), sum.State, sum.Mark, sum.State
 	if sum.Version != "" {
 		v.Note = strings.TrimSpace(v.Note + "\n\n" + clipLine(sum.Version, 300) + ".")
 	}

@@ -47,6 +47,7 @@ type View struct {
 	until   time.Duration // Uptime at which it has to be looked at again, 0 for never
 	setups  int           // how many of the pod's containers say that their setup went wrong
 	mark    string        // Summary's
+	summed  AgentState    // Summary's
 	word    int64         // Orders'
 	// chatty is set in watch when a new activity may be told again.
 	chatty bool
