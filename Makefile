@@ -77,7 +77,7 @@ soak-more: install images build ## a million refs, a repository of 1 GB, a thous
 
 .PHONY: pictures
 pictures: install images build ## take the docs' pictures of the forge's pages anew (TEST_PICTURES)
-	@TEST_PICTURES=$(CURDIR)/docs $(TEST) -count=1 -run '^TestAlone$$/^panel$$|^TestEndToEnd$$/^together$$/^whole-loop$$' ./cmd/devaipod </dev/null
+	@TEST_PICTURES=$(CURDIR)/docs $(TEST) -count=1 -run '^TestEndToEnd$$/^(first|alone|together)$$/^(forge-up|panel|whole-loop)$$' ./cmd/devaipod </dev/null
 
 .PHONY: demo
 demo: install images build ## label an issue, see the pull request; MODEL_URL=, MODEL= and a key on stdin for a real model

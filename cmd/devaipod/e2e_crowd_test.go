@@ -64,7 +64,11 @@ func newCrowd(tb testing.TB, issues int) *crowd {
 // gather makes the repository with its issues.
 func gather(tb testing.TB, issues int) *crowd {
 	tb.Helper()
-	s := running.get(tb)
+	running.once.Do(func() { running.s, running.err = start(suiteContext) })
+	if running.err != nil {
+		tb.Fatal(running.err)
+	}
+	s := running.s
 	c := &crowd{suite: s, repo: forge.Repo{Owner: person, Name: fmt.Sprint("crowd", issues)}, begun: make(chan struct{}, 1), left: make(chan struct{}, 1), pods: map[reconcile.Key]reconcile.Pod{}, ended: map[reconcile.Key]bool{}}
 	cred, err := s.Credentials()
 	if err != nil {

@@ -96,24 +96,12 @@ type suite struct {
 	kitServer *http.Server
 }
 
-// shared is a suite that tests share: the first that needs it starts it.
-type shared struct {
+// running is the suite once a test needed it.
+var running struct {
 	once sync.Once
 	s    *suite
 	err  error
 }
-
-func (r *shared) get(tb testing.TB) *suite {
-	tb.Helper()
-	r.once.Do(func() { r.s, r.err = start(suiteContext) })
-	if r.err != nil {
-		tb.Fatal(r.err)
-	}
-	return r.s
-}
-
-// running is the one for all, lonely that of the scripts which are not for company.
-var running, lonely shared
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "mirror" { // git runs it as a credential helper
@@ -129,11 +117,8 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	cancel()
 	stop()
-	for _, r := range []*shared{&running, &lonely} {
-		if r.s == nil {
-			continue
-		}
-		if err := r.s.close(); err != nil {
+	if running.s != nil {
+		if err := running.s.close(); err != nil {
 			fmt.Fprintln(os.Stderr, "cleaning up after the suite:", err)
 			code = 1
 		}
@@ -150,10 +135,10 @@ var (
 	interrupted  context.Context // without patience
 )
 
-// Scripts that are not for everybody's company: alone are those that start the service or the
-// forge again, or want it in a way of their own, which have a stack to themselves; last those
-// that leave something damaged (a specification, which holds what pods were lent; podman's
-// pods, which take no further container), and the end of the stack.
+// Scripts that are not for everybody's company: alone they run one at a time, before
+// the others, whose pods a service that is started again would look at each time;
+// last are those that leave something damaged (a specification, which holds what pods
+// were lent; podman's pods, which take no further container), and the end of the stack.
 var (
 	first = []string{"forge-up"}
 	alone = []string{"killed-between-steps", "killed-at-random", "restart-service", "while-down", "saved", "restore", "follow-upstream", "forge-up-repairs", "edited-after-label", "webhooks", "forge-away", "ci", "ci-more", "ci-external", "ci-local", "ci-back", "review", "land-faults", "panel", "disk-full"}
@@ -171,50 +156,44 @@ func runs(name string) bool {
 }
 
 func TestEndToEnd(t *testing.T) {
-	t.Parallel()
-	s := running.get(t)
+	t.Parallel() // beside TestRootless
+	running.once.Do(func() { running.s, running.err = start(suiteContext) })
+	if running.err != nil {
+		t.Fatal(running.err)
+	}
 	all, err := filepath.Glob("testdata/script/*.txtar")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var together []string
 	for _, file := range all {
-		if name := scriptName(file); !slices.Contains(slices.Concat(first, alone, last), name) {
-			together = append(together, name)
+		if name := scriptName(file); runs(name) && !slices.Contains(slices.Concat(first, alone, last), name) {
+			together = append(together, scriptName(file))
 		}
 	}
 	// Each group in a test of its own: the next starts when all of it is done.
-	t.Run("first", func(t *testing.T) { s.oneByOne(t, first) })
-	t.Run("together", func(t *testing.T) { testscript.Run(t, s.params(together)) })
-	t.Run("last", func(t *testing.T) { s.oneByOne(t, last) })
-}
-
-// TestAlone runs the scripts that are alone, beside what TestEndToEnd runs.
-func TestAlone(t *testing.T) {
-	t.Parallel()
-	lonely.get(t).oneByOne(t, alone)
-}
-
-// oneByOne runs scripts in their order, each with the service as the suite configures it.
-func (s *suite) oneByOne(t *testing.T, names []string) {
-	p := s.params(names)
-	setup := p.Setup
-	p.Setup = func(env *testscript.Env) error {
-		if err := s.up(); err != nil {
-			return err
-		}
-		return setup(env)
+	for _, name := range first {
+		t.Run("first", func(t *testing.T) { running.s.scripts(t, name) })
 	}
-	testscript.RunT(serial{t}, p)
+	for _, name := range alone {
+		running.s.alone(t, name)
+	}
+	if err := running.s.up(); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("together", func(t *testing.T) { running.s.scripts(t, together...) })
+	for _, name := range last {
+		running.s.alone(t, name)
+	}
 }
 
-// serial is a test whose scripts wait for each other.
-type serial struct{ *testing.T }
-
-func (serial) Parallel()     {}
-func (serial) Verbose() bool { return testing.Verbose() }
-func (t serial) Run(name string, f func(testscript.T)) {
-	t.T.Run(name, func(t *testing.T) { f(serial{t}) })
+func (s *suite) alone(t *testing.T, name string) {
+	if !runs(name) {
+		return
+	}
+	t.Run("alone", func(t *testing.T) {
+		s.scriptsAfter(t, s.up, name)
+	})
 }
 
 // up has the service run as the suite configures it: a script may have failed with it down, or
@@ -225,18 +204,27 @@ func (s *suite) up() error {
 
 func scriptName(file string) string { return strings.TrimSuffix(filepath.Base(file), ".txtar") }
 
-// params is what runs some of the scripts.
-func (s *suite) params(names []string) testscript.Params {
-	p := testscript.Params{Setup: s.setup, Cmds: map[string]func(*testscript.TestScript, bool, []string){}, RequireUniqueNames: true}
+// scripts runs some of the scripts, two at a time.
+func (s *suite) scripts(t *testing.T, names ...string) {
+	s.scriptsAfter(t, func() error { return nil }, names...)
+}
+
+// scriptsAfter does something before each of the scripts that are to run.
+func (s *suite) scriptsAfter(t *testing.T, before func() error, names ...string) {
+	setup := func(env *testscript.Env) error {
+		if err := before(); err != nil {
+			return err
+		}
+		return s.setup(env)
+	}
+	p := testscript.Params{Setup: setup, Cmds: map[string]func(*testscript.TestScript, bool, []string){}, RequireUniqueNames: true}
 	for name, f := range commands() {
 		p.Cmds[name] = s.command(name, f)
 	}
 	for _, n := range names {
-		if runs(n) {
-			p.Files = append(p.Files, "testdata/script/"+n+".txtar")
-		}
+		p.Files = append(p.Files, "testdata/script/"+n+".txtar")
 	}
-	return p
+	testscript.Run(t, p)
 }
 
 // setup gives a script its variables; $REPO is a name that only it uses.

@@ -55,7 +55,7 @@ func TestRootless(t *testing.T) {
 		t.Log("the whole suite is an ordinary user's here; only root can make another")
 		return
 	}
-	t.Parallel() // beside the others: another user's podman, whose locks, networks and ports are its own
+	t.Parallel() // beside TestEndToEnd: another user's podman, whose locks, networks and ports are its own
 	ctx, cancel := context.WithTimeout(interrupted, patience)
 	defer cancel()
 	scripts := userScripts(t)
@@ -74,7 +74,7 @@ func TestRootless(t *testing.T) {
 		t.Run("scripts", func(t *testing.T) {
 			t.Parallel()
 			out := runAs(ctx, t, user, "tree/cmd/devaipod", "TEST_BIN="+filepath.Join(user.Dir, "tree/bin"), filepath.Join(user.Dir, "e2e.test"),
-				"-test.v", "-test.run", those(scripts))
+				"-test.v", "-test.run", "^TestEndToEnd$/^(first|together|alone)/^("+strings.Join(scripts, "|")+")$")
 			for _, name := range scripts {
 				if !strings.Contains(out, "/"+name+" (") {
 					t.Errorf("the script %s did not run", name)
@@ -91,15 +91,6 @@ func TestRootless(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(user.Dir, ".local/state/devaipod-demo")); !os.IsNotExist(err) {
 		t.Errorf("the demo is still there: %v", err)
 	}
-}
-
-// those is the pattern of the tests that run some scripts.
-func those(scripts []string) string {
-	pattern := "^TestEndToEnd$/^(first|together|last)$/^(" + strings.Join(scripts, "|") + ")$"
-	if slices.ContainsFunc(scripts, func(name string) bool { return slices.Contains(alone, name) }) { // else its stack needs no start
-		pattern += "|^TestAlone$/^(" + strings.Join(scripts, "|") + ")$"
-	}
-	return pattern
 }
 
 // newUser makes the user and gives it what it can't read or make itself:
