@@ -62,7 +62,8 @@ type config struct {
 		Protected []string `mapstructure:"protected"`
 	} `mapstructure:"work"`
 	Podman struct {
-		Socket string `mapstructure:"socket"`
+		Socket   string        `mapstructure:"socket"`
+		Patience time.Duration `mapstructure:"patience"`
 	} `mapstructure:"podman"`
 	Agent struct {
 		Image    string  `mapstructure:"image"`
@@ -184,7 +185,7 @@ func defaults() map[string]any {
 			"CODEOWNERS", "docs/CODEOWNERS", ".forgejo/CODEOWNERS", ".gitea/CODEOWNERS", ".github/CODEOWNERS",
 			".devcontainer/", ".devcontainer.json", ".devaipod.toml",
 		},
-		"podman.socket":   "",
+		"podman.socket": "", "podman.patience": "5m",
 		"agent.image":     "localhost/devaipod/agent:latest",
 		"agent.memory":    "4GiB",
 		"agent.max":       4,
@@ -432,6 +433,9 @@ func (c config) validate() error {
 	}
 	if c.Service.Resync < time.Second {
 		return fmt.Errorf("service.resync = %q: want 1s or more", c.Service.Resync)
+	}
+	if c.Podman.Patience < 5*time.Second {
+		return fmt.Errorf("podman.patience = %q: want 5s or more", c.Podman.Patience)
 	}
 	if c.Land.Approvals < approvalsByForge {
 		return fmt.Errorf("land.approvals = %d: want 0 (never by itself) or more, or -1 (1 on a forge of devaipod's own, 0 on one that was joined)", c.Land.Approvals)

@@ -121,6 +121,7 @@ func TestBadConfigurationIsRefusedByName(t *testing.T) {
 		"an unknown model API":         {file: "[model]\napi = \"x\"", want: "openai-responses"},
 		"a key in the model's URL":     {file: "[model]\nurl = \"https://u:p@host/v1\"", want: "model.url"},
 		"a memory limit without units": {file: "[agent]\nmemory = \"5\"", want: "agent.memory"},
+		"a podman without patience":    {file: "[podman]\npatience = \"1s\"", want: "podman.patience"},
 		"a strategy that is none":      {file: "[agent]\nstrategy = \"x\"", want: "agent.strategy"},
 		"a fraction of a CPU below 0":  {file: "[workspace]\ncpus = -1.0", want: "workspace.cpus"},
 		"no CPU that is a number":      {file: "[saver]\ncpus = nan", want: "saver.cpus"},

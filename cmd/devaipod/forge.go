@@ -195,7 +195,7 @@ func (a *app) startService(ctx context.Context) error {
 	}
 	cmd := exec.Command(self, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
-	cmd.SysProcAttr = detached()
+	cmd.SysProcAttr, cmd.Env = detached(), podman.LastingEnv()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting the service: %w", err)
 	}
@@ -303,10 +303,8 @@ func (a *app) forgeDown(ctx context.Context, e ending) error {
 	if err != nil {
 		return err
 	}
-	if pid, ok := pidIn(a.cfg.file("podman.pid"), a.cfg.file("podman.sock")); ok {
-		if err := end(ctx, pid, 10*time.Second); err != nil {
-			return err
-		}
+	if err := a.endPodman(ctx); err != nil {
+		return err
 	}
 	if e.purge {
 		return os.RemoveAll(a.cfg.StateDir)

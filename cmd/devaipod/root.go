@@ -71,6 +71,7 @@ type app struct {
 	podmanURI string
 	// ownPodman says that podman's service is one that devaipod has started.
 	ownPodman bool
+	podmanMu  sync.Mutex // held while that is ended or started again
 	// store is the work store that --store names, 0 for none.
 	store int64
 

@@ -65,6 +65,7 @@ type service struct {
 
 	repos chan struct{} // capacity 1: a repository may be new
 	runs  *podman.Pods
+	stuck func(context.Context) // what is done about a podman that stands still
 }
 
 func (a *app) serveCmd() *cobra.Command {
@@ -99,6 +100,10 @@ func (a *app) serve(ctx context.Context) error {
 		return fmt.Errorf("%w (instance %s; see devaipod forge status)", errServiceRuns, a.cfg.Instance)
 	}
 	defer unlock() //nolint:errcheck // ends with the process anyway
+	// It may outlive the directory that it was started in, without which git does not run.
+	if err := os.Chdir(a.cfg.StateDir); err != nil {
+		return err
+	}
 	pod, err := a.podman(ctx)
 	if err != nil {
 		return err
@@ -122,7 +127,7 @@ func (a *app) newService(ctx context.Context, creds credentials, pod *podman.Cli
 	if err != nil {
 		return nil, err
 	}
-	s := &service{cfg: a.cfg, log: a.log, forge: client, web: forge.NewWeb(client, creds.BotMade || !a.cfg.joined()), creds: creds, count: newRegistry(), repos: make(chan struct{}, 1), runs: podman.NewPods(pod, a.cfg.Instance, a.log)}
+	s := &service{cfg: a.cfg, log: a.log, forge: client, web: forge.NewWeb(client, creds.BotMade || !a.cfg.joined()), creds: creds, count: newRegistry(), repos: make(chan struct{}, 1), runs: podman.NewPods(pod, a.cfg.Instance, a.log), stuck: a.podmanStuck}
 	manager, rules, err := s.newManager(ctx, a, pod)
 	if err != nil {
 		return nil, err
@@ -317,6 +322,7 @@ func (s *service) run(ctx context.Context) error {
 	if _, err := s.collect(ctx, false); err != nil { // before anything is made
 		s.log.Warn("removing what has no owner; it is tried again later", "err", err)
 	}
+	go s.runs.Watch(ctx, map[string]string{"devaipod.instance": s.cfg.Instance}, s.cfg.Podman.Patience, s.stuck)
 	if err := s.pods.openAll(ctx); err != nil {
 		return fmt.Errorf("finding the pods that run: %w", err)
 	}

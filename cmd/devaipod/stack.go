@@ -47,10 +47,41 @@ func (a *app) revivePodman(ctx context.Context) error {
 	if !a.ownPodman {
 		return nil // whoever runs it starts it again
 	}
+	a.podmanMu.Lock()
+	defer a.podmanMu.Unlock()
 	_, err := podman.Find(ctx, podman.FindConfig{
 		URI: "unix://" + a.cfg.file("podman.sock"), Start: true, SocketPath: a.cfg.file("podman.sock"), Log: a.log,
 	})
 	return err
+}
+
+// podmanStuck ends podman's service, which stands still, and starts it anew, if it is one of our
+// own. Its containers go on; what was asked of it has failed, and is asked again.
+func (a *app) podmanStuck(ctx context.Context) {
+	waited := a.cfg.Podman.Patience
+	if !a.ownPodman {
+		a.log.Error("podman does not answer: start its service anew", "at", a.podmanURI, "waited", waited)
+		return
+	}
+	a.log.Error("podman does not answer: its service is ended, and started anew", "waited", waited)
+	if err := a.endPodman(ctx); err != nil {
+		a.log.Error("podman's service can't be ended", "err", err)
+		return
+	}
+	if err := a.revivePodman(ctx); err != nil {
+		a.log.Error("podman's service can't be started anew", "err", err)
+	}
+}
+
+// endPodman ends the service of podman's that devaipod has started for this instance, if it runs.
+func (a *app) endPodman(ctx context.Context) error {
+	a.podmanMu.Lock()
+	defer a.podmanMu.Unlock()
+	pid, ok := pidIn(a.cfg.file("podman.pid"), a.cfg.file("podman.sock"))
+	if !ok {
+		return nil
+	}
+	return end(ctx, pid, 10*time.Second)
 }
 
 // tools makes the image that holds devaipod-pod, which lies beside this binary.

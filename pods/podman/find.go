@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -36,7 +38,7 @@ var ErrNone = errors.New("no podman API service answers")
 // CONTAINER_HOST, the one we started earlier, podman's usual sockets, or one
 // that it starts now. One that it starts has a session of its own and outlives
 // this process: containers need it again later. CONTAINERS_CONF and its like
-// reach it through the environment.
+// reach it through the environment, TMPDIR does not.
 func Find(ctx context.Context, cfg FindConfig) (string, error) {
 	own := "unix://" + cfg.SocketPath
 	if cfg.URI != "" && cfg.URI != own {
@@ -116,6 +118,12 @@ func cutUnix(uri string) (string, bool) {
 	return uri[len(prefix):], true
 }
 
+// LastingEnv is the environment of what outlives the session that it is started in: the
+// directory of TMPDIR may go with that, and podman without it lists no image.
+func LastingEnv() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "TMPDIR=") })
+}
+
 // start runs `podman system service` and waits until it answers.
 func start(ctx context.Context, cfg FindConfig) error {
 	program, err := exec.LookPath("podman")
@@ -133,6 +141,7 @@ func start(ctx context.Context, cfg FindConfig) error {
 	defer log.Close()
 	cmd := exec.Command(program, "system", "service", "--time", "0", "unix://"+cfg.SocketPath)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Dir, cmd.Env = "/", LastingEnv() // without its directory conmon(8) starts nothing
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting a podman API service: %w", err)
