@@ -36,7 +36,7 @@ func commands() map[string]func(*call) error {
 		"podman":     (*call).podman,     // podman ARG…
 		"pods":       (*call).pods,       // pods: what podman has of the issue, a line each
 		"service":    (*call).service,    // service pid | kill | start
-		"survive":    (*call).survive,    // survive steps | random | end: kill the service again and again
+		"survive":    (*call).survive,    // survive steps | others | random | end: kill the service again and again
 		"hostile":    (*call).hostile,    // hostile: an issue whose title and body are full of tricks, 1 MB long
 		"lock":       (*call).lock,       // lock: locks the conversation of the issue, in the browser
 		"hook":       (*call).hook,       // hook [-secret S]: the webhook of the label once more, as the forge would send it

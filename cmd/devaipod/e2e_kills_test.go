@@ -17,6 +17,7 @@ import (
 type keeper struct {
 	s    *suite
 	dir  string               // TEST_FAULTS
+	seen int                  // bytes of what it was killed at in other scripts
 	next func() time.Duration // until it is killed; 0 for never
 	all  chan struct{}        // closed when next has no more; nil for steps
 	stop chan struct{}
@@ -97,19 +98,25 @@ func (k *keeper) killed() (int, error) {
 // survive runs the service so that it is killed again and again:
 //
 //	survive steps    after and before each change that it makes, once
+//	survive others   the same, but for those of scripts before this one
 //	survive random   at random moments, TEST_KILLS times (8)
 //	survive end      no more, once all kills are done; prints how many there were
 func (c *call) survive() error {
 	if len(c.args) != 1 {
-		return errors.New("usage: survive steps|random|end")
+		return errors.New("usage: survive steps|others|random|end")
 	}
 	if c.args[0] == "end" {
 		return c.surviveEnd()
 	}
 	k := &keeper{s: c.suite, dir: c.ts.MkAbs("."), next: func() time.Duration { return 0 }, stop: make(chan struct{}), done: make(chan struct{})}
 	switch c.args[0] {
-	case "steps":
-		if err := os.WriteFile(filepath.Join(k.dir, "killed"), nil, 0o600); err != nil {
+	case "steps", "others":
+		var before []byte
+		if c.args[0] == "others" {
+			before = c.killedAt
+		}
+		k.seen = len(before)
+		if err := os.WriteFile(filepath.Join(k.dir, "killed"), before, 0o600); err != nil {
 			return err
 		}
 	case "random":
@@ -118,7 +125,7 @@ func (c *call) survive() error {
 			return err
 		}
 	default:
-		return fmt.Errorf("survive %s: want steps, random or end", c.args[0])
+		return fmt.Errorf("survive %s: want steps, others, random or end", c.args[0])
 	}
 	stop := &call{suite: c.suite, ts: c.ts, args: []string{"kill"}}
 	if err := stop.service(); err != nil {
@@ -174,6 +181,8 @@ func (c *call) surviveEnd() error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
+	pairs = pairs[k.seen:]
+	c.killedAt = append(c.killedAt, pairs...)
 	c.endKeeper()
 	n, broke := k.killed()
 	c.printf("%skilled %d times\n", pairs, n)

@@ -90,6 +90,7 @@ type suite struct {
 	model    *http.Server
 	script   *scriptedmodel.Server
 	keeper   *keeper // while a script survives
+	killedAt []byte  // what the service was killed at, of all scripts
 	fronted  *front  // of the script that joins
 	tokens   tokens
 	// kitServer is the one of the script that has a kit.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,12 +58,26 @@ func fault(point string) {
 }
 
 // kind is what a point is about: the one container of a pod, but any of its volumes, and
-// anything that is removed.
+// anything that is removed; whichever pod, repository, issue and commit it is.
 func kind(point string) string {
 	for _, one := range []string{"podman: make volume ", "podman: remove container ", "podman: remove volume "} {
 		if strings.HasPrefix(point, one) {
 			return one
 		}
 	}
+	for _, n := range nameless {
+		point = n.of.ReplaceAllString(point, n.to)
+	}
 	return point
+}
+
+var nameless = []struct {
+	of *regexp.Regexp
+	to string
+}{
+	{regexp.MustCompile(`[a-z0-9-]+-\d+-[0-9a-f]{6}\b`), "POD"},
+	{regexp.MustCompile(`/repos/[^/ ]+/[^/ ]+`), "/repos/R"},
+	{regexp.MustCompile(`[\w.-]+/[\w.-]+#\d+`), "ISSUE"},
+	{regexp.MustCompile(`/\d+\b`), "/N"},
+	{regexp.MustCompile(`\b[0-9a-f]{40}\b`), "COMMIT"},
 }
